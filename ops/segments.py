@@ -1,0 +1,61 @@
+"""Segments: the one way to say padding, packing and lengths.
+
+`segment_ids` is an integer array [batch, length]. Id 0 is padding; any other id is a document, and each document is one
+contiguous run of its id. A change of id restarts every recurrence; padding is never read from or written to a state.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Shaped
+
+
+def is_start(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """True where a token's segment differs from its left neighbour's. The first token of a row is never a start."""
+    change = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return jnp.pad(change, ((0, 0), (1, 0)))
+
+
+def zero_padding(x: Shaped[Array, "B T ..."], segment_ids: Int[Array, "B T"] | None) -> Shaped[Array, "B T ..."]:
+    """Replaces the entries of padding tokens by zeros, whatever they were (NaN included)."""
+    if segment_ids is None:
+        return x
+    valid = (segment_ids != 0).reshape(segment_ids.shape + (1,) * (x.ndim - 2))
+    return jnp.where(valid, x, jnp.zeros((), x.dtype))
+
+
+def _run_starts(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Index of the first token of the run that each token belongs to."""
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    return jax.lax.cummax(jnp.where(is_start(segment_ids), index, 0), axis=1)
+
+
+def positions(
+    segment_ids: Int[Array, "B T"],
+    previous_segment: Int[Array, "B"] | None = None,
+    previous_position: Int[Array, "B"] | None = None,
+) -> Int[Array, "B T"]:
+    """Position of each token inside its segment, counted from 0.
+
+    Args:
+      segment_ids: [batch, length].
+      previous_segment: segment of the token before the first one, where this is the continuation of a sequence.
+      previous_position: the position that follows that token's; used where the first token continues its segment.
+    """
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    start = _run_starts(segment_ids)
+    result = index - start
+    if previous_segment is None:
+        return result
+    continues = (start == 0) & (segment_ids[:, :1] == previous_segment[:, None])
+    return result + jnp.where(continues, previous_position[:, None], 0)
+
+
+def reverse(x: Shaped[Array, "B T ..."], segment_ids: Int[Array, "B T"] | None) -> Shaped[Array, "B T ..."]:
+    """Reverses the order of tokens inside each segment, so that padding stays where it is. Its own inverse."""
+    if segment_ids is None:
+        return jnp.flip(x, axis=1)
+    length = segment_ids.shape[1]
+    start = _run_starts(segment_ids)
+    end = length - 1 - jnp.flip(_run_starts(jnp.flip(segment_ids, 1)), 1)
+    index = (start + end - jnp.arange(length, dtype=jnp.int32)).reshape(segment_ids.shape + (1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, index, axis=1)
