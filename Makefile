@@ -1,0 +1,44 @@
+# make train    trains a byte-level language model on real text, from nothing
+# make test     runs the tests
+# make parity   compares with independent implementations (installs CPU torch, transformers, ...)
+# make lint     ruff
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+WORKDIR ?= runs/first
+
+.PHONY: train test parity lint clean
+
+train: $(VENV)/.installed
+	$(BIN)/python train.py --config=configs/lm.py --workdir=$(WORKDIR) $(ARGS)
+	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample="KING HENRY:" --length=400
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m "not slow and not parity" $(ARGS)
+
+parity: $(VENV)/.installed-parity
+	$(BIN)/python -m pytest -m parity tests/parity $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-parity: requirements-parity.txt $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -r requirements-parity.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

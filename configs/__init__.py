@@ -1,0 +1,1 @@
+"""Experiment families: each file has `get_config(arg) -> ConfigDict`."""

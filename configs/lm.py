@@ -1,0 +1,102 @@
+"""Language modelling on the bytes of a text.
+
+    python train.py --config=configs/lm.py --workdir=runs/first
+    python train.py --config=configs/lm.py:mixer=mamba,size=small --workdir=runs/mamba --config.model.mixer.mamba.state=32
+
+Keys of the argument:
+  mixer: a mixer, or several joined by "+", a pattern that the depth repeats ("gla+gla+local_attention").
+  size: "default", "small", "medium" or "large".
+  corpus: what to train on, see `data/tasks/language_model.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from models.mixer import defaults, find
+
+# width, depth (in blocks of a token mixer and a channel mixer), length, batch size, learning rate, steps.
+SIZES = {
+    "default": (192, 4, 256, 8, 4e-3, 700),
+    "small": (512, 8, 1024, 32, 1.5e-3, 20_000),
+    "medium": (1024, 24, 2048, 128, 6e-4, 50_000),
+    "large": (2048, 24, 4096, 256, 3e-4, 100_000),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The configuration for `--config=configs/lm.py:<arg>`.
+
+    Raises:
+      ValueError: for a key or a value that does not exist.
+    """
+    choice = {"mixer": "gated_delta_net", "size": "default", "corpus": "auto"}
+    for item in filter(None, arg.split(",")):
+        key, _, value = item.partition("=")
+        if key not in choice:
+            raise ValueError(f"configs/lm.py takes {', '.join(choice)} (as in 'mixer=mamba,size=small'), not {item!r}")
+        choice[key] = value
+    if choice["size"] not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {choice['size']!r}")
+    width, depth, length, batch_size, learning_rate, steps = SIZES[choice["size"]]
+    pattern = tuple(choice["mixer"].split("+"))
+    if all(find(name).replaces_channel_mixer for name in pattern):
+        depth *= 2  # two such blocks stand for one with a channel mixer
+
+    config = ConfigDict()
+    config.seed = 0
+    config.task = ConfigDict(
+        {
+            "name": "language_model",
+            "corpus": choice["corpus"],
+            "length": length,
+            "packing": "windows",
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "width": width,
+            "depth": depth,
+            "pattern": pattern,
+            "mixer": {name: defaults(name) for name in dict.fromkeys(pattern)},
+            "channel_mixer": "auto",
+            "expansion": 4.0,
+            "norm": "rmsnorm",
+            "norm_position": "pre",
+            "position_embedding": "auto",
+            "tie_embeddings": True,
+            "dropout": 0.0,
+            "remat": "none",
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "name": "adamw",
+            "learning_rate": learning_rate,
+            "schedule": "cosine",
+            "warmup_steps": steps // 20,
+            "decay_fraction": 0.2,
+            "final_fraction": 0.05,
+            "weight_decay": 0.1,
+            "b1": 0.9,
+            "b2": 0.95,
+            "eps": 1e-8,
+            "clip_norm": 1.0,
+            "group_scale": {"default": 1.0, "ssm": 0.25},
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "steps": steps,
+            "batch_size": batch_size,
+            "accumulation": 1,
+            "z_loss": 0.0,
+            "compute_dtype": "float32" if choice["size"] == "default" else "bfloat16",
+            "implementation": "auto",
+            "log_every": max(1, steps // 50),
+            "eval_every": max(1, steps // 4),
+            "eval_batches": 0,  # 0: the whole validation split
+            "checkpoint_every": max(1, steps // 4),
+            "keep": 2,
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
+    return config

@@ -1,0 +1,72 @@
+"""The residual block: a token mixer, then (where the mixer's paper has one) a channel mixer."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from models import mixer as mixers
+from models.channel_mixers import CHANNEL_MIXERS
+from models.norms import LayerNorm, RMSNorm, ScaleNorm
+from models.partitioning import constrain
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "scalenorm": ScaleNorm}
+
+
+class Block(nnx.Module):
+    """x + mixer(norm(x)), then x + channel_mixer(norm(x)); with `norm_position="post"`, norm(x + f(x)) in each place.
+
+    Args:
+      name: the mixer's name; `hyperparameters` are its own.
+      config: a `models.sequence_model.ModelConfig`.
+    """
+
+    def __init__(self, name: str, hyperparameters: dict, config, *, rngs: nnx.Rngs):
+        make_norm = lambda: NORMS[config.norm](config.width, rngs=rngs)
+        kind = config.channel_mixer
+        if kind == "auto":
+            kind = "none" if mixers.find(name).replaces_channel_mixer else "swiglu"
+        self.mixer_norm = make_norm()
+        self.mixer = mixers.create(
+            name, config.width, rngs=rngs, causal=config.causal, depth=config.depth, **hyperparameters
+        )
+        self.channel_norm = None if kind == "none" else make_norm()
+        self.channel_mixer = (
+            None
+            if kind == "none"
+            else CHANNEL_MIXERS[kind](config.width, rngs=rngs, expansion=config.expansion, depth=config.depth)
+        )
+        self.pre_norm = config.norm_position == "pre"
+        self.dropout = config.dropout
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        carry=None,
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        dropout_key: jax.Array | None = None,
+    ):
+        """Returns (y, carry); see `Mixer.__call__`. Dropout acts on both residual branches where a key is given."""
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+
+        def mix(h):
+            return self.mixer(h, carry, segment_ids=segment_ids, positions=positions)
+
+        def residual(x, norm, f, key):
+            y, aux = f(norm(x) if self.pre_norm else x)
+            if key is not None and self.dropout > 0:
+                keep = jax.random.bernoulli(key, 1 - self.dropout, y.shape)
+                y = jnp.where(keep, y / (1 - self.dropout), 0).astype(y.dtype)
+            x = constrain(x + y, "batch", "length", "activation")
+            return (x if self.pre_norm else norm(x)), aux
+
+        x, carry = residual(x, self.mixer_norm, mix, keys[0])
+        if self.channel_mixer is not None:
+            x, _ = residual(x, self.channel_norm, lambda h: (self.channel_mixer(h), None), keys[1])
+        return x, carry
+
+    def initial_carry(self, batch: int, capacity: int):
+        """The mixer's carry before the first token."""
+        return self.mixer.initial_carry(batch, capacity)

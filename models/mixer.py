@@ -1,0 +1,316 @@
+"""The contract of a token mixer, and how to find one.
+
+A mixer maps a sequence to a sequence and can be cut anywhere:
+
+    y, carry = mixer(x, carry, segment_ids=..., positions=...)       x, y: [batch, length, width]
+
+    mixer(concat(a, b), c0)  ==  concat(mixer(a, c0) -> c1,  mixer(b, c1))
+
+The same call trains (`carry=None`), prefills (a long piece with a carry) and decodes (pieces of length 1). A variant is one
+file under `models/mixers/` with one subclass of `Mixer`; its name is the file's, its hyperparameters and their defaults
+are its constructor's keywords, and what it cannot do it says in class attributes.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import config_dict
+
+from ops import segments
+
+# Constructor arguments that a mixer gets from its surroundings, where its signature asks for them; all the others are its
+# hyperparameters.
+#   width: size of x.  rngs: source of keys.  causal: False for the two-sided form.  depth: number of mixers in the model.
+SURROUNDINGS = ("self", "width", "rngs", "causal", "depth")
+
+Carry = dict[str, Any]
+
+
+class Mixer(nnx.Module):
+    """Base of all mixers: checks, padding and segment bookkeeping around `mix`, which is what a variant writes.
+
+    A subclass defines `__init__(self, width, *, rngs, ...)`, `mix` and (if it streams) `initial_state`, and these attributes:
+
+    Attributes:
+      causal: has a form in which y_t depends on x_1..x_t only. On an instance: whether it is that form.
+      bidirectional: has a two-sided form of its own, made with `causal=False` (others are wrapped, see `Bidirectional`).
+      streaming: takes and returns a carry.
+      packing: honours `segment_ids`.
+      constant_carry: the size of the carry does not depend on `capacity`.
+      fixed_length: its parameters are tied to a length.
+      position_aware: knows the order of tokens by itself; others get a position embedding at the model's input.
+      replaces_channel_mixer: its paper's layer has no MLP beside it (two such layers stand for one mixer and one MLP).
+      paper: source, with its arXiv id.
+      primitive: the function of `ops` that it stands on.
+      complexity: time of a whole sequence as a function of its length T.
+      tiny: hyperparameters under which sequences of some twenty tokens exercise all of the mixer (tests use them).
+    """
+
+    causal: ClassVar[bool] = True
+    bidirectional: ClassVar[bool] = False
+    streaming: ClassVar[bool] = True
+    packing: ClassVar[bool] = True
+    constant_carry: ClassVar[bool] = True
+    fixed_length: ClassVar[bool] = False
+    position_aware: ClassVar[bool] = True
+    replaces_channel_mixer: ClassVar[bool] = False
+    paper: ClassVar[str]
+    primitive: ClassVar[str]
+    complexity: ClassVar[str] = "T"
+    tiny: ClassVar[dict[str, Any]] = {}
+
+    def mix(
+        self, x: Float[Array, "B T D"], state: Any, *, segment_ids: Int[Array, "B T"] | None, positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """The mixer's equation.
+
+        Args:
+          x: [batch, length, width]; zero at padding.
+          state: None in training (what is returned for it is ignored), else what `initial_state` or the last call
+            returned. It always belongs to the segment of the first token.
+          segment_ids: [batch, length] or None for one segment without padding; always given with a state.
+          positions: [batch, length], counted from 0 in each segment and continued across calls.
+        """
+        raise NotImplementedError
+
+    def initial_state(self, batch: int, capacity: int) -> Any:
+        """The state before the first token, as arrays whose first axis is the batch (scalars, if the carry grows)."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry | None]:
+        """Mixes a sequence or a piece of one.
+
+        Args:
+          x: [batch, length, width], float32 or bfloat16.
+          carry: None for whole sequences, else `initial_carry(...)` or the carry of the piece before.
+          segment_ids: [batch, length], 0 for padding; a change restarts the state, also across calls. None: one segment, which
+            continues the one in the carry.
+          positions: [batch, length]; by default counted from 0 in each segment.
+
+        Returns:
+          y of x's shape and dtype, zero at padding; and the carry for the next piece (None if `carry` is None).
+
+        Raises:
+          ValueError: for a shape that does not fit, or a capability that this mixer lacks.
+        """
+        self._check(x, carry, segment_ids, positions)
+        x = segments.zero_padding(x, segment_ids)
+        place, ids, positions = locate(x.shape[:2], carry, segment_ids, positions)
+        if carry is None:
+            y, _ = self.mix(x, None, segment_ids=segment_ids, positions=positions)
+            return segments.zero_padding(y, segment_ids), None
+        state = carry["state"]
+        if segment_ids is not None and self.constant_carry:
+            state = self._restart(state, ids[:, 0] != carry["segment"])
+        y, new = self.mix(x, state, segment_ids=ids, positions=positions)
+        new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+        return segments.zero_padding(y, segment_ids), {**place, "state": new}
+
+    def initial_carry(self, batch: int, capacity: int) -> Carry:
+        """The carry before the first token.
+
+        Args:
+          batch: number of rows.
+          capacity: number of tokens that the carry must be able to hold; only mixers without `constant_carry` use it.
+
+        Raises:
+          ValueError: if this mixer does not stream.
+        """
+        self._require("streaming", "a carry")
+        if not self.causal:
+            raise ValueError(f"{self.name()} was built with causal=False and cannot stream; build it with causal=True")
+        return {**origin(batch), "state": self.initial_state(batch, capacity)}
+
+    @classmethod
+    def name(cls) -> str:
+        """The name by which configs choose this mixer: its file's."""
+        return cls.__module__.rpartition(".")[-1]
+
+    def _restart(self, state, where):
+        fresh = self.initial_state(where.shape[0], 0)
+        pick = lambda new, old: jnp.where(where.reshape((-1,) + (1,) * (old.ndim - 1)), new.astype(old.dtype), old)
+        return jax.tree.map(pick, fresh, state)
+
+    def _require(self, capability: str, what: str) -> None:
+        if not getattr(self, capability):
+            able = [name for name in names() if getattr(find(name), capability)]
+            raise ValueError(f"mixer {self.name()!r} has {capability}=False: it takes no {what}. Mixers that do: {', '.join(able)}")
+
+    def _check(self, x, carry, segment_ids, positions) -> None:
+        if x.ndim != 3 or x.shape[1] == 0:
+            raise ValueError(f"mixer {self.name()!r} takes x of shape [batch, length >= 1, width], got {x.shape}")
+        for label, array in (("segment_ids", segment_ids), ("positions", positions)):
+            if array is not None and array.shape != x.shape[:2]:
+                raise ValueError(f"{label} must have x's [batch, length] = {x.shape[:2]}, got {array.shape}")
+        if segment_ids is not None:
+            self._require("packing", "segment_ids")
+        if carry is not None:
+            self._require("streaming", "carry")
+            if carry["segment"].shape != x.shape[:1]:
+                raise ValueError(f"the carry was made for batch {carry['segment'].shape[0]}, x has batch {x.shape[0]}")
+
+
+class Bidirectional(nnx.Module):
+    """Two causal mixers, one over each direction, summed: the two-sided form of a mixer that has none of its own.
+
+    Tokens are reversed inside their segments, so that padding enters neither direction.
+    """
+
+    causal = False
+    bidirectional = True
+    streaming = False
+    constant_carry = True
+
+    def __init__(self, forward: Mixer, backward: Mixer):
+        self.forward = forward
+        self.backward = backward
+        self.packing = forward.packing
+        self.fixed_length = forward.fixed_length
+
+    def __call__(self, x, carry=None, *, segment_ids=None, positions=None):
+        """As `Mixer.__call__`; a carry is an error."""
+        if carry is not None:
+            raise ValueError(f"a bidirectional {self.forward.name()!r} takes no carry; build it with causal=True to stream")
+        y, _ = self.forward(x, segment_ids=segment_ids, positions=positions)
+        x = segments.reverse(segments.zero_padding(x, segment_ids), segment_ids)
+        z, _ = self.backward(x, segment_ids=segment_ids, positions=positions)
+        return y + segments.reverse(z, segment_ids), None
+
+
+def origin(batch: int) -> Carry:
+    """The place before the first token of a sequence: no segment yet, position 0."""
+    return {"segment": jnp.zeros(batch, jnp.int32), "position": jnp.zeros(batch, jnp.int32)}
+
+
+def locate(
+    shape: tuple[int, int],
+    place: Carry | None,
+    segment_ids: Int[Array, "B T"] | None,
+    positions: Int[Array, "B T"] | None,
+) -> tuple[Carry, Int[Array, "B T"], Int[Array, "B T"]]:
+    """Says where the tokens of a piece are.
+
+    Args:
+      shape: (batch, length) of the piece.
+      place: "segment" and "position" of what comes before, as in `origin`; None for whole sequences.
+      segment_ids: None to go on with the segment of `place`.
+      positions: None to count inside each segment.
+
+    Returns:
+      the place after the piece, and segment_ids and positions [batch, length].
+    """
+    place = origin(shape[0]) if place is None else place
+    segment = place["segment"]
+    if segment_ids is None:
+        segment = jnp.where(segment == 0, 1, segment)
+        segment_ids = jnp.broadcast_to(segment[:, None], shape)
+    if positions is None:
+        positions = segments.positions(segment_ids, segment, place["position"])
+    last = jnp.where(segment_ids[:, -1] == 0, 0, positions[:, -1] + 1)
+    return {"segment": segment_ids[:, -1], "position": last}, segment_ids, positions
+
+
+def head_size(total: int, heads: int, what: str) -> int:
+    """total / heads.
+
+    Raises:
+      ValueError: if it is not whole.
+    """
+    if heads < 1 or total % heads:
+        raise ValueError(f"{what} {total} cannot be divided into {heads} heads; change the width or `heads`")
+    return total // heads
+
+
+def names() -> list[str]:
+    """The names of all mixers: the files of `models/mixers/`."""
+    import models.mixers
+
+    return sorted(module.name for module in pkgutil.iter_modules(models.mixers.__path__))
+
+
+def find(name: str) -> type[Mixer]:
+    """The class of a mixer.
+
+    Raises:
+      ValueError: if there is none of that name; the message names the nearest.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(names())}"
+        raise ValueError(f"there is no mixer {name!r}; {hint}")
+    module = importlib.import_module(f"models.mixers.{name}")
+    found = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Mixer) and c.__module__ == module.__name__]
+    if len(found) != 1:
+        raise TypeError(f"models/mixers/{name}.py must define one subclass of Mixer, it defines {len(found)}")
+    return found[0]
+
+
+def defaults(name: str) -> config_dict.ConfigDict:
+    """The hyperparameters of a mixer and their defaults, read from its constructor's signature."""
+    config = config_dict.ConfigDict()
+    for key, parameter in inspect.signature(find(name).__init__).parameters.items():
+        if key in SURROUNDINGS:
+            continue
+        value = parameter.default
+        config[key] = config_dict.placeholder(_optional_type(parameter.annotation)) if value is None else value
+    return config
+
+
+def _optional_type(annotation) -> type:
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        raise TypeError(f"a hyperparameter whose default is None is annotated `type | None`, got {annotation}")
+    (kind,) = (a for a in typing.get_args(annotation) if a is not type(None))
+    return kind
+
+
+def create(
+    name: str, width: int, *, rngs: nnx.Rngs, causal: bool = True, depth: int = 1, **hyperparameters
+) -> Mixer | Bidirectional:
+    """Builds a mixer.
+
+    Args:
+      name: a file of `models/mixers/`.
+      width: size of the last axis of x.
+      rngs: source of keys.
+      causal: False for the two-sided form: the mixer's own where it has one, else `Bidirectional`.
+      depth: number of mixers in the model, for initialisers that scale with it.
+      **hyperparameters: as in `defaults(name)`.
+
+    Raises:
+      ValueError: for an unknown mixer or hyperparameter, or a form that the mixer does not have.
+    """
+    cls = find(name)
+    known = list(defaults(name))
+    for key in hyperparameters:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise ValueError(f"mixer {name!r} has no hyperparameter {key!r}; {hint}")
+    asked = inspect.signature(cls.__init__).parameters
+    given = {"depth": depth, "causal": causal}
+    make = lambda: cls(width, rngs=rngs, **{k: v for k, v in given.items() if k in asked}, **hyperparameters)
+    if causal:
+        if not cls.causal:
+            able = [n for n in names() if find(n).causal]
+            raise ValueError(f"mixer {name!r} is not causal; use an encoder task, or one of {', '.join(able)}")
+        return make()
+    if cls.bidirectional:
+        return make()
+    given["causal"] = True
+    return Bidirectional(make(), make())

@@ -1,0 +1,92 @@
+"""Softmax attention: multi-head, grouped-query or multi-query."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from models.kv_cache import buffers, extend
+from models.mixer import Mixer, head_size
+from models.norms import RMSNorm
+from models.params import dense
+from models.partitioning import constrain
+from ops.attention import attention
+from ops.rotary import alibi_slopes, rotary
+
+
+class Attention(Mixer):
+    """y_i = sum_j softmax_j(q_i . k_j / sqrt(K) + bias_ij) v_j (arXiv 1706.03762).
+
+    Query head h reads key-value head floor(h G / H) (grouped queries, arXiv 2305.13245). Positions enter by rotary
+    embedding (arXiv 2104.09864), by ALiBi (arXiv 2108.12409) or not at all.
+
+    Args:
+      heads: H.
+      kv_heads: G, a divisor of H; by default H. 1 is multi-query attention.
+      positions: "rotary", "alibi" or "none".
+      rotary_base: base of the rotary frequencies.
+      qk_norm: RMS-normalise queries and keys per head, before the rotation.
+    """
+
+    bidirectional = True
+    constant_carry = False
+    paper = "Attention Is All You Need, arXiv 1706.03762"
+    primitive = "attention"
+    complexity = "T^2"
+    tiny = {"kv_heads": 2, "qk_norm": True}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        causal: bool = True,
+        depth: int = 1,
+        heads: int = 4,
+        kv_heads: int | None = None,
+        positions: str = "rotary",
+        rotary_base: float = 10000.0,
+        qk_norm: bool = False,
+    ):
+        size = head_size(width, heads, "width")
+        kv_heads = heads if kv_heads is None else kv_heads
+        head_size(heads, kv_heads, "the number of query heads")
+        if positions not in ("rotary", "alibi", "none"):
+            raise ValueError(f"attention's positions must be 'rotary', 'alibi' or 'none', got {positions!r}")
+        self.causal = causal
+        self.positions = positions
+        self.rotary_base = rotary_base
+        self.kv_shape = (kv_heads, size)
+        self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_k = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
+        self.w_v = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.q_norm = RMSNorm(size, rngs=rngs) if qk_norm else None
+        self.k_norm = RMSNorm(size, rngs=rngs) if qk_norm else None
+        self.slopes = tuple(alibi_slopes(heads).tolist()) if positions == "alibi" else None
+
+    def mix(self, x, state, *, segment_ids, positions):
+        q = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_q[...]), "batch", "length", "heads", None)
+        k = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_k[...]), "batch", "length", "kv_heads", None)
+        v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "kv_heads", None)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.positions == "rotary":
+            q, k = (rotary(a, positions, base=self.rotary_base) for a in (q, k))
+        slopes = None if self.slopes is None else jnp.asarray(self.slopes)
+        if state is None:
+            y = attention(q, k, v, causal=self.causal, slopes=slopes, segment_ids=segment_ids)
+        else:
+            offset = state["length"]
+            state = extend(state, {"key": k, "value": v, "segment": segment_ids})
+            y = attention(
+                q,
+                state["key"].astype(q.dtype),
+                state["value"].astype(v.dtype),
+                slopes=slopes,
+                segment_ids=segment_ids,
+                key_segment_ids=state["segment"],
+                query_offset=offset,
+            )
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+
+    def initial_state(self, batch, capacity):
+        return buffers(batch, capacity, key=self.kv_shape, value=self.kv_shape)

@@ -1,0 +1,64 @@
+"""Linear attention with the feature map elu + 1."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer, head_size
+from models.params import dense
+from models.partitioning import constrain
+from ops import segments
+from ops.linear_attention import linear_attention
+
+
+class LinearAttention(Mixer):
+    """y_t = phi(q_t)^T S_t / (phi(q_t)^T z_t + eps), S_t = sum_{s<=t} phi(k_s) v_s^T, z_t = sum_{s<=t} phi(k_s),
+    phi(x) = elu(x) + 1 (Transformers are RNNs, arXiv 2006.16236, equations 7, 9, 18-20). Two-sided: the sums run over all s.
+
+    There is no 1/sqrt(K): phi is not homogeneous, so a scale would not cancel.
+
+    Args:
+      heads: number of heads.
+      eps: added to the denominator.
+    """
+
+    bidirectional = True
+    position_aware = False
+    paper = "Transformers are RNNs, arXiv 2006.16236"
+    primitive = "linear_attention"
+
+    def __init__(
+        self, width: int, *, rngs: nnx.Rngs, causal: bool = True, depth: int = 1, heads: int = 4, eps: float = 1e-6
+    ):
+        size = head_size(width, heads, "width")
+        self.causal = causal
+        self.eps = eps
+        self.state_shape = (heads, size, size + 1)
+        self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
+        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
+        # A column of ones in v makes z the last column of S.
+        v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1).astype(jnp.float32)
+        if self.causal:
+            y, state = linear_attention(q, k, v, initial_state=state, segment_ids=segment_ids)
+        else:
+            y = two_sided(q, k, v, segment_ids)
+        y = (y[..., :-1] / (y[..., -1:] + self.eps)).astype(x.dtype)
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+
+
+def two_sided(q, k, v, segment_ids):
+    """sum_s (q_t . k_s) v_s over the whole segment of t; shapes as in `ops.linear_attention`."""
+    if segment_ids is None:
+        return jnp.einsum("bthk,bhkv->bthv", q, jnp.einsum("bthk,bthv->bhkv", k, v))
+    past, _ = linear_attention(q, k, v, segment_ids=segment_ids)
+    future, _ = linear_attention(*(segments.reverse(a, segment_ids) for a in (q, k, v)), segment_ids=segment_ids)
+    own = jnp.sum(q * k, -1, keepdims=True) * v
+    return past + segments.reverse(future, segment_ids) - own

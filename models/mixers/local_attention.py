@@ -1,0 +1,88 @@
+"""Sliding-window softmax attention."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer, head_size
+from models.params import dense
+from models.partitioning import constrain
+from ops.attention import attention
+from ops.rotary import rotary
+
+
+class LocalAttention(Mixer):
+    """y_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j over a window (arXiv 2004.05150, section 3.1).
+
+    Causal: j in (i - window, i], that is `window` keys, the token's own included. Two-sided: |i - j| <= window / 2.
+    The window is exact (each query sees as many keys as any other), not made of blocks. Positions are rotary.
+
+    Args:
+      heads: number of query heads.
+      kv_heads: number of key-value heads, a divisor of `heads`; by default `heads`.
+      window: size of the window.
+      rotary_base: base of the rotary frequencies.
+    """
+
+    bidirectional = True
+    paper = "Longformer (sliding window), arXiv 2004.05150"
+    primitive = "attention"
+    complexity = "T window"
+    tiny = {"window": 5}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        causal: bool = True,
+        depth: int = 1,
+        heads: int = 4,
+        kv_heads: int | None = None,
+        window: int = 128,
+        rotary_base: float = 10000.0,
+    ):
+        size = head_size(width, heads, "width")
+        kv_heads = heads if kv_heads is None else kv_heads
+        head_size(heads, kv_heads, "the number of query heads")
+        if window < 1:
+            raise ValueError(f"local_attention's window must be at least 1, got {window}")
+        self.causal = causal
+        self.window = window
+        self.rotary_base = rotary_base
+        self.kv_shape = (kv_heads, size)
+        self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_k = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
+        self.w_v = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        q = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_q[...]), "batch", "length", "heads", None)
+        k = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_k[...]), "batch", "length", "kv_heads", None)
+        v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "kv_heads", None)
+        q, k = (rotary(a, positions, base=self.rotary_base) for a in (q, k))
+        key_segments = segment_ids
+        if state is not None:
+            new = {"key": k, "value": v, "segment": segment_ids}
+            # The keys that the first tokens of this piece still see, then the piece's own.
+            joined = {name: jnp.concatenate([state[name].astype(new[name].dtype), new[name]], 1) for name in new}
+            k, v, key_segments = joined["key"], joined["value"], joined["segment"]
+            state = {name: array[:, array.shape[1] - (self.window - 1) :] for name, array in joined.items()}
+        y = attention(
+            q,
+            k,
+            v,
+            causal=self.causal,
+            window=self.window,
+            segment_ids=segment_ids,
+            key_segment_ids=key_segments,
+            query_offset=k.shape[1] - q.shape[1],
+        )
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+
+    def initial_state(self, batch, capacity):
+        slots = (batch, self.window - 1)
+        return {
+            "key": jnp.zeros((*slots, *self.kv_shape), jnp.float32),
+            "value": jnp.zeros((*slots, *self.kv_shape), jnp.float32),
+            "segment": jnp.zeros(slots, jnp.int32),
+        }

@@ -1,0 +1,77 @@
+"""LRU, the linear recurrent unit."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer
+from models.params import dense, normal, param
+from models.partitioning import constrain
+from ops.linear_recurrence import linear_recurrence
+
+
+class LRU(Mixer):
+    """h_t = lambda h_{t-1} + gamma * (B x_t), y_t = Re(C h_t) + D x_t (arXiv 2303.06349, section 3), then GELU and a gated
+    linear map as in the paper's block.
+
+    lambda = exp(-exp(nu) + i exp(theta)), uniform on a ring of the unit disk at initialisation; gamma starts as
+    sqrt(1 - |lambda|^2). Complex numbers are kept as real pairs.
+
+    Args:
+      state: size of h; by default the width.
+      r_min, r_max: radii of the ring.
+      max_phase: largest angle at initialisation.
+    """
+
+    paper = "LRU, arXiv 2303.06349"
+    primitive = "linear_recurrence"
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        state: int | None = None,
+        r_min: float = 0.0,
+        r_max: float = 1.0,
+        max_phase: float = 2 * math.pi,
+    ):
+        if not 0 <= r_min < r_max <= 1:
+            raise ValueError(f"lru needs 0 <= r_min < r_max <= 1, got r_min={r_min}, r_max={r_max}")
+        size = width if state is None else state
+        facts = {"decay": False, "group": "ssm", "keep_float32": True}
+
+        def nu(key, shape, dtype):
+            u = jax.random.uniform(key, shape, dtype, minval=1e-7)
+            return jnp.log(-0.5 * jnp.log(u * (r_max**2 - r_min**2) + r_min**2))
+
+        def theta(key, shape, dtype):
+            return jnp.log(max_phase * jax.random.uniform(key, shape, dtype, minval=1e-7))
+
+        self.nu_log = param(rngs, nu, (size,), ("state",), **facts)
+        self.theta_log = param(rngs, theta, (size,), ("state",), **facts)
+        decay = jnp.exp(-2 * jnp.exp(self.nu_log[...]))
+        self.gamma_log = param(rngs, lambda *_: 0.5 * jnp.log1p(-decay), (size,), ("state",), **facts)
+        b_init, c_init = normal((2 * width) ** -0.5), normal(size**-0.5)
+        self.b = param(rngs, b_init, (width, 2, size), ("embed", None, "state"), decay=False, group="ssm")
+        self.c = param(rngs, c_init, (2, size, width), (None, "state", "embed"))
+        self.d = param(rngs, normal(1.0), (width,), (None,), decay=False)
+        self.w_out = dense(rngs, (width, 2, width), ("embed", None, "mlp"))
+
+    def mix(self, x, state, *, segment_ids, positions):
+        radius = jnp.exp(-jnp.exp(self.nu_log[...]))
+        phase = jnp.exp(self.theta_log[...])
+        a = (radius * jnp.cos(phase), radius * jnp.sin(phase))
+        u = jnp.einsum("btd,dcn->cbtn", x, self.b[...]).astype(jnp.float32) * jnp.exp(self.gamma_log[...])
+        b = tuple(constrain(part, "batch", "length", "state") for part in u)
+        (real, imag), state = linear_recurrence(a, b, initial_state=state, segment_ids=segment_ids)
+        real, imag = real.astype(x.dtype), imag.astype(x.dtype)
+        y = jax.nn.gelu(real @ self.c[0] - imag @ self.c[1] + self.d[...] * x)
+        value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
+        return value * jax.nn.sigmoid(gate), state
+
+    def initial_state(self, batch, capacity):
+        size = self.nu_log.shape[-1]
+        return (jnp.zeros((batch, size), jnp.float32), jnp.zeros((batch, size), jnp.float32))

@@ -1,0 +1,97 @@
+"""Mamba, the selective state space."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer
+from models.params import dense, inverse_softplus, log_uniform, ones, param, uniform, zeros
+from models.partitioning import constrain
+from ops.selective_scan import selective_scan
+from ops.short_convolution import short_convolution
+
+
+class Mamba(Mixer):
+    """h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, o_t = C_t . h_t + D u_t, y = W_out (o * silu(z))
+    (arXiv 2312.00752, algorithm 2 and section 3.4).
+
+    [u, z] = W_in x, u = silu(conv(u)), [r, B, C] = W_x u, dt = softplus(W_dt r + b_dt), A = -exp(A_log): N states for each of
+    `expand` * width channels, with A_log = log(1..N). B is discretised by dt B, as in the authors' code.
+
+    Args:
+      state: N.
+      expand: channels over the width.
+      conv_size: taps of the short convolution.
+      dt_rank: rank of the step size's map; by default ceil(width / 16).
+      dt_min, dt_max: range of the step size at initialisation.
+    """
+
+    replaces_channel_mixer = True
+    paper = "Mamba, arXiv 2312.00752"
+    primitive = "selective_scan"
+    tiny = {"state": 4}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        depth: int = 1,
+        state: int = 16,
+        expand: float = 2.0,
+        conv_size: int = 4,
+        dt_rank: int | None = None,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+    ):
+        inner = int(expand * width)
+        rank = math.ceil(width / 16) if dt_rank is None else dt_rank
+        self.sizes = (rank, state, inner)
+        self.conv_size = conv_size
+        self.w_in = dense(rngs, (width, 2, inner), ("embed", None, "mlp"))
+        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
+        self.conv = param(rngs, tap, (conv_size, inner), (None, "mlp"), decay=False)
+        self.conv_bias = param(rngs, zeros, (inner,), ("mlp",))
+        self.w_x = dense(rngs, (inner, rank + 2 * state), ("mlp", None))
+        self.w_dt = param(rngs, uniform(-(rank**-0.5), rank**-0.5), (rank, inner), (None, "mlp"))
+        dt_bias = inverse_softplus(log_uniform(max(dt_min, 1e-4), dt_max))
+        self.dt_bias = param(rngs, dt_bias, (inner,), ("mlp",), decay=False, keep_float32=True)
+        log_n = lambda key, shape, dtype: jnp.broadcast_to(jnp.log(jnp.arange(1, state + 1, dtype=dtype)), shape)
+        self.a_log = param(rngs, log_n, (inner, state), ("mlp", None), decay=False, keep_float32=True)
+        self.d = param(rngs, ones, (inner,), ("mlp",), decay=False, keep_float32=True)
+        self.w_out = dense(rngs, (inner, width), ("mlp", "embed"), gain=depth**-0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        rank, size, _ = self.sizes
+        u, z = jnp.moveaxis(jnp.einsum("btd,dgi->btgi", x, self.w_in[...]), 2, 0)
+        u, z = (constrain(a, "batch", "length", "mlp") for a in (u, z))
+        u, taps = short_convolution(
+            u,
+            self.conv[...],
+            self.conv_bias[...],
+            initial_state=None if state is None else state["conv"],
+            segment_ids=segment_ids,
+        )
+        u = jax.nn.silu(u)
+        r, b, c = jnp.split(u @ self.w_x[...], (rank, rank + size), axis=-1)
+        dt = jax.nn.softplus((r @ self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
+        o, h = selective_scan(
+            u,
+            dt,
+            -jnp.exp(self.a_log[...]),
+            b,
+            c,
+            self.d[...],
+            initial_state=None if state is None else state["ssm"],
+            segment_ids=segment_ids,
+        )
+        return (o * jax.nn.silu(z)) @ self.w_out[...], {"conv": taps, "ssm": h}
+
+    def initial_state(self, batch, capacity):
+        _, size, inner = self.sizes
+        return {
+            "conv": jnp.zeros((batch, self.conv_size - 1, inner), jnp.float32),
+            "ssm": jnp.zeros((batch, size, inner), jnp.float32),
+        }

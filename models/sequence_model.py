@@ -1,0 +1,144 @@
+"""The sequence model: embedding, stack, norm, head."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from models import mixer as mixers
+from models.block import NORMS
+from models.channel_mixers import CHANNEL_MIXERS
+from models.params import constant, dense, normal, param
+from models.partitioning import constrain
+from models.stack import REMAT, Stack
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a model but its mixers' own hyperparameters.
+
+    Attributes:
+      vocab_size: number of input ids.
+      targets: size of the output.
+      causal: False for an encoder.
+      width: size of the residual stream.
+      depth: number of blocks; a multiple of the pattern's length.
+      pattern: names of mixers, repeated over the depth.
+      mixer: hyperparameters by mixer name; what is left out takes the mixer's default.
+      channel_mixer: "swiglu", "mlp", "none", or "auto": swiglu except beside mixers that replace it.
+      expansion: hidden size of the channel mixer over the width (SwiGLU takes 2/3 of it).
+      norm: "rmsnorm", "layernorm" or "scalenorm".
+      norm_position: "pre" or "post".
+      position_embedding: "sinusoidal" (with a learned scale), "none", or "auto": sinusoidal if some mixer of the pattern
+        does not know the order of tokens.
+      tie_embeddings: whether the head is the transposed embedding.
+      dropout: rate on the residual branches.
+      remat: what the backward pass recomputes: "none", "dots" (all but matmul outputs) or "full".
+    """
+
+    vocab_size: int
+    targets: int
+    causal: bool = True
+    width: int = 256
+    depth: int = 6
+    pattern: tuple[str, ...] = ("attention",)
+    mixer: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    channel_mixer: str = "auto"
+    expansion: float = 4.0
+    norm: str = "rmsnorm"
+    norm_position: str = "pre"
+    position_embedding: str = "auto"
+    tie_embeddings: bool = True
+    dropout: float = 0.0
+    remat: str = "none"
+
+    def __post_init__(self):
+        choices = {
+            "channel_mixer": ("auto", "none", *CHANNEL_MIXERS),
+            "norm": tuple(NORMS),
+            "norm_position": ("pre", "post"),
+            "position_embedding": ("auto", "none", "sinusoidal"),
+            "remat": tuple(REMAT),
+        }
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"model.{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}")
+        for name in self.pattern:
+            mixers.find(name)
+        if not self.pattern or self.depth % len(self.pattern):
+            raise ValueError(f"model.depth={self.depth} must be a multiple of the pattern's length {len(self.pattern)}")
+        for name in self.mixer:
+            if name not in self.pattern:
+                raise ValueError(f"model.mixer.{name} is set, but model.pattern={self.pattern} does not use {name!r}")
+        if self.tie_embeddings and self.targets != self.vocab_size:
+            raise ValueError(
+                f"model.tie_embeddings=True needs as many targets ({self.targets}) as input ids ({self.vocab_size})"
+            )
+
+
+def sinusoids(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
+    """Sines and cosines of geometrically spaced frequencies (arXiv 1706.03762, section 3.5), sines first."""
+    half = (width + 1) // 2
+    frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half) / half)
+    angle = positions[..., None] * frequency
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)[..., :width]
+
+
+class SequenceModel(nnx.Module):
+    """logits = head(norm(stack(embedding(ids))))."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        sinusoidal = config.position_embedding == "sinusoidal" or (
+            config.position_embedding == "auto" and not all(mixers.find(name).position_aware for name in config.pattern)
+        )
+        self.embedding = param(rngs, normal(0.02), (config.vocab_size, config.width), ("vocab", "embed"))
+        self.position_scale = param(rngs, constant(config.width**-0.5), (), ()) if sinusoidal else None
+        self.stack = Stack(config, rngs=rngs)
+        self.norm = NORMS[config.norm](config.width, rngs=rngs)
+        self.head = None if config.tie_embeddings else dense(rngs, (config.width, config.targets), ("embed", "vocab"))
+
+    def __call__(
+        self,
+        ids: Int[Array, "B T"],
+        carry: Any = None,
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B T V"], Any]:
+        """Scores the next token (or the token's label) at every position.
+
+        Args:
+          ids: [batch, length] input ids.
+          carry: None in training, else from `initial_carry` or the previous call.
+          segment_ids, positions: as in `Mixer.__call__`.
+          dropout_key: None for no dropout.
+
+        Returns:
+          float32 logits [batch, length, targets], and the carry for the next piece (None if `carry` is None).
+        """
+        place, _, positions = mixers.locate(ids.shape, carry, segment_ids, positions)
+        x = self.embedding[...][ids]
+        if self.position_scale is not None:
+            x = x + (self.position_scale[...] * sinusoids(positions, x.shape[-1])).astype(x.dtype)
+        x = constrain(x, "batch", "length", "activation")
+        x, stack_carry = self.stack(
+            x,
+            None if carry is None else carry["stack"],
+            segment_ids=segment_ids,
+            positions=positions,
+            dropout_key=dropout_key,
+        )
+        head = self.embedding[...].T if self.head is None else self.head[...]
+        logits = jnp.einsum("btd,dv->btv", self.norm(x), head, preferred_element_type=jnp.float32)
+        logits = constrain(logits, "batch", "length", "vocab")
+        return logits, (None if carry is None else {**place, "stack": stack_carry})
+
+    def initial_carry(self, batch: int, capacity: int) -> Any:
+        """The carry before the first token; `capacity` is the number of tokens that growing carries must hold."""
+        return {**mixers.origin(batch), "stack": self.stack.initial_carry(batch, capacity)}

@@ -1,0 +1,131 @@
+"""The model around the mixers: embedding, stack, head."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.sequence_model import ModelConfig, SequenceModel, sinusoids
+from tests.tolerance import assert_close
+
+CONFIG = ModelConfig(
+    vocab_size=11,
+    targets=11,
+    width=16,
+    depth=4,
+    pattern=("mamba", "local_attention"),
+    mixer={"mamba": {"state": 4}, "local_attention": {"window": 4}},
+)
+
+
+def make(**changes):
+    return SequenceModel(dataclasses.replace(CONFIG, **changes), rngs=nnx.Rngs(0))
+
+
+def ids(length=19):
+    return jax.random.randint(jax.random.key(0), (2, length), 0, 11)
+
+
+def test_the_law_holds_for_the_whole_model():
+    """A hybrid stack, cut into pieces and tokens, on packed rows: the logits are those of the whole."""
+    segments = jnp.asarray([[1] * 6 + [2] * 10 + [0] * 3, [1] * 19])
+
+    @jax.jit
+    def run(model, x):
+        whole, none = model(x, segment_ids=segments)
+        assert none is None
+        carry = model.initial_carry(2, 19)
+        pieces = []
+        for a, b in ((0, 7), (7, 8), (8, 19)):
+            y, carry = model(x[:, a:b], carry, segment_ids=segments[:, a:b])
+            pieces.append(y)
+        alone, _ = model(x[:1, 6:16])
+        return whole, jnp.concatenate(pieces, 1), alone
+
+    # linear_attention knows no order: its model has a position embedding, whose positions must survive the cuts too.
+    for pattern in (CONFIG.pattern, ("linear_attention", "local_attention")):
+        mixer = {name: CONFIG.mixer.get(name, {}) for name in pattern}
+        whole, pieces, alone = run(make(pattern=pattern, mixer=mixer), ids())
+        valid = np.asarray(segments) > 0
+        assert_close(pieces[valid], whole[valid])
+        assert_close(whole[:1, 6:16], alone, what="second document alone")
+
+
+def test_stacked_repeats_are_the_blocks_in_order():
+    """The scan over stacked parameters equals applying the blocks one after the other."""
+    model = make()
+    x = jax.random.normal(jax.random.key(1), (2, 9, 16))
+    graph, stacked = nnx.split(model.stack.stacked)
+    expected = x
+    for i in range(2):
+        pattern = nnx.merge(graph, jax.tree.map(lambda p, i=i: p[i], stacked))
+        for block in pattern.blocks:
+            expected, _ = block(expected)
+    assert_close(model.stack(x)[0], expected)
+    first, second = (np.asarray(p) for p in model.stack.stacked.blocks[0].mixer.w_in[...])
+    assert not np.allclose(first, second)
+
+
+def test_remat_changes_nothing():
+    """Values and gradients are the same under every rematerialisation policy."""
+
+    @jax.jit
+    def run(model):
+        graph, params = nnx.split(model)
+        loss = lambda params: jnp.sum(jnp.square(nnx.merge(graph, params)(ids())[0]))
+        return jax.value_and_grad(loss)(params)
+
+    expected = jax.tree.leaves(run(make()))
+    for remat in ("dots", "full"):
+        for a, b in zip(jax.tree.leaves(run(make(remat=remat))), expected, strict=True):
+            assert_close(a, b, 1e-4)
+
+
+def test_dropout_needs_a_key():
+    """Without a key nothing is dropped; with one the rate matters and the key decides."""
+    model, plain = make(dropout=0.5), make()
+    assert_close(model(ids())[0], plain(ids())[0])
+    a, b = (model(ids(), dropout_key=jax.random.key(i))[0] for i in (1, 2))
+    assert not np.allclose(a, b)
+    assert_close(model(ids(), dropout_key=jax.random.key(1))[0], a)
+
+
+def test_sinusoids():
+    """sin and cos of position / 10000^(2i/D)."""
+    expected = [f(3 / 10000 ** (2 * i / 8)) for f in (np.sin, np.cos) for i in range(4)]
+    assert_close(sinusoids(jnp.array([[3]]), 8)[0, 0], np.array(expected))
+
+
+def test_untied_head_and_post_norm():
+    """An untied head has its own matrix; with post-norm the residual stream is normalised after every block."""
+    model = make(tie_embeddings=False, norm_position="post", norm="layernorm")
+    assert model.head[...].shape == (16, 11)
+    x, _ = model.stack(5 * jax.random.normal(jax.random.key(0), (2, 7, 16)))
+    np.testing.assert_allclose(np.asarray(x).mean(-1), 0, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(x).std(-1), 1, atol=1e-2)
+
+
+def test_replaced_channel_mixer():
+    """Mixers whose paper has no MLP beside them get none with "auto", and one when asked."""
+    blocks = make().stack.stacked.blocks
+    assert blocks[0].channel_mixer is None and blocks[1].channel_mixer is not None
+    assert all(b.channel_mixer is not None for b in make(channel_mixer="mlp").stack.stacked.blocks)
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"depth": 3}, "multiple"),
+        ({"pattern": ("mambo",), "mixer": {}}, "mamba"),
+        ({"norm": "rms"}, "model.norm must be one of"),
+        ({"mixer": {"gla": {}}}, "does not use 'gla'"),
+        ({"targets": 3}, "tie_embeddings"),
+    ],
+)
+def test_bad_configurations(changes, message):
+    """One clear error each."""
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)

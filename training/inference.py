@@ -1,0 +1,103 @@
+"""Checkpoints in use: scoring splits and sampling."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data import task as tasks
+from ops import dispatch
+from training import loop, report
+from training.checkpoints import Checkpoints
+from training.config import Config, resolve
+from training.sampling import generate
+from training.state import Built, cast
+from training.step import make_eval_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained model: its configuration, its functions, its parameters, and the run and step that they come from."""
+
+    config: Config
+    built: Built
+    params: Any
+    workdir: Path
+    step: int
+
+
+def load(workdir: str | Path, checkpoint: str = "best") -> Loaded:
+    """Loads the model of a run onto this machine's devices, whatever it was trained on.
+
+    Args:
+      workdir: the run's directory.
+      checkpoint: "best", "latest" or a step.
+
+    Raises:
+      ValueError: if the directory holds no run.
+      CheckpointError: if there is no such intact checkpoint.
+    """
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{workdir} holds no run: there is no config.json in it; give train.py's --workdir")
+    raw = json.loads(path.read_text())
+    config = resolve(raw | {"mesh": {"data": -1}})
+    built = loop.build(config, for_training=False)
+    which = int(checkpoint) if checkpoint.isdigit() else checkpoint
+    restored = Checkpoints(workdir / "checkpoints").restore_params(built.abstract["params"], which)
+    loop.say(f"{workdir}: checkpoint of step {restored.step}")
+    return Loaded(config, built, restored.state, workdir, restored.step)
+
+
+def score(model: Loaded, split: str, lengths: list[int], batches: int = 0) -> list[tuple[int, dict[str, float]]]:
+    """Scores a split at context lengths (by default the one of training) and prints the results beside the floors."""
+    config, trained = model.config, model.config.task.spec.length
+    eval_step = make_eval_step(model.built, compute_dtype=config.train.compute_dtype)
+    tasks.check_choice("split", split, config.task.splits)
+    results = []
+    for length in lengths or [trained]:
+        options = {key: value for key, value in config.raw["task"].items() if key != "name"} | {"length": length}
+        task = tasks.create(config.raw["task"]["name"], **options)
+        ways = model.built.mesh.size
+        # The same number of tokens in a batch, whatever the length.
+        rows = max(1, config.train.batch_size * trained // length // ways) * ways
+        loader = loop.Batches(config, model.built, split, rows, task)
+        with jax.set_mesh(model.built.mesh), dispatch.implementation(config.train.implementation):
+            result = loop.evaluate_split(eval_step, model.params, loader, batches)
+        loop.say(f"{split}, length {length}: {loop.describe(result, task.spec.unit)}")
+        results.append((length, result))
+    if jax.process_index() == 0:
+        if len(results) > 1:
+            report.lengths(results, trained, config.task.spec.unit)
+        for length, result in results:
+            if length == trained:
+                report.floors(config.task, split, result)
+    return results
+
+
+def sample(model: Loaded, prompt: str, length: int, **options) -> str:
+    """Generates text from a prompt, prints it with its speed, and keeps it in the run's `samples/`; see `sampling.generate`."""
+    config, built = model.config, model.built
+    params = cast(model.params, built.metadata, config.train.compute_dtype)
+    with jax.set_mesh(built.mesh), dispatch.implementation(config.train.implementation):
+        ids, speed = generate(
+            lambda params, ids, carry: built.apply(params, ids, carry),
+            lambda params, batch, capacity: built.merge(params).initial_carry(batch, capacity),
+            params,
+            np.asarray(config.task.encode(prompt))[None],
+            length,
+            **options,
+        )
+    text = prompt + config.task.decode(ids[0])
+    unit = config.task.spec.unit
+    loop.say(f"{text}\n\n{speed['tokens_per_second']:,.0f} {unit}s/s (prefill {1e3 * speed['prefill_seconds']:.1f} ms)")
+    if jax.process_index() == 0:
+        folder = model.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        name = f"step{model.step}-seed{options.get('seed', 0)}.txt"
+        (folder / name).write_text(text)
+    return text

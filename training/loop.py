@@ -1,0 +1,202 @@
+"""The training loop: from a resolved configuration and a work directory to a trained model."""
+
+import functools
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data.loader import Loader, prefetch
+from models import mixer as mixers
+from models.sequence_model import SequenceModel
+from ops import dispatch
+from training import accounting, optimizer, run_directory, sharding, state
+from training.checkpoints import Checkpoints
+from training.config import Config
+from training.evaluation import evaluate
+from training.metrics import MetricWriter, Progress, peak_flops
+from training.signals import GracefulStop
+from training.step import make_eval_step, make_train_step
+
+SEGMENT_KEYS = ("segment_ids", "positions")
+
+
+def build(config: Config, for_training: bool = True) -> state.Built:
+    """The model of a configuration on its mesh.
+
+    Raises:
+      ValueError: if the mesh, the model's sizes or the mixers' capabilities do not fit.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    check_capabilities(config)
+    make_optimizer = functools.partial(optimizer.build, config.optimizer, config.train.steps) if for_training else None
+    return state.build(lambda rngs: SequenceModel(config.model, rngs=rngs), make_optimizer, mesh)
+
+
+def check_capabilities(config: Config) -> None:
+    """Raises a ValueError if the task packs or pads its rows and a mixer cannot honour that."""
+    for name in config.model.pattern:
+        if config.task.spec.segmented and not mixers.find(name).packing:
+            raise ValueError(
+                f"the rows of task {config.task.name!r} hold several segments, and mixer {name!r} has packing=False; "
+                "set config.task.packing='windows' or choose another mixer"
+            )
+
+
+class Batches(Loader):
+    """Batches on the mesh, with segments only where rows have them, so that a task without them takes the fast paths."""
+
+    def __init__(self, config: Config, built: state.Built, split: str, batch_size: int, task=None):
+        task = config.task if task is None else task
+        self.drop = () if task.spec.segmented else SEGMENT_KEYS
+        super().__init__(task, split, batch_size, config.seed, sharding.batch_sharding(built.mesh))
+
+    def __getitem__(self, step):
+        return {key: value for key, value in super().__getitem__(step).items() if key not in self.drop}
+
+
+def cost_table(config: Config) -> tuple[str, float]:
+    """What the model and each of its mixers cost, as text, and the model's forward FLOPs per token.
+
+    FLOPs are those of matrix products and Fourier transforms with every primitive in its matmul form, whatever form this
+    platform runs.
+    """
+    length = config.task.spec.length
+    shape = (1, length)
+    model = nnx.eval_shape(lambda: SequenceModel(config.model, rngs=nnx.Rngs(0)))
+    streams = all(mixers.find(name).streaming for name in config.model.pattern) and config.model.causal
+    with dispatch.implementation("chunked"):
+        ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+        rows = [accounting.summarize("model", model, ids, length if streams else None)]
+        for name in dict.fromkeys(config.model.pattern):
+            make = lambda name=name: mixers.create(
+                name,
+                config.model.width,
+                rngs=nnx.Rngs(0),
+                causal=config.model.causal,
+                depth=config.model.depth,
+                **config.model.mixer.get(name, {}),
+            )
+            x = jax.ShapeDtypeStruct((*shape, config.model.width), jnp.float32)
+            capacity = length if streams else None
+            rows.append(accounting.summarize(f"  one {name}", nnx.eval_shape(make), x, capacity))
+    return accounting.table(rows), rows[0].flops_per_token
+
+
+def train(config: Config, workdir: str | Path) -> dict[str, float]:
+    """Trains, or goes on with the run that `workdir` holds.
+
+    Args:
+      config: the resolved configuration.
+      workdir: the run's directory, see `training/run_directory.py`.
+
+    Returns:
+      the last evaluation on the validation split.
+
+    Raises:
+      ValueError: for a configuration that does not fit; nothing is written then.
+    """
+    built = build(config)
+    options, unit = config.train, config.task.spec.unit
+    batches = Batches(config, built, "train", options.batch_size)
+    valid = Batches(config, built, "valid", options.batch_size)
+    train_step = make_train_step(
+        built,
+        accumulation=options.accumulation,
+        z_loss=options.z_loss,
+        compute_dtype=options.compute_dtype,
+        dropout=config.model.dropout > 0,
+    )
+    eval_step = make_eval_step(built, compute_dtype=options.compute_dtype)
+    run = run_directory.open_run(workdir, config.raw, environment_extra={"data": config.task.fingerprint()})
+    table, flops_per_token = cost_table(config)
+    checkpoints = Checkpoints(run.checkpoints, keep=options.keep)
+    say(f"{config.task.name}: {config.task.num_examples('train'):,} rows of {config.task.spec.length} an epoch")
+    say(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(built.mesh.shape)}\n{table}")
+
+    with jax.set_mesh(built.mesh), dispatch.implementation(options.implementation), GracefulStop() as stop:
+        if checkpoints.steps():
+            current = checkpoints.restore(built.abstract).state
+            say(f"resuming {workdir} at step {int(current['step'])}")
+        else:
+            current = built.init(jax.random.key(config.seed))
+        start = int(current["step"])
+        writer = MetricWriter(run, start)
+        peak = peak_flops(jax.devices()[0])
+        progress = Progress(options.steps, start, unit, 3 * flops_per_token, peak and peak * built.mesh.size)
+        result, late, saved = {}, None, start if checkpoints.steps() else -1
+
+        def report(late):
+            step, metrics = late
+            metrics = {key: float(value) for key, value in jax.device_get(metrics).items()}
+            tokens = options.batch_size * config.task.spec.length
+            line = progress.update(step, tokens, metrics)
+            if due(step, options.log_every, options.steps):
+                writer.write(step, "train", metrics | progress.rates())
+                say(line)
+
+        stream = prefetch(batches, start)
+        try:
+            for step in range(start + 1, options.steps + 1):
+                current, metrics = train_step(current, next(stream))
+                if late is not None:
+                    report(late)
+                late = (step, metrics)
+                stopping = stop.requested(step)
+                last = step == options.steps
+                evaluating = due(step, options.eval_every, options.steps)
+                saving = due(step, options.checkpoint_every, options.steps) or stopping
+                if not (evaluating or saving):
+                    continue
+                report(late)
+                late = None
+                with progress.paused():
+                    if evaluating:
+                        result = evaluate_split(eval_step, current["params"], valid, options.eval_batches)
+                        writer.write(step, "valid", result)
+                        say(f"step {step:>7,}  valid  {describe(result, unit)}")
+                    if saving:
+                        checkpoints.save(step, current, {"config": config.raw}, result.get("loss") if evaluating else None)
+                        saved = step
+                if stopping and not last:
+                    say(f"stopped at step {step}; run the same command to go on")
+                    break
+        finally:
+            stream.close()
+            checkpoints.close()
+            writer.close()
+        if saved >= options.steps and not result:
+            result = evaluate_split(eval_step, current["params"], valid, options.eval_batches)
+            say(f"step {saved:>7,}  valid  {describe(result, unit)}")
+    return result
+
+
+def evaluate_split(eval_step, params, batches: Batches, count: int = 0) -> dict[str, float]:
+    """Scores `params` on the first `count` batches (0: all)."""
+    total = len(batches) if count == 0 else min(count, len(batches))
+    stream = prefetch(batches)
+    try:
+        return evaluate(eval_step, params, (next(stream) for _ in range(total)))
+    finally:
+        stream.close()
+
+
+def describe(result: dict[str, float], unit: str) -> str:
+    """One line of scores."""
+    return (
+        f"{result['bits_per_token']:.4f} bits per {unit}  perplexity {result['perplexity']:.3f}  "
+        f"accuracy {100 * result['accuracy']:.2f} %  ({result['tokens']:,.0f} {unit}s)"
+    )
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every `every` steps (0: never) and at the last happens at `step`."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def say(text: str) -> None:
+    """Prints on the first process."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
