@@ -1,7 +1,7 @@
 """Logical axis names of activations.
 
-A model says what the dimensions of an activation are (`constrain(q, "batch", "length", "heads", None)`); who runs the model
-says what to do about it. Outside `constraints` nothing happens, so a model needs no mesh.
+A model says what the dimensions of an activation are (`constrain(q, "batch", "length", "heads", None)`); who runs the
+model says what to do about it. Outside `constraints` nothing happens, so a model needs no mesh.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."
 
     Args:
       x: an activation.
-      *axes: a name of `training.sharding.RULES` for each dimension ("batch", "length", "activation", "heads", "kv_heads",
-        "mlp", "vocab", "state"), or None for a dimension that is never split.
+      *axes: a name of `training.sharding.RULES` for each dimension ("batch", "length", "activation", "heads",
+        "kv_heads", "mlp", "vocab", "state"), or None for a dimension that is never split.
 
     Raises:
       ValueError: if `axes` does not name every dimension.

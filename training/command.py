@@ -1,12 +1,12 @@
-"""What the entry points share: start-up, and errors as one clear line."""
+"""What the entry points share: start-up, and errors as one clear message."""
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raised, not only what it says")
+flags.DEFINE_bool("traceback", False, "show where an error was raised, not only what it says")
 
 
 def start(distributed: bool = False) -> None:
@@ -22,14 +22,29 @@ def start(distributed: bool = False) -> None:
 
 
 def run(main: Callable) -> None:
-    """Runs an entry point. A ValueError, a missing or foreign checkpoint, or a flag that does not fit is printed as one message
-    and exits with 2; `--traceback` shows where it came from."""
+    """Runs an entry point.
+
+    Bad input (a ValueError, a flag that does not fit, a missing or foreign checkpoint, a download that fails) is printed as
+    one message, and the exit status is 1; `--traceback` shows where it came from.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.WARNING)  # checkpointing tells of every file that it touches; --verbosity=0 for that
     try:
-        app.run(main)
-    except (ValueError, AttributeError, flags.Error, OSError, RuntimeError) as error:
-        parsed = flags.FLAGS.is_parsed()
-        expected = isinstance(error, ValueError | flags.Error) or type(error).__name__ == "CheckpointError" or not parsed
-        if not expected or (parsed and _TRACEBACK.value) or "--traceback" in sys.argv:
+        app.run(main, flags_parser=_parse)
+    except (ValueError, RuntimeError) as error:
+        ours = isinstance(error, ValueError) or type(error).__name__ in ("CheckpointError", "FetchError")
+        if not ours or flags.FLAGS.traceback:
             raise
         sys.exit(f"error: {error}")
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        if "--traceback" in arguments:
+            raise
+        # An error in a config file comes as a whole traceback; its last line is what the file said.
+        text = str(error.args[0] if error.args else error).strip()
+        text = text.splitlines()[-1].strip().removeprefix("ValueError: ") if "Traceback" in text else text
+        sys.exit(f"error: {text}")

@@ -6,16 +6,17 @@ from collections.abc import Iterable
 import jax
 
 
-def evaluate(eval_step, params, batches: Iterable) -> dict[str, float]:
+def evaluate(eval_step, params, batches: Iterable, unit: str) -> dict[str, float]:
     """Scores a model on batches.
 
     Args:
       eval_step: `(params, batch) -> {"nats", "weight", "correct"}`, sums over the batch.
       params: parameters.
       batches: of a split, in which every token counts once.
+      unit: what a token of weight 1 is ("byte").
 
     Returns:
-      loss (nats per token), bits_per_token, perplexity, accuracy and tokens (the number scored).
+      loss (nats per unit), bits_per_<unit>, perplexity, accuracy and tokens (the number of units scored).
 
     Raises:
       ValueError: if nothing is scored.
@@ -28,15 +29,15 @@ def evaluate(eval_step, params, batches: Iterable) -> dict[str, float]:
     _add(total, pending)
     if total["weight"] == 0:
         raise ValueError("there is nothing to score: every weight of the split is zero")
-    return summary(**total)
+    return summary(unit, **total)
 
 
-def summary(nats: float, weight: float, correct: float) -> dict[str, float]:
+def summary(unit: str, nats: float, weight: float, correct: float) -> dict[str, float]:
     """The metrics of summed scores."""
     loss = nats / weight
     return {
         "loss": loss,
-        "bits_per_token": loss / math.log(2),
+        f"bits_per_{unit}": loss / math.log(2),
         "perplexity": math.exp(min(loss, 700.0)),
         "accuracy": correct / weight,
         "tokens": weight,
@@ -45,5 +46,5 @@ def summary(nats: float, weight: float, correct: float) -> dict[str, float]:
 
 def _add(total, sums):
     if sums is not None:
-        for key, value in jax.device_get(sums).items():
+        for key, value in jax.device_get({key: sums[key] for key in total}).items():
             total[key] += float(value)

@@ -1,7 +1,7 @@
 """The training loop: from a resolved configuration and a work directory to a trained model."""
 
 import functools
-import time
+import math
 from pathlib import Path
 
 import jax
@@ -117,59 +117,64 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     say(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(built.mesh.shape)}\n{table}")
 
     with jax.set_mesh(built.mesh), dispatch.implementation(options.implementation), GracefulStop() as stop:
-        if checkpoints.steps():
-            current = checkpoints.restore(built.abstract).state
-            say(f"resuming {workdir} at step {int(current['step'])}")
-        else:
-            current = built.init(jax.random.key(config.seed))
+        resuming = bool(checkpoints.steps())
+        current = checkpoints.restore(built.abstract).state if resuming else built.init(jax.random.key(config.seed))
         start = int(current["step"])
-        writer = MetricWriter(run, start)
-        peak = peak_flops(jax.devices()[0])
-        progress = Progress(options.steps, start, unit, 3 * flops_per_token, peak and peak * built.mesh.size)
-        result, late, saved = {}, None, start if checkpoints.steps() else -1
+        if resuming:
+            say(f"resuming {run.root} at step {start}")
+        writer = MetricWriter(run.root, resume_step=start)
+        tokens = options.batch_size * config.task.spec.length
+        peak = peak_flops(built.mesh.devices.flat[0])
+        progress = Progress(
+            options.steps,
+            tokens,
+            flops_per_step=3 * flops_per_token * tokens,
+            peak=peak and peak * built.mesh.size,
+        )
+        result, late = {}, None
 
-        def report(late):
-            step, metrics = late
+        def report(step, metrics):
+            """Called a step late, so that the device always has the next step to do."""
             metrics = {key: float(value) for key, value in jax.device_get(metrics).items()}
-            tokens = options.batch_size * config.task.spec.length
-            line = progress.update(step, tokens, metrics)
             if due(step, options.log_every, options.steps):
-                writer.write(step, "train", metrics | progress.rates())
-                say(line)
+                metrics[f"bits_per_{unit}"] = metrics["loss"] / math.log(2)
+                metrics |= progress.rates(step)
+                writer.write(step, "train", metrics)
+                say(progress.line(step, metrics))
+            elif step == start + 1:
+                progress.start(step)  # the first step compiled
 
         stream = prefetch(batches, start)
         try:
             for step in range(start + 1, options.steps + 1):
                 current, metrics = train_step(current, next(stream))
                 if late is not None:
-                    report(late)
+                    report(*late)
                 late = (step, metrics)
                 stopping = stop.requested(step)
-                last = step == options.steps
                 evaluating = due(step, options.eval_every, options.steps)
                 saving = due(step, options.checkpoint_every, options.steps) or stopping
-                if not (evaluating or saving):
-                    continue
-                report(late)
-                late = None
-                with progress.paused():
-                    if evaluating:
-                        result = evaluate_split(eval_step, current["params"], valid, options.eval_batches)
-                        writer.write(step, "valid", result)
-                        say(f"step {step:>7,}  valid  {describe(result, unit)}")
-                    if saving:
-                        checkpoints.save(step, current, {"config": config.raw}, result.get("loss") if evaluating else None)
-                        saved = step
-                if stopping and not last:
+                if evaluating or saving:
+                    report(*late)
+                    late = None
+                if evaluating:
+                    result = evaluate_split(eval_step, current["params"], valid, options.eval_batches)
+                    writer.write(step, "valid", result)
+                    say(f"step {step:>{len(str(options.steps))}}/{options.steps}  valid  {describe(result, unit)}")
+                if saving:
+                    checkpoints.save(step, current, {"config": config.raw}, result["loss"] if evaluating else None)
+                if evaluating or saving:
+                    progress.start(step)
+                if stopping and step < options.steps:
                     say(f"stopped at step {step}; run the same command to go on")
                     break
         finally:
             stream.close()
             checkpoints.close()
             writer.close()
-        if saved >= options.steps and not result:
+        if start >= options.steps:
+            say(f"{run.root} has its {options.steps} steps already")
             result = evaluate_split(eval_step, current["params"], valid, options.eval_batches)
-            say(f"step {saved:>7,}  valid  {describe(result, unit)}")
     return result
 
 
@@ -178,7 +183,7 @@ def evaluate_split(eval_step, params, batches: Batches, count: int = 0) -> dict[
     total = len(batches) if count == 0 else min(count, len(batches))
     stream = prefetch(batches)
     try:
-        return evaluate(eval_step, params, (next(stream) for _ in range(total)))
+        return evaluate(eval_step, params, (next(stream) for _ in range(total)), batches.task.spec.unit)
     finally:
         stream.close()
 
@@ -186,7 +191,7 @@ def evaluate_split(eval_step, params, batches: Batches, count: int = 0) -> dict[
 def describe(result: dict[str, float], unit: str) -> str:
     """One line of scores."""
     return (
-        f"{result['bits_per_token']:.4f} bits per {unit}  perplexity {result['perplexity']:.3f}  "
+        f"{result[f'bits_per_{unit}']:.4f} bits per {unit}  perplexity {result['perplexity']:.3f}  "
         f"accuracy {100 * result['accuracy']:.2f} %  ({result['tokens']:,.0f} {unit}s)"
     )
 

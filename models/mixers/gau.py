@@ -71,7 +71,7 @@ class GatedAttentionUnit(Mixer):
         v = constrain(jax.nn.silu(x @ self.w_v[...]), "batch", "length", "mlp")[:, :, None]
         z = jax.nn.silu(x @ self.w_z[...])
         q, k = (rotary((z * self.gamma[i] + self.beta[i])[:, :, None], positions) for i in (0, 1))
-        bias = jnp.broadcast_to(self.bias[...][:, None, None], (2, *q.shape))
+        bias = jnp.broadcast_to(self.bias[...][:, None, None, None], (2, *q.shape))
         b_q, b_k = (rotary(bias[i].astype(q.dtype), positions) for i in (0, 1))
         count = self.count(segment_ids, positions)
         q = q / self.length if self.normalizer == "length" else q * q.shape[-1] ** -0.5

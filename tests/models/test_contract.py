@@ -16,7 +16,7 @@ from flax import nnx
 
 from models import mixer as mixers
 from ops import dispatch
-from tests.tolerance import assert_close
+from tests.tolerance import FLOAT32, assert_close
 
 WIDTH, BATCH, LENGTH = 32, 2, 23
 PIECES = (1, 7, 1, 2, 12)
@@ -163,7 +163,7 @@ def test_dependence(name, causal):
     found = np.asarray(influence(params, inputs()))
     assert found[t] > 0 and found[t - 1] > 0
     if causal:
-        assert not found[t + 1 :].any()
+        assert found[t + 1 :].max() <= FLOAT32 * found.max()  # transforms leave rounding errors everywhere
     else:
         assert found[t + 1] > 0
 

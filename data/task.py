@@ -1,0 +1,198 @@
+"""The Task contract: examples of a data set, what a model must know of them, and what trivial predictors score.
+
+A task is one file `data/tasks/<name>.py` that defines one subclass of `Task`. Its constructor's signature holds the
+hyperparameters and their defaults. Nothing lists the tasks: they are found by looking into the folder.
+"""
+
+import abc
+import dataclasses
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Iterable
+from typing import ClassVar
+
+import grain
+import numpy as np
+from ml_collections import config_dict
+
+import data.tasks
+
+OBJECTIVES = ("causal_lm",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What the model and the evaluation need to know of a task.
+
+    Attributes:
+      vocab_size: number of input token ids, or None where inputs are real.
+      channels: number of real input channels, or None where inputs are tokens.
+      targets: size of the model's output.
+      objective: one of `OBJECTIVES`. "causal_lm": `targets[t]` is the class that follows `inputs[..t]`.
+      length: number of positions of an example.
+      segmented: whether rows hold several segments, or padding that a model must see. Otherwise models get no segment_ids
+        and take their fast paths (the unscored tail of a split's last row harms nobody).
+      unit: what a weight of 1 stands for; "byte" makes the metric bits per byte,
+        sum(weight * nats) / (ln 2 * sum(weight)).
+    """
+
+    vocab_size: int | None
+    channels: int | None
+    targets: int
+    objective: str
+    length: int
+    segmented: bool = False
+    unit: str = "byte"
+
+    def __post_init__(self):
+        if (self.vocab_size is None) == (self.channels is None):
+            raise ValueError("a task has either tokens (vocab_size) or real inputs (channels): set exactly one")
+        check_choice("objective", self.objective, OBJECTIVES)
+        if self.length < 1:
+            raise ValueError(f"length={self.length} must be at least 1")
+
+
+class Task(abc.ABC):
+    """A data set as rows that are pure functions of (seed, split, index).
+
+    Attributes:
+      name: the task and the data it reads, for reports.
+      spec: what a model needs to know.
+      seed: the order and the cutting of the training rows where the caller gives no seed of its own.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
+    name: str
+    spec: Spec
+    seed: int = 0
+
+    @abc.abstractmethod
+    def num_examples(self, split: str) -> int:
+        """Rows of the split; for train, rows of one epoch."""
+
+    @abc.abstractmethod
+    def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
+        """Row `index` < num_examples(split), before any shuffling; `epoch` and `seed` matter to train only."""
+
+    @abc.abstractmethod
+    def floors(self, split: str = "test") -> dict[str, float]:
+        """What trivial predictors score on the split, in the unit of the task's metric."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of the data, in hexadecimal."""
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32, of a text."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; what is no valid text is replaced, never an error."""
+
+    def example(self, split: str, index: int, seed: int | None = None) -> dict[str, np.ndarray]:
+        """One row of the split.
+
+        Train is infinite: every epoch is a new permutation of `num_examples("train")` rows. Valid and test are finite
+        and in order.
+
+        Args:
+          split: "train", "valid" or "test".
+          index: position in the stream of rows.
+          seed: of the training rows' order and cutting; the task's own by default.
+
+        Returns:
+          inputs, targets: [length] int32. weights: [length] float32, 0 where the target is not scored.
+          segment_ids: [length] int32, 0 for padding, else the documents of the row counted from 1.
+          positions: [length] int32, counted from 0 in each segment.
+
+        Raises:
+          ValueError: for an unknown split.
+          IndexError: outside the split.
+        """
+        check_choice("split", split, self.splits)
+        rows = self.num_examples(split)
+        if index < 0 or (split != "train" and index >= rows):
+            raise IndexError(f"{self.name}: {split} has rows 0 to {rows - 1}, row {index} was asked for")
+        if split != "train":
+            return self.row(split, index, 0, 0)
+        seed = self.seed if seed is None else seed
+        return self.row(split, int(_permuted(rows, seed)[index]), index // rows, seed)
+
+
+@functools.lru_cache(maxsize=64)
+def _permuted(rows: int, seed: int) -> grain.MapDataset:
+    """An endless stream of 0..rows-1 in a new order each epoch, with random access and without a table."""
+    if rows > 2**32:
+        raise ValueError(f"{rows} rows are too many to be shuffled; let num_examples('train') be at most 2**32")
+    return grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
+
+
+def names() -> list[str]:
+    """The names of all tasks: the files of `data/tasks/`."""
+    return sorted(module.name for module in pkgutil.iter_modules(data.tasks.__path__))
+
+
+def find(name: str) -> type[Task]:
+    """The class of a task.
+
+    Raises:
+      ValueError: if there is none of that name; the message names the nearest.
+    """
+    if name not in names():
+        raise ValueError(f"there is no task {name!r}{_hint(name, names())}")
+    module = importlib.import_module(f"data.tasks.{name}")
+    classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    found = [c for c in classes if issubclass(c, Task)]
+    if len(found) != 1:
+        raise TypeError(f"data/tasks/{name}.py must define one subclass of Task, it defines {len(found)}")
+    return found[0]
+
+
+def defaults(name: str) -> config_dict.ConfigDict:
+    """The hyperparameters of a task and their defaults, read from its constructor's signature."""
+    config = config_dict.ConfigDict()
+    for key, parameter in inspect.signature(find(name)).parameters.items():
+        value = parameter.default
+        config[key] = config_dict.placeholder(_optional_type(parameter.annotation)) if value is None else value
+    return config
+
+
+def _optional_type(annotation) -> type:
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        raise TypeError(f"a hyperparameter whose default is None is annotated `type | None`, got {annotation}")
+    (kind,) = (a for a in typing.get_args(annotation) if a is not type(None))
+    return kind
+
+
+def create(name: str, **hyperparameters) -> Task:
+    """Builds a task.
+
+    Args:
+      name: a file of `data/tasks/`.
+      **hyperparameters: as in `defaults(name)`.
+
+    Raises:
+      ValueError: for an unknown task or hyperparameter, with the nearest names, and for values that the task refuses.
+    """
+    known = list(defaults(name))
+    for key in hyperparameters:
+        if key not in known:
+            raise ValueError(f"task {name!r} has no hyperparameter {key!r}{_hint(key, known)}")
+    return find(name)(**hyperparameters)
+
+
+def check_choice(what: str, given: str, known: Iterable[str]) -> None:
+    """Raises ValueError, with the nearest names, where `given` is not one of `known`."""
+    if given not in known:
+        raise ValueError(f"{what}={given!r} is unknown{_hint(given, known)}")
+
+
+def _hint(given: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(given), list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; choose one of {', '.join(known)}"

@@ -1,0 +1,266 @@
+"""Diagonal linear recurrence h_t = a_t * h_{t-1} + b_t, real or complex.
+
+The elementwise recurrence of LRU (arXiv 2303.06349), S5 (2208.04933), HGRN (2311.04823), RG-LRU (2402.19427) and minGRU
+(2410.01201). Complex numbers are pairs (real, imaginary) of real arrays throughout.
+
+"sequential" and "associative" share one derivative. With g_t the cotangent of h_t, that of b_t is
+lambda_t = g_t + conj(a_{t+1}) lambda_{t+1} and that of a_t is lambda_t conj(h_{t-1}): one recurrence backwards in time
+over what the forward pass returned, so nothing but a and h is kept.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from ops import dispatch, segments
+from ops.token_loop import chunking, join, split
+
+Real = Float[Array, "..."]
+Pair = tuple[Real, Real]
+Parts = tuple[Array, ...]  # (x,) for a real number, (re, im) for a complex one
+Masks = tuple[Array, Array] | None  # restart and valid, each bool [T, B]
+
+_CHUNK = 1024  # tokens per associative scan: bounds its temporaries, which are several times its inputs
+
+
+def linear_recurrence(
+    a: Real | Pair,
+    b: Real | Pair,
+    *,
+    initial_state: Real | Pair | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    implementation: str = "auto",
+) -> tuple[Real | Pair, Real | Pair]:
+    """Runs h_t = a_t * h_{t-1} + b_t along axis 1.
+
+    Args:
+      a: multipliers, [B, T, ...] like `b`, or [...] (no batch and no time axis) when constant in time. |a| <= 1 is the
+        caller's business. A pair (real, imaginary) makes the recurrence complex.
+      b: inputs [B, T, ...]; a pair when `a` is one.
+      initial_state: h before the first token, [B, ...]; a pair when `b` is one. Zero by default.
+      segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
+      implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own derivative) or
+        "associative" (parallel prefix, own derivative). "auto" is sequential on CPU and associative elsewhere.
+
+    Returns:
+      h [B, T, ...] in the dtype of `b`, zero on padding, and the final state [B, ...] in float32 (float64 for float64
+      inputs); pairs when the inputs are.
+
+    Raises:
+      ValueError: if shapes or kinds (real, pair) disagree, or the implementation is unknown.
+    """
+    policy = "sequential" if dispatch.on_cpu() else "associative"
+    form = dispatch.choose(implementation, ("reference", "sequential", "associative"), policy)
+    is_pair = isinstance(b, tuple)
+    a, b, h0 = _check(a, b, initial_state, segment_ids)
+    dtype, out_dtype = jnp.promote_types(jnp.result_type(*a, *b), jnp.float32), b[0].dtype
+    time_major = lambda x: jnp.moveaxis(x.astype(dtype), 1, 0)
+
+    constant = a[0].ndim < b[0].ndim
+    a = tuple(x.astype(dtype) if constant else time_major(x) for x in a)
+    h, final = time_major_recurrence(
+        "reference" if b[0].shape[1] == 1 else form,
+        a,
+        tuple(map(time_major, b)),
+        tuple(x.astype(dtype) for x in h0),
+        segment_masks(segment_ids),
+    )
+    h = tuple(segments.zero_padding(jnp.moveaxis(x, 0, 1), segment_ids).astype(out_dtype) for x in h)
+    return (h, final) if is_pair else (h[0], final[0])
+
+
+def segment_masks(segment_ids: Int[Array, "B T"] | None) -> Masks:
+    """The masks that `time_major_recurrence` takes."""
+    if segment_ids is None:
+        return None
+    return segments.is_start(segment_ids).T, (segment_ids != 0).T
+
+
+def time_major_recurrence(form: str, a: Parts, b: Parts, h0: Parts, masks: Masks) -> tuple[Parts, Parts]:
+    """`linear_recurrence` without its checks, for use inside other scans.
+
+    Args:
+      form: "reference", "sequential" or "associative".
+      a, b: one array (real) or two (complex), [T, B, ...]; `a` may be [...].
+      h0: likewise [B, ...].
+      masks: `restart` and `valid`; a token that is not valid leaves the state as it is, and h repeats it.
+
+    Returns:
+      h [T, B, ...] and the last h.
+    """
+    return _reference(a, b, h0, masks) if form == "reference" else _with_own_derivative(form, a, b, h0, masks)
+
+
+def _check(a, b, initial_state, segment_ids) -> tuple[Parts, Parts, Parts]:
+    if isinstance(a, tuple) != isinstance(b, tuple):
+        raise ValueError("a and b must both be arrays or both be (real, imaginary) pairs")
+    if not isinstance(b, tuple):
+        a, b, initial_state = (a,), (b,), None if initial_state is None else (initial_state,)
+    shape = b[0].shape
+    if len(shape) < 2 or len({x.shape for x in b}) > 1:
+        raise ValueError(f"b must be [B, T, ...], its parts of one shape; got {[x.shape for x in b]}")
+    if len({x.shape for x in a}) > 1 or a[0].shape not in (shape, shape[2:]):
+        raise ValueError(f"a must be {shape}, or {shape[2:]} when constant in time; got {[x.shape for x in a]}")
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (*a, *b)):
+        raise ValueError("a and b must be floating point; pass complex numbers as (real, imaginary) pairs")
+    if initial_state is None:
+        initial_state = tuple(jnp.zeros(shape[:1] + shape[2:], jnp.float32) for _ in b)
+    if len(initial_state) != len(b) or any(x.shape != shape[:1] + shape[2:] for x in initial_state):
+        raise ValueError(f"initial_state must be {shape[:1] + shape[2:]}, a pair if b is a pair")
+    if segment_ids is not None and segment_ids.shape != shape[:2]:
+        raise ValueError(f"segment_ids must be {shape[:2]}; got {segment_ids.shape}")
+    return a, b, initial_state
+
+
+def _mul(x: Parts, y: Parts) -> Parts:
+    if len(x) == 1:
+        return (x[0] * y[0],)
+    return x[0] * y[0] - x[1] * y[1], x[0] * y[1] + x[1] * y[0]
+
+
+def _add(x: Parts, y: Parts) -> Parts:
+    return tuple(p + q for p, q in zip(x, y, strict=True))
+
+
+def _conj(x: Parts) -> Parts:
+    return x if len(x) == 1 else (x[0], -x[1])
+
+
+def _where(mask: Array, x: Parts, y: Parts) -> Parts:
+    mask = lax.expand_dims(mask, range(mask.ndim, max(x[0].ndim, y[0].ndim)))
+    return tuple(jnp.where(mask, p, q) for p, q in zip(x, y, strict=True))
+
+
+def _zeros(x: Parts) -> Parts:
+    return tuple(jnp.zeros((), p.dtype) for p in x)
+
+
+def _reset(restart: Array, h: Parts) -> Parts:
+    return _where(restart, _zeros(h), h)
+
+
+def _multiplier(a: Parts, b: Parts, masks: Masks) -> Parts:
+    """dh_t/dh_{t-1}, [T, B, ...], or [T, 1, ...] where it is the same for the whole batch."""
+    shape = b[0].shape
+    if a[0].ndim < len(shape):
+        a = tuple(jnp.broadcast_to(x, (shape[0], 1, *shape[2:])) for x in a)
+    if masks is None:
+        return a
+    restart, valid = masks
+    one = tuple(jnp.full((), 1.0 - i, x.dtype) for i, x in enumerate(a))
+    return _reset(restart, _where(valid, tuple(jnp.broadcast_to(x, shape) for x in a), one))
+
+
+def _reference(a: Parts, b: Parts, h0: Parts, masks: Masks) -> tuple[Parts, Parts]:
+    multiplier = _multiplier(a, b, masks)
+    if masks is not None:
+        b = _where(masks[1], b, _zeros(b))
+
+    def step(h, ab):
+        h = _add(_mul(ab[0], h), ab[1])
+        return h, h
+
+    final, h = lax.scan(step, h0, (multiplier, b))
+    return h, final
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_own_derivative(form: str, a: Parts, b: Parts, h0: Parts, masks: Masks) -> tuple[Parts, Parts]:
+    return (_sequential if form == "sequential" else _associative)(a, b, h0, masks)
+
+
+def _forward(form, a, b, h0, masks):
+    h, final = _with_own_derivative(form, a, b, h0, masks)
+    return (h, final), (a, h, h0, masks)
+
+
+def _backward(form, residuals, cotangents):
+    a, h, h0, masks = residuals
+    previous = tuple(jnp.concatenate([p0[None], p[:-1]]) for p0, p in zip(h0, h, strict=True))
+    backward = _sequential_backward if form == "sequential" else _associative_backward
+    return *backward(a, previous, masks, *cotangents), None
+
+
+_with_own_derivative.defvjp(_forward, _backward)
+
+
+def _sequential(a: Parts, b: Parts, h0: Parts, masks: Masks) -> tuple[Parts, Parts]:
+    constant = a[0].ndim < b[0].ndim
+
+    def step(h, xs):
+        at, bt, mask = xs
+        if mask is not None:
+            h = _reset(mask[0], h)
+        new = _add(_mul(a if constant else at, h), bt)
+        if mask is not None:
+            new = _where(mask[1], new, h)
+        return new, new
+
+    final, h = lax.scan(step, h0, (None if constant else a, b, masks))
+    return h, final
+
+
+def _sequential_backward(a, previous, masks, dh, dfinal):
+    constant = a[0].ndim < previous[0].ndim
+
+    def step(carry, xs):
+        later, total = carry  # cotangent of this token's h from later tokens; gradient of a constant a
+        at, prev, g, mask = xs
+        lam = db = _add(g, later)
+        earlier = _mul(_conj(a if constant else at), lam)
+        if mask is not None:
+            restart, valid = mask
+            prev, db = _reset(restart, prev), _where(valid, lam, _zeros(lam))
+            earlier = _reset(restart, _where(valid, earlier, lam))
+        da = _mul(db, _conj(prev))
+        if constant:
+            total, da = _add(total, da), None
+        return (earlier, total), (da, db)
+
+    total = tuple(jnp.zeros_like(x) for x in dfinal) if constant else None
+    inputs = (None if constant else a, previous, dh, masks)
+    (dh0, total), (da, db) = lax.scan(step, (dfinal, total), inputs, reverse=True)
+    return tuple(x.sum(0) for x in total) if constant else da, db, dh0
+
+
+def _combine(left: tuple[Parts, Parts], right: tuple[Parts, Parts]) -> tuple[Parts, Parts]:
+    return _mul(left[0], right[0]), _add(_mul(right[0], left[1]), right[1])
+
+
+def _associative(a: Parts, b: Parts, h0: Parts, masks: Masks, transpose: bool = False) -> tuple[Parts, Parts]:
+    """The recurrence; or, transposed, u_t = conj(m_t) (b_t + u_{t+1}) from u_T = h0, where m_t is dh_t/dh_{t-1}."""
+    length, batch = b[0].shape[:2]
+    count, size = chunking(length, _CHUNK)
+    constant = a[0].ndim < b[0].ndim
+    if count * size > length and masks is None:  # the tail must be told from tokens: it is not to decay the state
+        masks = jnp.zeros((length, batch), bool), jnp.ones((length, batch), bool)
+
+    def chunk(h, xs):
+        at, bt, mask = xs
+        multiplier = _multiplier(a if constant else at, bt, mask)
+        if transpose:
+            multiplier = _conj(multiplier)
+            bt = _mul(multiplier, bt)
+        elif mask is not None:
+            bt = _where(mask[1], bt, _zeros(bt))
+        decay, inner = lax.associative_scan(_combine, (multiplier, bt), reverse=transpose)
+        h = _add(_mul(decay, h), inner)
+        return tuple(x[0 if transpose else -1] for x in h), h
+
+    final, h = lax.scan(chunk, h0, split((None if constant else a, b, masks), count, size), reverse=transpose)
+    return join(h, length), final
+
+
+def _associative_backward(a, previous, masks, dh, dfinal):
+    earlier, dh0 = _associative(a, dh, dfinal, masks, transpose=True)
+    later = tuple(jnp.concatenate([x[1:], y[None]]) for x, y in zip(earlier, dfinal, strict=True))
+    db = _add(dh, later)
+    if masks is not None:
+        restart, valid = masks
+        db, previous = _where(valid, db, _zeros(db)), _reset(restart, previous)
+    da = _mul(db, _conj(previous))
+    constant = a[0].ndim < previous[0].ndim
+    return tuple(x.sum((0, 1)) for x in da) if constant else da, db, dh0

@@ -1,0 +1,143 @@
+"""Depthwise convolution with kernels as long as the sequence, by FFT, and the kernel of diagonal state spaces.
+
+The convolution of S4 (arXiv 2111.00396), S4D (2206.11893), SGConv (2210.09298), Hyena (2302.10866), MEGA (2209.10655).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ops import dispatch
+
+
+def long_convolution(
+    x: Float[Array, "B T D"],
+    kernel: Float[Array, "D L"],
+    *,
+    bidirectional_kernel: Float[Array, "D L"] | None = None,
+    skip: Float[Array, "D"] | None = None,
+) -> Float[Array, "B T D"]:
+    """Computes y_t = sum_{j=0}^{t} kernel_j x_{t-j} (+ sum_{j>=1} bidirectional_kernel_j x_{t+j}) (+ skip x_t).
+
+    Kernels may be longer or shorter than the sequence; what is missing is zero. Lag 0 is in `kernel` only, so the first
+    entry of `bidirectional_kernel` is not used. Computed in float32 (float64 where an input is). The sequence starts at
+    index 0: packed segments and streaming need a recurrence (`state_space_scan`).
+
+    Returns:
+      y in the dtype of `x`.
+
+    Raises:
+      ValueError: if the kernels' or the skip's number of channels is not that of `x`.
+    """
+    _check(x, kernel, bidirectional_kernel, skip)
+    length = x.shape[1]
+    dtype = jnp.promote_types(jnp.result_type(x, kernel), jnp.float32)
+    past = kernel[:, :length].astype(dtype)
+    future = past[:, :0] if bidirectional_kernel is None else bidirectional_kernel[:, 1:length].astype(dtype)
+    size = _fft_size(length + max(past.shape[1] - 1, future.shape[1]))
+    gap = jnp.zeros((past.shape[0], size - past.shape[1] - future.shape[1]), dtype)
+    circular = jnp.concatenate([past, gap, jnp.flip(future, 1)], axis=1)  # lag j at index j modulo size
+    y = jnp.swapaxes(_convolve(jnp.swapaxes(x, 1, 2), circular), 1, 2)
+    if skip is not None:
+        y = y + skip.astype(dtype) * x.astype(dtype)
+    return y.astype(x.dtype)
+
+
+def _check(x, kernel, bidirectional_kernel, skip):
+    if x.ndim != 3:
+        raise ValueError(f"x must be [B, T, D]; got {x.shape}")
+    width = x.shape[2]
+    for name, k in (("kernel", kernel), ("bidirectional_kernel", bidirectional_kernel)):
+        if k is not None and (k.ndim != 2 or k.shape[0] != width or k.shape[1] < 1):
+            raise ValueError(f"{name} must be [{width}, L] with L >= 1; got {k.shape}")
+    if skip is not None and skip.shape != (width,):
+        raise ValueError(f"skip must be {(width,)}; got {skip.shape}")
+
+
+def _fft_size(minimum: int) -> int:
+    """The least even 2^i 3^j 5^k that is not below `minimum`: lengths that every FFT library is fast at."""
+    size = max(2, minimum + minimum % 2)
+    while _rough_part(size) > 1:
+        size += 2
+    return size
+
+
+def _rough_part(n: int) -> int:
+    for p in (2, 3, 5):
+        while n % p == 0:
+            n //= p
+    return n
+
+
+def _spectrum(x, size: int):
+    return jnp.fft.rfft(x, size, axis=-1)
+
+
+@jax.custom_vjp
+def _convolve(x: Float[Array, "B D T"], kernel: Float[Array, "D S"]) -> Float[Array, "B D T"]:
+    """First T entries of the circular convolution of period S. The derivative recomputes the spectra: none is kept."""
+    size = kernel.shape[1]
+    y = _spectrum(x.astype(kernel.dtype), size) * _spectrum(kernel, size)
+    return jnp.fft.irfft(y, size, axis=-1)[..., : x.shape[2]]
+
+
+def _convolve_forward(x, kernel):
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _convolve_backward(residuals, dy):
+    x, kernel = residuals
+    size = kernel.shape[1]
+    dy = _spectrum(dy, size)
+    dx = jnp.fft.irfft(dy * jnp.conj(_spectrum(kernel, size)), size, axis=-1)[..., : x.shape[2]]
+    dkernel = jnp.sum(dy * jnp.conj(_spectrum(x.astype(kernel.dtype), size)), axis=0)
+    return dx.astype(x.dtype), jnp.fft.irfft(dkernel, size, axis=-1)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def vandermonde_kernel(
+    log_a: tuple[Float[Array, "D N"], Float[Array, "D N"]],
+    c: tuple[Float[Array, "D N"], Float[Array, "D N"]],
+    length: int,
+) -> Float[Array, "D length"]:
+    """Computes 2 Re sum_n c_n exp(l log_a_n) for l = 0 .. length - 1: the kernel of S4D (arXiv 2206.11893).
+
+    With l = r s + l', the powers exp(r s log_a) and exp(l' log_a) are about 2 sqrt(length) exponentials for each n, and
+    their products one real matrix product per channel.
+
+    Args:
+      log_a: (real, imaginary) parts of the logarithm of the discrete transition; N counts one of each conjugate pair.
+      c: (real, imaginary) parts of the coefficients.
+      length: number of lags.
+
+    Returns:
+      The kernel, float32 or, for float64 inputs, float64.
+
+    Raises:
+      ValueError: if shapes disagree.
+    """
+    if len({z.shape for z in (*log_a, *c)}) != 1 or log_a[0].ndim != 2:
+        raise ValueError(f"log_a and c must be pairs of [D, N]; got {[z.shape for z in (*log_a, *c)]}")
+    dtype = jnp.promote_types(jnp.result_type(*log_a, *c), jnp.float32)
+    (log_re, log_im), (c_re, c_im) = jax.tree.map(lambda z: z.astype(dtype), (log_a, c))
+    stride = math.isqrt(length - 1) + 1
+    rows = -(-length // stride)
+
+    def powers(lags):
+        magnitude, phase = jnp.exp(lags[:, None] * log_re[:, None]), lags[:, None] * log_im[:, None]
+        return magnitude * jnp.cos(phase), magnitude * jnp.sin(phase)  # [D, lags, N]
+
+    fine_re, fine_im = powers(jnp.arange(stride, dtype=dtype))
+    re, im = powers(stride * jnp.arange(rows, dtype=dtype))
+    re, im = re * c_re[:, None] - im * c_im[:, None], re * c_im[:, None] + im * c_re[:, None]
+    kernel = jnp.einsum(
+        "drn,dsn->drs",
+        jnp.concatenate([re, -im], axis=-1),
+        jnp.concatenate([fine_re, fine_im], axis=-1),
+        precision=dispatch.matmul_precision(dtype),
+    )
+    return 2 * kernel.reshape(kernel.shape[0], rows * stride)[:, :length]

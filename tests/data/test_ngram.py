@@ -1,0 +1,148 @@
+"""The n-gram floor against a dictionary implementation of the same equations."""
+
+import collections
+import math
+
+import numpy as np
+import pytest
+
+from data import corpora, ngram
+from data.corpora import Corpus, Stream
+
+
+def stream(documents):
+    return Stream(
+        np.frombuffer(b"".join(documents), np.uint8),
+        np.cumsum([len(document) for document in documents]).astype(np.int64),
+    )
+
+
+def brute_force(documents, order):
+    """p(byte, context) of interpolated modified Kneser-Ney, one n-gram at a time."""
+    counts = []
+    for n in range(1, order + 1):
+        seen, left = collections.Counter(), collections.defaultdict(set)
+        for document in documents:
+            for i in range(len(document) - n + 1):
+                gram = document[i : i + n]
+                seen[gram] += 1
+                left[gram].add(document[i - 1] if i else None)
+        counts.append(seen if n == order else {gram: len(kinds) for gram, kinds in left.items()})
+    discounts = []
+    for table in counts:
+        n1, n2, n3, n4 = (sum(count == k for count in table.values()) for k in (1, 2, 3, 4))
+        y = n1 / (n1 + 2 * n2) if n1 else 0
+        estimates = [
+            1 - 2 * y * n2 / n1 if n1 else 1,
+            2 - 3 * y * n3 / n2 if n2 else 2 - 3 * y * n3,
+            3 - 4 * y * n4 / n3 if n3 else 3 - 4 * y * n4,
+        ]
+        discounts.append([d if d > 0 else fallback for d, fallback in zip(estimates, (0.5, 1, 1.5), strict=True)])
+
+    def p(byte, context, n=order):
+        if n == 0:
+            return 1 / 256
+        shorter = p(byte, context, n - 1)
+        if len(context) < n - 1:
+            return shorter
+        context = context[len(context) - n + 1 :]
+        following = {gram: count for gram, count in counts[n - 1].items() if gram[:-1] == context}
+        if not following:
+            return shorter
+        discount = lambda count: discounts[n - 1][min(count, 3) - 1]
+        count = following.get(context + bytes([byte]), 0)
+        gamma = sum(map(discount, following.values()))
+        return (count - discount(count) if count else 0) / sum(following.values()) + gamma / sum(
+            following.values()
+        ) * shorter
+
+    return p
+
+
+def random_documents(seed, sizes, letters):
+    rng = np.random.default_rng(seed)
+    # Skewed letters, so that counts of 1, 2, 3, 4 and more all occur.
+    return [bytes(rng.choice(list(letters), p=[0.5, 0.25, 0.15, 0.1], size=size).astype(np.uint8)) for size in sizes]
+
+
+@pytest.mark.parametrize(("seed", "sizes"), [(0, [160]), (1, [40, 1, 2, 90, 3, 25]), (2, [5, 4, 3]), (3, [2, 2, 1])])
+def test_equals_brute_force(seed, sizes):
+    train = random_documents(seed, sizes, b"abcd")
+    held_out = random_documents(seed + 10, [30, 1, 12], b"abcz")
+    model = ngram.KneserNey(stream(train), 4)
+    held = stream(held_out)
+    expected = np.array(
+        [
+            [p(document[i], document[:i]) for document in held_out for i in range(len(document))]
+            for p in (brute_force(train, order) for order in range(1, 5))
+        ]
+    )
+    np.testing.assert_allclose(model.probabilities(held, 0, 43), expected, rtol=1e-12)
+    np.testing.assert_allclose(model.probabilities(held, 7, 33), expected[:, 7:33], rtol=1e-12)
+
+
+def test_probabilities_of_the_256_bytes_sum_to_one():
+    train = random_documents(4, [300, 20, 1], b"abcd")
+    model = ngram.KneserNey(stream(train))
+    assert model.orders == 63 // 3  # four letters and the unseen symbol
+    for context in (b"", b"a", b"abca", b"zzz", b"abzcd", train[0][40:75]):
+        texts = stream([context + bytes([byte]) for byte in range(256)])
+        p = model.probabilities(texts, 0, len(texts.data))[:, texts.ends - 1]
+        assert (p > 0).all()
+        np.testing.assert_allclose(p.sum(1), 1, rtol=1e-12)
+
+
+def test_all_256_bytes_pack_into_eight_bits():
+    model = ngram.KneserNey(stream([bytes(range(256)) * 8]))
+    assert model.orders == 7
+    p = model.probabilities(stream([bytes(range(256))]), 0, 256)
+    assert (p[-1, 8:] > 0.5).all() and p.max() <= 1
+    with pytest.raises(ValueError, match="orders=8 must be 1 to 7"):
+        ngram.KneserNey(stream([bytes(range(256))]), 8)
+
+
+@pytest.mark.parametrize("documents", [True, False])
+def test_bits_per_byte_scores_what_a_model_is_scored_on(tmp_path, monkeypatch, documents):
+    texts = {
+        "train": random_documents(5, [60, 1, 50, 30], b"abcd"),
+        "valid": random_documents(6, [1, 20, 3], b"abcd"),
+        "test": random_documents(7, [17, 1, 6], b"abcz"),
+    }
+    corpus = Corpus("made", {split: stream(text) for split, text in texts.items()}, f"{documents:064}")
+    monkeypatch.setattr(ngram, "_BLOCK", 10)
+    table = ngram.bits_per_byte(corpus, documents, tmp_path)
+    for split in ("valid", "test"):
+        whole = lambda split: texts[split] if documents else [b"".join(texts[split])]
+        for order in (1, 3, 5):
+            p = brute_force(whole("train"), order)
+            bits = [-math.log2(p(text[i], text[:i])) for text in whole(split) for i in range(1, len(text))]
+            assert table[split][order - 1] == pytest.approx(sum(bits) / len(bits), rel=1e-12)
+    best = ngram.best_order(table)
+    assert table["valid"][best - 1] == min(table["valid"])
+    monkeypatch.setattr(ngram, "KneserNey", None)  # what is in the cache is not fitted again
+    assert ngram.bits_per_byte(corpus, documents, tmp_path) == table
+
+
+def test_a_long_training_text_is_used_up_to_the_bound(monkeypatch):
+    train = random_documents(8, [50, 50], b"abcd")
+    monkeypatch.setattr(ngram, "FIT_BYTES", 70)
+    held = stream(random_documents(9, [40], b"abcd"))
+    short = ngram.KneserNey(stream([train[0], train[1][:20]]), 3).probabilities(held, 0, 40)
+    np.testing.assert_array_equal(ngram.KneserNey(stream(train), 3).probabilities(held, 0, 40), short)
+
+
+@pytest.mark.slow
+def test_shakespeare_floors(tmp_path):
+    """The pinned text's bits per byte as another program has them, whose base is 1/84 instead of 1/256."""
+    try:
+        corpus = corpora.load("shakespeare")
+    except corpora.FetchError as error:
+        pytest.skip(f"the text is not in the cache and cannot be fetched here: {error}")
+    table = ngram.bits_per_byte(corpus, False, tmp_path)
+    orders = np.array([1, 3, 5, 6, 7, 8, 9]) - 1
+    expected = {
+        "valid": [4.856, 2.994, 2.234, 2.136, 2.118, 2.118, 2.123],
+        "test": [4.750, 2.849, 2.187, 2.101, 2.081, 2.082, 2.086],
+    }
+    for split, values in expected.items():
+        np.testing.assert_allclose(np.array(table[split])[orders], values, atol=1.2e-3)

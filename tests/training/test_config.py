@@ -1,0 +1,96 @@
+"""Configurations: complete, typed, and nothing in them ignored."""
+
+import importlib
+
+import pytest
+
+from data import task as tasks
+from models import mixer as mixers
+from training.config import resolve
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 40)
+    config = importlib.import_module("configs.lm").get_config("mixer=mamba+local_attention")
+    config.task.corpus = f"file:{tmp_path / 'text.txt'}"
+    config.task.length = 16
+    return config
+
+
+def test_resolved_config_is_complete(config):
+    """Every hyperparameter of every section is in the configuration, so that config.json is the whole truth."""
+    resolved = resolve(config)
+    assert resolved.model.pattern == ("mamba", "local_attention")
+    assert resolved.model.vocab_size == 256 and resolved.model.causal
+    for name in resolved.model.pattern:
+        assert set(resolved.raw["model"]["mixer"][name]) == set(mixers.defaults(name))
+    assert set(resolved.raw["task"]) - {"name"} <= set(tasks.defaults("language_model"))
+    for part in ("model", "optimizer", "train"):
+        fields = set(type(getattr(resolved, part)).__dataclass_fields__) - {"vocab_size", "targets", "causal"}
+        assert set(resolved.raw[part]) == fields
+    assert resolve(resolved.raw).model == resolved.model
+
+
+def test_placeholders_are_typed(config):
+    """A hyperparameter whose default is None can be set from a flag, with its type checked."""
+    config.lock()
+    config.model.mixer.mamba.dt_rank = 3
+    with pytest.raises(TypeError):
+        config.model.mixer.mamba.dt_rank = "three"
+
+
+def test_locked_typo_suggests(config):
+    """A flag that does not exist names the one that does."""
+    config.lock()
+    with pytest.raises(AttributeError, match="width"):
+        config.model.widht = 3
+
+
+@pytest.mark.parametrize(
+    "path,value,message",
+    [
+        ("model.widht", 3, "nobody reads config.model.widht; did you mean width"),
+        ("optimizer.learning_rat", 1.0, "did you mean learning_rate"),
+        ("extra", 1, "nobody reads config.extra"),
+        ("mesh.dta", 1, "did you mean data"),
+        ("task.name", "language_modle", "language_model"),
+        ("task.corpus", "file:/nowhere/text.txt", "/nowhere/text.txt"),
+        ("task.lenght", 4, "length"),
+        ("train.compute_dtype", "float16", "float32, bfloat16"),
+        ("train.accumulation", 3, "not divisible"),
+        ("optimizer.schedule", "cosin", "cosine"),
+        ("model.mixer.mamba.sate", 4, None),
+    ],
+)
+def test_bad_values(config, path, value, message):
+    """One clear error each, before anything is built or written."""
+    *parents, last = path.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    with node.unlocked():
+        node[last] = value
+    if message is None:  # a mixer's own keys are checked by its constructor
+        from training.loop import build
+
+        with pytest.raises(ValueError, match="did you mean 'state'"):
+            build(resolve(config))
+    else:
+        with pytest.raises(ValueError, match=message):
+            resolve(config)
+
+
+@pytest.mark.parametrize("arg,message", [("mixr=mamba", "mixer"), ("mixer=mambo", "mamba"), ("size=tiny", "small")])
+def test_bad_arguments(arg, message):
+    """The config file's argument is checked like any flag."""
+    with pytest.raises(ValueError, match=message):
+        importlib.import_module("configs.lm").get_config(arg)
+
+
+@pytest.mark.parametrize("name", mixers.names())
+def test_every_mixer_has_a_config(name):
+    """configs/lm.py takes any causal mixer without being told about it."""
+    if mixers.find(name).causal:
+        config = importlib.import_module("configs.lm").get_config(f"mixer={name}")
+        assert config.model.pattern == (name,)

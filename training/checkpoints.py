@@ -1,0 +1,362 @@
+"""Checkpoints of a run: written in the background, checked when read, independent of the mesh.
+
+`<directory>/<step>/state` holds the training state and `<directory>/<step>/metadata` a JSON record of what was saved:
+the caller's metadata, the metric, and the type and checksum of every leaf. A checkpoint counts only if all of it is
+there and unchanged. A step that does not is reported and kept aside as `<step>.damaged`; nothing is deleted but
+checkpoints that newer intact saves have made superfluous and the leftovers of saves that were interrupted.
+
+Orbax is used here and nowhere else.
+"""
+
+import contextlib
+import gc
+import io
+import itertools
+import json
+import math
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from training.checksums import checksums, named_leaves
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, found or read; the message is one sentence for the user."""
+
+
+class _Damaged(Exception):
+    """A checkpoint is incomplete or not what was written; the message says in what."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held."""
+
+    state: Any
+    metadata: dict
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    All processes of a run call all methods together. No method creates or changes anything on disk except `save` and
+    `restore` without a step.
+
+    Args:
+      directory: where the checkpoints are or will be; made by the first save.
+      keep: how many of the newest checkpoints to keep. With one, damage to it leaves nothing to go back to.
+      keep_best: whether to keep the checkpoint with the best metric as well.
+      best_mode: "min" or "max", which metric is best.
+
+    Raises:
+      ValueError: if `keep` or `best_mode` is not one of the above.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 2, keep_best: bool = True, best_mode: str = "min"):
+        if keep < 1:
+            raise ValueError(f"keep={keep}: at least the newest checkpoint must be kept")
+        if best_mode not in ("min", "max"):
+            raise ValueError(f"best_mode={best_mode!r}: choose 'min' or 'max'")
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._keep_best = keep_best
+        self._sign = 1 if best_mode == "min" else -1
+        self._metrics: dict[int, float | None] = {}
+        self._manager: ocp.CheckpointManager | None = None
+
+    def steps(self) -> list[int]:
+        """The steps that have a finished checkpoint, in order. Damaged ones are among them until they are read."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+    def best_step(self) -> int | None:
+        """The step with the best metric, the later one of equals; None if no checkpoint has a metric."""
+        return self._best(self.steps())
+
+    def save(self, step: int, state: Any, metadata: dict, metric: float | None = None) -> None:
+        """Starts to write a checkpoint; returns when `state` may be donated or changed.
+
+        The write is finished by `wait`, `close` or the next save. Saving a step again with the same state does nothing.
+
+        Args:
+          step: the number of steps that led to `state`.
+          state: a pytree of `jax.Array`s of any dtype, typed random keys included. `restore_params` needs it to be a
+            dict with the key "params".
+          metadata: what else to keep, as JSON holds it.
+          metric: what the best checkpoint is chosen by; what is not finite is never best.
+
+        Raises:
+          CheckpointError: if the step exists with another state, or this or the previous write failed.
+        """
+        self.wait()
+        record = {
+            "step": step,
+            "metric": float(metric) if metric is not None and math.isfinite(metric) else None,
+            "metadata": metadata,
+            "leaves": {
+                path: {"type": type_, "checksum": checksum}
+                for (path, type_), checksum in zip(_types(state).items(), checksums(state).values(), strict=True)
+            },
+        }
+        record = json.loads(json.dumps(record))  # as it will be read: text keys, lists for tuples
+        if step in self.steps():
+            try:
+                if self._record(step)["leaves"] == record["leaves"]:
+                    return
+            except _Damaged as damage:
+                self._set_aside(step, str(damage))
+            else:
+                raise CheckpointError(
+                    f"checkpoint {step} in {self.directory} holds another state: move it away or use a new workdir"
+                )
+        self._metrics[step] = record["metric"]
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state),
+            metadata=ocp.args.JsonSave({"record": record, "crc32": _seal(record)}),
+        )
+        with _writing(self.directory):
+            if self._manager is None:
+                options = ocp.CheckpointManagerOptions(
+                    preservation_policy=_NewestAndBest(self._keep, self._best if self._keep_best else lambda _: None),
+                    lightweight_initialize=True,  # orbax's own reading of old steps fails where they are damaged
+                    cleanup_tmp_directories=True,
+                )
+                self._manager = ocp.CheckpointManager(self.directory, options=options)
+            self._manager.save(step, args=items, force=True)
+
+    def wait(self) -> None:
+        """Returns when the checkpoint being written, if any, is on disk. Raises CheckpointError if that failed."""
+        if self._manager is not None:
+            with _writing(self.directory):
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits for the last write and frees the threads."""
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> Restored:
+        """Reads a whole state.
+
+        Args:
+          abstract_state: the tree that was saved, of `jax.ShapeDtypeStruct`s with the shardings to restore to.
+          step: which checkpoint. None is the newest intact one; newer ones that are damaged are then reported, one
+            line each, and renamed to `<step>.damaged`, so that the run can save these steps again.
+
+        Raises:
+          CheckpointError: if there is no intact checkpoint, or it is of another model.
+          ValueError: if a leaf of `abstract_state` has no sharding.
+        """
+        self.wait()
+        if step is not None:
+            return self._read_step(step, abstract_state)
+        restored, damaged = self._read_newest(abstract_state)
+        for bad, reason in damaged.items():
+            self._set_aside(bad, f"{reason}; going on from checkpoint {restored.step}")
+        return restored
+
+    def restore_params(self, abstract_params: Any, step: int | str = "latest") -> Restored:
+        """Reads only `state["params"]`, and changes nothing on disk.
+
+        Args:
+          abstract_params: the tree that was saved under "params", as for `restore`.
+          step: a step, "best", or "latest", which is the newest checkpoint whose parameters are intact.
+
+        Returns:
+          The parameters (as `state`), the metadata and the step.
+
+        Raises:
+          CheckpointError, ValueError: as for `restore`; also if no checkpoint has a metric to be best by.
+        """
+        self.wait()
+        if step == "latest":
+            restored, damaged = self._read_newest({"params": abstract_params}, prefix="params/")
+            for bad, reason in damaged.items():
+                _say(f"checkpoint {bad} is damaged ({reason}); using checkpoint {restored.step}")
+        else:
+            if step == "best" and (step := self.best_step()) is None:
+                raise CheckpointError(f"no checkpoint in {self.directory} has a metric to be the best by")
+            restored = self._read_step(step, {"params": abstract_params}, prefix="params/")
+        return restored._replace(state=restored.state["params"])
+
+    def _best(self, steps: Sequence[int]) -> int | None:
+        for step in steps:
+            if step not in self._metrics:
+                try:
+                    self._metrics[step] = self._record(step)["metric"]
+                except _Damaged:
+                    self._metrics[step] = None
+        ranked = [step for step in steps if self._metrics[step] is not None]
+        return min(ranked, key=lambda s: (self._sign * self._metrics[s], -s), default=None)
+
+    def _record(self, step: int) -> dict:
+        """The metadata record of a step."""
+        try:
+            sealed = ocp.JsonCheckpointHandler().restore(self.directory / str(step) / "metadata")
+            record, seal = sealed["record"], sealed["crc32"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise _Damaged("no readable metadata: incomplete, or written by another program") from None
+        if _seal(record) != seal:
+            raise _Damaged("its metadata has changed since it was written")
+        return record
+
+    def _read_newest(self, abstract: Any, prefix: str = "") -> tuple[Restored, dict[int, str]]:
+        """Reads the newest intact checkpoint; also returns the newer ones and what is wrong with them."""
+        damaged = {}
+        for step in reversed(self.steps()):
+            try:
+                return self._read(step, abstract, prefix), damaged
+            except _Damaged as damage:
+                damaged[step] = str(damage)
+        if not damaged:
+            raise CheckpointError(f"there are no checkpoints in {self.directory}")
+        found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        raise CheckpointError(f"there is no intact checkpoint in {self.directory} ({found})")
+
+    def _read_step(self, step: int, abstract: Any, prefix: str = "") -> Restored:
+        if step not in (steps := self.steps()):
+            raise CheckpointError(f"there is no checkpoint {step} in {self.directory}; there are {steps or 'none'}")
+        try:
+            return self._read(step, abstract, prefix)
+        except _Damaged as damage:
+            raise CheckpointError(f"checkpoint {step} in {self.directory} is damaged: {damage}") from damage
+
+    def _read(self, step: int, abstract: Any, prefix: str) -> Restored:
+        """Reads and checks one checkpoint, or those of its leaves whose path begins with `prefix`."""
+        types = _types(abstract)
+        for path, leaf in named_leaves(abstract).items():
+            if leaf.sharding is None:
+                raise ValueError(f"abstract leaf {path} has no sharding: give jax.ShapeDtypeStruct(..., sharding=...)")
+        damage = None
+        try:
+            record = self._record(step)
+            saved = {path: leaf for path, leaf in record["leaves"].items() if path.startswith(prefix)}
+            self._check_model(step, {path: leaf["type"] for path, leaf in saved.items()}, types)
+            state = self._read_arrays(step, abstract, partial=bool(prefix))
+        except _Damaged as error:
+            damage = error
+        # Checksums are a joint computation, so a process that cannot read must take the others back with it.
+        if not _everywhere(damage is None):
+            raise damage or _Damaged("another process cannot read it")
+        for path, checksum in checksums(state).items():
+            if checksum != saved[path]["checksum"]:
+                raise _Damaged(f"the bytes of {path} have changed since it was written")
+        return Restored(state, record["metadata"], step)
+
+    def _check_model(self, step: int, saved: dict[str, str], expected: dict[str, str]) -> None:
+        paths = [*expected, *(path for path in saved if path not in expected)]
+        differing = [path for path in paths if saved.get(path) != expected.get(path)]
+        if differing:
+            path = differing[0]
+            more = f" ({len(differing) - 1} other leaves differ too)" if len(differing) > 1 else ""
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} is of another model: {path} is "
+                f"{saved.get(path, 'absent')} in the checkpoint and {expected.get(path, 'absent')} in this model{more}"
+            )
+
+    def _read_arrays(self, step: int, abstract: Any, partial: bool) -> Any:
+        arguments = ocp.args.PyTreeRestore(
+            abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=partial,
+        )
+        try:
+            with _quiet_failure():
+                # The handler, not a checkpointer: its barriers would hang where only one process meets the damage.
+                return ocp.PyTreeCheckpointHandler().restore(self.directory / str(step) / "state", args=arguments)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # a full device says nothing about the checkpoint
+        except Exception as error:  # orbax raises bare Exceptions for truncated files
+            raise _Damaged(f"its arrays cannot be read: {_first_line(error)}") from None
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Renames a damaged checkpoint, so that it is no longer a step."""
+        source = self.directory / str(step)
+        if jax.process_index() == 0:
+            names = itertools.chain([f"{step}.damaged"], (f"{step}.damaged-{i}" for i in itertools.count(2)))
+            target = next(path for path in (self.directory / name for name in names) if not path.exists())
+            source.rename(target)
+            _say(f"checkpoint {step} is damaged, kept as {target.name} ({reason})")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+        self._metrics.pop(step, None)
+        if self._manager is not None:
+            self._manager.reload()
+
+
+class _NewestAndBest:
+    """Which checkpoints orbax may not delete."""
+
+    def __init__(self, keep: int, best: Callable[[Sequence[int]], int | None]):
+        self._keep = keep
+        self._best = best
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]  # the one just saved is the last
+        kept = {*steps[-self._keep :], self._best(steps)}
+        return [step in kept for step in steps]
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Turns what goes wrong in a write into a CheckpointError."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"cannot write a checkpoint to {directory}: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet_failure() -> Iterator[None]:
+    """Drops what is printed by orbax's reads that are still under way when another one fails: pages of tracebacks."""
+    printed, hook = io.StringIO(), sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        with contextlib.redirect_stderr(printed):
+            try:
+                yield
+            except Exception as error:
+                error.__traceback__ = None
+                gc.collect()
+                raise
+    finally:
+        sys.unraisablehook = hook
+    print(printed.getvalue(), end="", file=sys.stderr)
+
+
+def _types(tree: Any) -> dict[str, str]:
+    return {path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in named_leaves(tree).items()}
+
+
+def _seal(record: dict) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _everywhere(condition: bool) -> bool:
+    if jax.process_count() == 1:
+        return condition
+    return bool(multihost_utils.process_allgather(np.array(condition)).all())
+
+
+def _first_line(error: BaseException) -> str:
+    """The message without the pages after its first line, and without the middle of that where it is long."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 300 else f"{line[:120]} ... {line[-160:]}"
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)

@@ -1,0 +1,205 @@
+"""Metrics of a run: `metrics.jsonl` is the record, TensorBoard's event files beside it and the progress line are views.
+
+One line is one JSON object, {"step": 100, "split": "train", "loss": 2.5, ...}. JSON has no NaN and no infinity; they
+are the strings "NaN", "Infinity" and "-Infinity", which Python's and pandas' conversions to float understand.
+"""
+
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from training.run_directory import RunDirectory, write_atomically
+
+# Peak dense bfloat16 FLOP/s with float32 accumulation of one JAX device, by device kind; the vendors' figures, halved
+# where they are given with sparsity. TPU: docs.cloud.google.com/tpu/docs, the pages of the versions (a device is a
+# chip, but one of the two cores of a v3 or TPU7x). NVIDIA: data sheets of A100, A10, H100, H200, L4, L40S, HGX B200
+# and GB200 NVL72, white papers of GA102 (A40, RTX 3090, RTX A6000) and Ada (RTX 4090). AMD: data sheet of MI300X.
+_PEAKS = {
+    "TPU v3": 123e12 / 2,
+    "TPU v4": 275e12,
+    "TPU v5 lite|TPU v5e": 197e12,
+    "TPU v5|TPU v5p": 459e12,
+    "TPU v6 lite|TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,
+    "NVIDIA A100[ -].*": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL|NVIDIA H200 NVL": 835e12,
+    "NVIDIA H100( .*)?|NVIDIA H200( .*)?|NVIDIA GH200( .*)?": 989e12,
+    "NVIDIA B200( .*)?": 2250e12,
+    "NVIDIA GB200( .*)?": 2500e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A40": 149.7e12,
+    "NVIDIA RTX A6000": 154.8e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "AMD Instinct MI300X( .*)?": 1307.4e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Peak dense bfloat16 FLOP/s of a device; None for one whose figure is not known, or a slice of one (MIG)."""
+    kind = device.device_kind
+    if "MIG" in kind:
+        return None
+    return next((peak for pattern, peak in _PEAKS.items() if re.fullmatch(pattern, kind)), None)
+
+
+class MetricWriter:
+    """Writes the metrics of a run; a no-op in all processes but the first.
+
+    Args:
+      workdir: the run directory.
+      resume_step: the step that the run goes on from. What was recorded of later steps is dropped, since it is about
+        to be computed again.
+    """
+
+    def __init__(self, workdir: str | Path, *, resume_step: int = 0):
+        self._file = None
+        if jax.process_index() != 0:
+            return
+        run = RunDirectory(Path(workdir))
+        kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step]
+        write_atomically(run.metrics, "".join(_encode(line) for line in kept))
+        self._earlier = {(line["split"], line["step"]) for line in kept}
+        self._written = set()
+        self._file = run.metrics.open("a")
+        self._events = SummaryWriter(str(run.root), purge_step=resume_step + 1 if kept else None)
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Records numbers of one step of one split ("train", "validation", ...).
+
+        What an earlier launch recorded stays as it is: a step is recorded once.
+
+        Args:
+          values: numbers or scalar arrays by name.
+
+        Raises:
+          ValueError: if a value is not one number, a name is "step" or "split", or this split of this step has been
+            recorded by this launch.
+        """
+        if self._file is None or (split, step) in self._earlier:
+            return
+        if (split, step) in self._written:
+            raise ValueError(f"step {step} of {split} is recorded already: write all its values at once")
+        if clash := {"step", "split"} & set(values):
+            raise ValueError(f"a metric cannot be named {clash.pop()!r}")
+        values = {name: _number(name, value) for name, value in values.items()}
+        self._written.add((split, step))
+        self._file.write(_encode({"step": int(step), "split": split} | values))
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """The recorded metrics of a run in order. A line that a crash has cut is reported and left out."""
+    path = RunDirectory(Path(workdir)).metrics
+    lines = []
+    for number, text in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], start=1):
+        line = _decode(text)
+        if line is None:
+            print(f"{path}, line {number} is no metrics: ignored", file=sys.stderr)
+        else:
+            lines.append(line)
+    return lines
+
+
+class Progress:
+    """Speed of a run, and the line that tells of it.
+
+    Args:
+      steps: the step that the run ends with.
+      tokens_per_step: over all devices.
+      flops_per_step: of the model (forward and backward, without recomputation), over all devices; None if not known.
+      peak: peak FLOP/s of all devices together; None if not known. Without both there is no MFU.
+      clock: time in seconds.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        tokens_per_step: int,
+        *,
+        flops_per_step: float | None = None,
+        peak: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._steps = steps
+        self._tokens = tokens_per_step
+        self._utilisation = flops_per_step / peak if flops_per_step and peak else None
+        self._clock = clock
+        self._seconds = None
+        self._since = None
+
+    def start(self, step: int) -> None:
+        """Measures from here: to be called after the first step, which compiles, and after evaluations."""
+        self._since = step, self._clock()
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Tokens per second and, if known, model FLOPs utilisation since the last call or `start`; {} at first."""
+        now = self._clock()
+        since, self._since = self._since, (step, now)
+        if since is None or step <= since[0] or now <= since[1]:
+            return {}
+        self._seconds = (now - since[1]) / (step - since[0])
+        rates = {"tokens_per_second": self._tokens / self._seconds}
+        if self._utilisation is not None:
+            rates["mfu"] = self._utilisation / self._seconds
+        return rates
+
+    def line(self, step: int, values: Mapping[str, float]) -> str:
+        """One line with those of loss, bits per byte, speed and MFU that are in `values`, and the time left."""
+        forms = {
+            "loss": "loss {:.4f}",
+            "bits_per_byte": "bits/byte {:.4f}",
+            "tokens_per_second": "{:,.0f} tokens/s",
+            "mfu": "MFU {:.1%}",
+        }
+        parts = [f"step {step:>{len(str(self._steps))}}/{self._steps}"]
+        parts += [form.format(float(values[name])) for name, form in forms.items() if name in values]
+        if self._seconds is not None:
+            minutes, seconds = divmod(round((self._steps - step) * self._seconds), 60)
+            parts.append(f"ETA {minutes // 60}:{minutes % 60:02}:{seconds:02}")
+        return "  ".join(parts)
+
+
+def _number(name: str, value: Any) -> int | float:
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind in "OSU":
+        raise ValueError(f"metric {name} must be one number, got {value!r}")
+    return int(array) if array.dtype.kind in "biu" else float(array)
+
+
+def _encode(line: Mapping[str, Any]) -> str:
+    names = {math.inf: "Infinity", -math.inf: "-Infinity"}
+    safe = {
+        key: names.get(value, "NaN") if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in line.items()
+    }
+    return json.dumps(safe, allow_nan=False) + "\n"
+
+
+def _decode(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(line, dict) or not {"step", "split"} <= set(line):
+        return None
+    return {key: float(value) if isinstance(value, str) and key != "split" else value for key, value in line.items()}

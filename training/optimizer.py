@@ -1,0 +1,208 @@
+"""Optimisers and learning-rate schedules.
+
+What differs between parameters (whether one decays, its learning-rate group) is read from the facts that each parameter
+carries; there is no list of names and no pattern here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+from optax import contrib
+
+from training.sharding import nearest
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
+SCHEDULES = ("cosine", "linear", "rsqrt", "wsd", "constant")
+
+_BELOW_ONE = 1 - 1e-7  # an average that never forgets has no bias correction
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimiser.
+
+    Attributes:
+      name: "adamw" (arXiv 1711.05101), "adam" (1412.6980), "sgd" with heavy-ball momentum, "lion" (2302.06675) or
+        "muon" (momentum orthogonalised by Newton-Schulz, with the update size of 2502.16982; AdamW for what is no
+        matrix).
+      learning_rate: peak.
+      schedule: what follows the warm-up: "cosine", "linear", "rsqrt", "wsd" (stable, then a linear decay; 2405.18392)
+        or "constant". See `schedule`.
+      warmup_steps: updates until the peak is reached, linearly.
+      decay_fraction: share of all steps that the decay of "wsd" takes.
+      final_fraction: learning rate of the last update over the peak; a floor for "rsqrt", nothing for "constant".
+      weight_decay: applied to the parameters that say `decay`. Decoupled and multiplied by the learning rate for adamw,
+        lion and muon; added to the gradient (L2 penalty) for adam and sgd.
+      b1: momentum of every optimiser (0.95 is usual for muon).
+      b2: second moment of adam, adamw and muon's AdamW; the slow average of lion.
+      eps: added to the denominator of Adam.
+      clip_norm: gradients of a larger global norm are scaled down to it; 0 for no clipping.
+      group_scale: learning-rate multiplier of each group that parameters name. "default" is 1 if left out.
+
+    Raises:
+      ValueError: for an unknown name or a value out of range.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    final_fraction: float = 0.1
+    weight_decay: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    group_scale: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"ssm": 1.0})
+
+    def __post_init__(self):
+        object.__setattr__(self, "group_scale", {"default": 1.0, **self.group_scale})
+        for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
+            value = getattr(self, field)
+            if value not in known:
+                raise ValueError(f"there is no optimizer.{field} {value!r}; {nearest(value, known)}")
+        ranges = {
+            "learning_rate": (0, math.inf),
+            "warmup_steps": (0, math.inf),
+            "decay_fraction": (0, 1),
+            "final_fraction": (0, 1),
+            "weight_decay": (0, math.inf),
+            "b1": (0, _BELOW_ONE),
+            "b2": (0, _BELOW_ONE),
+            "eps": (0, math.inf),
+            "clip_norm": (0, math.inf),
+        }
+        for field, (low, high) in ranges.items():
+            value = getattr(self, field)
+            if not low <= value <= high:
+                raise ValueError(f"optimizer.{field} must be from {low} to {high}, got {value}")
+
+
+class Optimizer(NamedTuple):
+    """An optax transformation (`init`, `update`) and the learning rate of its n-th update, n counted from 0."""
+
+    init: Callable[[PyTree], PyTree]
+    update: Callable[..., tuple[PyTree, PyTree]]
+    learning_rate: optax.Schedule
+
+
+def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the number of updates already made.
+
+    With s = count + 1, so that the first update moves and the last one, s = total, has the final value; W =
+    warmup_steps, f = final_fraction, p = (s - W) / (total - W):
+
+        warm-up    s / W                                            while s <= W
+        cosine     f + (1 - f) (1 + cos(pi p)) / 2
+        linear     f + (1 - f) (1 - p)
+        rsqrt      max(f, sqrt(max(W, 1) / s))
+        wsd        1, then f + (1 - f) (total - s) / D in the last   D = decay_fraction * total
+        constant   1
+
+    all times `learning_rate`; constant at the last value for s > total.
+
+    Raises:
+      ValueError: if the warm-up (and the decay of wsd) takes longer than `total_steps`.
+    """
+    warmup, final, total = config.warmup_steps, config.final_fraction, total_steps
+    decay = config.decay_fraction * total if config.schedule == "wsd" else 0
+    if warmup + decay > total:
+        raise ValueError(
+            f"optimizer.warmup_steps={warmup}{f' and a decay of {decay:g} steps' if decay else ''} do not fit into "
+            f"{total} steps of training; lower optimizer.warmup_steps{' or optimizer.decay_fraction' if decay else ''}"
+        )
+
+    def learning_rate(count):
+        s = jnp.minimum(jnp.asarray(count, jnp.float32) + 1, total)
+        progress = jnp.clip((s - warmup) / max(total - warmup, 1), 0, 1)
+        shape = {
+            "cosine": lambda: final + (1 - final) * (1 + jnp.cos(jnp.pi * progress)) / 2,
+            "linear": lambda: final + (1 - final) * (1 - progress),
+            "rsqrt": lambda: jnp.maximum(final, jnp.sqrt(max(warmup, 1) / s)),
+            "wsd": lambda: final + (1 - final) * jnp.clip((total - s) / max(decay, 1), 0, 1),
+            "constant": lambda: jnp.ones_like(s),
+        }[config.schedule]()
+        warm = jnp.minimum(s / max(warmup, 1), 1)
+        return config.learning_rate * jnp.where(s <= warmup, warm, shape)
+
+    return learning_rate
+
+
+def build(config: OptimizerConfig, total_steps: int, metadata: PyTree) -> Optimizer:
+    """Builds the optimiser of a model.
+
+    Args:
+      config: the choice.
+      total_steps: steps of training, for the schedule.
+      metadata: a `training.state.Metadata` for each parameter, in the tree of the parameters.
+
+    Raises:
+      ValueError: if a parameter is in a group that `group_scale` does not have.
+    """
+    for path, facts in jax.tree_util.tree_leaves_with_path(metadata):
+        if facts.group not in config.group_scale:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"parameter {name} is in learning-rate group {facts.group!r}, which optimizer.group_scale lacks; add "
+                f"it there with its multiplier, or {nearest(facts.group, tuple(config.group_scale))}"
+            )
+    learning_rate = schedule(config, total_steps)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=jax.tree.map(lambda m: m.decay, metadata))
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    rule = {
+        "adamw": lambda: (adam, decay),
+        "adam": lambda: (decay, adam),
+        "sgd": lambda: (decay, optax.trace(decay=config.b1)),
+        "lion": lambda: (optax.scale_by_lion(b1=config.b1, b2=config.b2), decay),
+        "muon": lambda: (*_muon(config, adam, metadata), decay),
+    }[config.name]()
+    clip = (optax.clip_by_global_norm(config.clip_norm),) if config.clip_norm else ()
+    scale = _scale(lambda facts: config.group_scale[facts.group], metadata)
+    transform = optax.chain(*clip, *rule, scale, optax.scale_by_learning_rate(learning_rate))
+    return Optimizer(transform.init, transform.update, learning_rate)
+
+
+def _scale(factor: Callable[[Any], float], metadata: PyTree) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, facts: u * factor(facts), updates, metadata))
+
+
+def _muon(config: OptimizerConfig, adam: optax.GradientTransformation, metadata: PyTree):
+    """Muon for matrices, Adam for the rest; their updates are of similar size and share one learning rate."""
+    matrices = jax.tree.map(_matrix, metadata)
+    is_matrix = jax.tree.map(lambda m: not isinstance(m, optax.MaskedNode), matrices, is_leaf=_is_matrix_leaf)
+    muon = contrib.scale_by_muon(beta=config.b1, weight_dimension_numbers=matrices)
+    resize = optax.stateless(lambda updates, _: jax.tree.map(_resize, updates, matrices))
+    return (
+        optax.masked(optax.chain(muon, resize), is_matrix),
+        optax.masked(adam, jax.tree.map(lambda m: not m, is_matrix)),
+    )
+
+
+def _is_matrix_leaf(x) -> bool:
+    return isinstance(x, contrib.MuonDimensionNumbers | optax.MaskedNode)
+
+
+def _matrix(facts) -> contrib.MuonDimensionNumbers | optax.MaskedNode:
+    """How a parameter is a matrix between the residual stream ("embed") and the inside of a layer, if it is one.
+
+    Embeddings and heads ("vocab"), vectors, filters and whatever does not decay or has its own learning rate are none.
+    The dimensions are counted from the end, so that stacked layers are a batch of matrices.
+    """
+    axes = facts.axes
+    inside = [axis for axis in axes if axis not in ("embed", None)]
+    if not facts.decay or facts.group != "default" or axes.count("embed") != 1 or not inside or "vocab" in axes:
+        return optax.MaskedNode()
+    embed = axes.index("embed") - len(axes)
+    return contrib.MuonDimensionNumbers((embed,), tuple(i for i in range(-len(axes), 0) if i != embed))
+
+
+def _resize(update: jax.Array, matrix: contrib.MuonDimensionNumbers) -> jax.Array:
+    rows, columns = (math.prod(update.shape[i] for i in side) for side in (matrix.reduction_axis, matrix.output_axis))
+    return 0.2 * math.sqrt(max(rows, columns)) * update

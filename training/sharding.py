@@ -1,0 +1,133 @@
+"""The device mesh, and which of its axes each logical axis is split over.
+
+Parameters and activations carry logical axis names where they are made. `RULES` is the one place that says what the
+names mean on a mesh; `jit` does the rest. All axes are of the type Auto: the compiler places every intermediate array.
+"""
+
+import contextlib
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from models import partitioning
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+# logical axis -> the mesh axes that its size is divided by, in this order
+RULES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": ("sequence",),
+    "activation": (),  # the residual stream: whole on every device that holds its rows
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "state": (),
+}
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes the mesh of axes `data, fsdp, tensor, sequence`.
+
+    Args:
+      sizes: size of each axis; 1 where it is left out, and -1 (at most once) for what fills the devices.
+      devices: all devices of all hosts by default.
+
+    Raises:
+      ValueError: for an unknown axis, a bad size, or sizes that do not fit the number of devices.
+    """
+    for axis in sizes:
+        if axis not in AXES:
+            raise ValueError(f"there is no mesh axis {axis!r}; {nearest(axis, AXES)}")
+    devices = jax.devices() if devices is None else list(devices)
+    shape = {axis: sizes.get(axis, 1) for axis in AXES}
+    text = ", ".join(f"mesh.{axis}={size}" for axis, size in shape.items())
+    filled = [axis for axis in AXES if shape[axis] == -1]
+    if len(filled) > 1 or any(size < 1 and size != -1 for size in shape.values()):
+        raise ValueError(f"sizes of the mesh are 1 or more, and one of them may be -1; got {text}")
+    known = math.prod(size for size in shape.values() if size != -1)
+    count = len(devices)
+    if filled and count % known == 0:
+        shape[filled[0]] = count // known
+    elif filled:
+        raise ValueError(
+            f"{text} does not fit {count} devices: the product of the given sizes, {known}, must divide {count}"
+        )
+    elif known != count:
+        raise ValueError(
+            f"{text} is a mesh of {known} devices, but there are {count}: set one size to -1 to use them all, or "
+            f"choose sizes whose product is {count}"
+        )
+    return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Splits the dimensions of an array by `RULES`.
+
+    A mesh axis is left out where its size does not divide the dimension, or where an earlier dimension uses it.
+
+    Args:
+      axes: logical name or None of each dimension.
+      shape: shape of the array; it may have more, leading dimensions (stacked layers), which are not split.
+      mesh: a mesh of `make_mesh`.
+
+    Raises:
+      ValueError: for an unknown name, or more names than dimensions.
+    """
+    stacked = len(shape) - len(axes)
+    if stacked < 0:
+        raise ValueError(f"an array of shape {tuple(shape)} has fewer dimensions than axis names {tuple(axes)}")
+    used: set[str] = set()
+    entries: list[str | tuple[str, ...] | None] = [None] * stacked
+    for axis, size in zip(axes, shape[stacked:], strict=True):
+        if axis is not None and axis not in RULES:
+            raise ValueError(f"there is no logical axis {axis!r}; {nearest(axis, tuple(RULES))}, or None")
+        entry = []
+        for mesh_axis in RULES[axis] if axis is not None else ():
+            ways = mesh.shape[mesh_axis]
+            if ways > 1 and mesh_axis not in used and size % ways == 0:
+                entry.append(mesh_axis)
+                used.add(mesh_axis)
+                size //= ways
+        entries.append(entry[0] if len(entry) == 1 else tuple(entry) or None)
+    return PartitionSpec(*entries)
+
+
+def sharding(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """`spec` on its mesh."""
+    return NamedSharding(mesh, spec(axes, shape, mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of every array of a batch: rows over `data` and `fsdp`, by whose product their number must divide."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """In how many parts `batch_sharding` splits the rows."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def constraints(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+    """Makes `models.partitioning.constrain` follow `RULES` on this mesh."""
+
+    def constrain(x, axes):
+        target = sharding(axes, x.shape, mesh)
+        return x if mesh.size == 1 else jax.lax.with_sharding_constraint(x, target)
+
+    return partitioning.constraints(constrain)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of an error message about an unknown name."""
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(known)}"

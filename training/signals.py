@@ -1,0 +1,51 @@
+"""Stopping at the end of a step when the machine is about to be taken away, or the user presses Ctrl-C."""
+
+import os
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class GracefulStop:
+    """Asks the training loop to save and stop when the process gets SIGTERM or SIGINT.
+
+        with GracefulStop() as stop:
+            for step in ...:
+                ...
+                if stop.requested(step):
+                    break
+
+    A second signal does what it would have done without this. Where processes are joined by `jax.distributed`, no
+    handler is installed: JAX's own, for SIGTERM, makes all processes agree on a step, and `requested` becomes true in
+    all of them after that step even if only one got the signal.
+    """
+
+    def __init__(self):
+        self._requested = False
+        self._old = {}
+
+    def __enter__(self) -> "GracefulStop":
+        if not jax.distributed.is_initialized():
+            self._old = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and stop now, after `step`. To be called by all processes after every step."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
+
+    def _request(self, number: int, frame) -> None:
+        del frame
+        if self._requested:
+            signal.signal(number, self._old[number])
+            signal.raise_signal(number)
+            return
+        self._requested = True
+        name = signal.Signals(number).name
+        os.write(2, f"{name}: stopping after this step; once more to stop at once\n".encode())  # print may be running

@@ -1,0 +1,158 @@
+"""One step of training, and one of evaluation.
+
+The loss is the weighted mean of the cross-entropy over all tokens of the batch: sum(w * xent) / sum(w), in float32,
+whatever the devices, the microbatches and the weights are.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Num, PyTree
+
+from training import sharding
+from training.state import Built, State, cast
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+SUMS = ("nats", "weight", "correct", "squared_log_z")
+
+
+def token_sums(
+    logits: Float[Array, "... V"], targets: Int[Array, "..."], weights: Num[Array, "..."]
+) -> dict[str, Float[Array, ""]]:
+    """Weighted sums over tokens, in float32.
+
+    Args:
+      logits: scores of the V classes.
+      targets: the right class; any number where the weight is 0.
+      weights: weight of each token.
+
+    Returns:
+      a dict with the keys `SUMS`: the cross-entropy, the weights, the weight of the tokens whose target has the highest
+      score (the first of equals), and the squared log-normaliser.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    if not logits.shape[:-1] == targets.shape == weights.shape:
+        raise ValueError(
+            f"targets {targets.shape} and weights {weights.shape} must have the logits' shape without classes, "
+            f"{logits.shape[:-1]}"
+        )
+    logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    # A sum over a comparison stays local where the classes are split over devices; a gather would collect them.
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    score = jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
+    per_token = (log_z - score, 1, jnp.argmax(logits, axis=-1) == targets, jnp.square(log_z))
+    return {name: jnp.sum(weights * value) for name, value in zip(SUMS, per_token, strict=True)}
+
+
+def make_train_step(
+    built: Built, *, accumulation: int = 1, z_loss: float = 0.0, compute_dtype="float32", dropout: bool = False
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """Makes the jitted step `(state, batch) -> (state, metrics)`; the state that is passed in is consumed.
+
+    The batch has "inputs" and "targets" [B, T] (or what the model takes, and the shape of its scores), "weights" of the
+    shape of the targets, and may have "segment_ids" and "positions" [B, T]. An update that would not be finite, or of a
+    batch without any weight, is not made: parameters and optimiser stay, `state["skipped"]` counts it, and the step
+    goes on.
+
+    Args:
+      built: the model, with an optimiser.
+      accumulation: number of microbatches whose gradients are summed; the loss stays that of the whole batch.
+      z_loss: weight of the squared log-normaliser (2204.02311, section 5); in the gradient, not in the metric "loss".
+      compute_dtype: of the parameters that the model sees (those without `keep_float32`).
+      dropout: whether to pass the model a `dropout_key`, a function of `state["key"]`, the step and the microbatch.
+
+    Returns:
+      The step. Its metrics are float32 scalars: "loss" (nats per token), "accuracy", "tokens" (sum of the weights),
+      "grad_norm" (before clipping), "param_norm", "learning_rate" (of this update), "skipped" (so far).
+
+    Raises:
+      ValueError: if there is no optimiser or `accumulation` is not positive; from the step, if rows cannot be divided.
+    """
+    optimizer = built.optimizer
+    if optimizer is None:
+        raise ValueError("the state was built without an optimizer; pass make_optimizer to training.state.build")
+    if accumulation < 1:
+        raise ValueError(f"accumulation must be 1 or more, got {accumulation}")
+
+    def loss(params, batch, total, key):
+        kwargs = {"dropout_key": key} if dropout else {}
+        sums = _sums(built, cast(params, built.metadata, compute_dtype), batch, **kwargs)
+        return (sums["nats"] + z_loss * sums["squared_log_z"]) / total, sums
+
+    def gradient(params, batch, total, key):
+        (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
+        return jax.lax.with_sharding_constraint(grads, built.shardings["params"]), sums
+
+    def accumulate(params, batch, total, key):
+        def add(carry, inputs):
+            microbatch, index = inputs
+            microbatch = jax.lax.with_sharding_constraint(microbatch, sharding.batch_sharding(built.mesh))
+            new = gradient(params, microbatch, total, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, carry, new), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params), dict.fromkeys(SUMS, jnp.zeros(()))
+        # Microbatch i takes every accumulation-th row, so that each device cuts its own rows and sends none.
+        split = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+        return jax.lax.scan(add, zeros, (split, jnp.arange(accumulation)))[0]
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        batch = _prepare(built, batch, accumulation)
+        weight = jnp.sum(batch["weights"].astype(jnp.float32))
+        key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
+        params = state["params"]
+        compute = gradient if accumulation == 1 else accumulate
+        grads, sums = compute(params, batch, jnp.where(weight > 0, weight, 1), key)
+        grad_norm = optax.tree.norm(grads)
+        update, opt = optimizer.update(grads, state["opt"], params)
+        made = (weight > 0) & jnp.isfinite(sums["nats"]) & jnp.isfinite(grad_norm)
+        new = {"params": optax.apply_updates(params, update), "opt": opt}
+        new = jax.tree.map(lambda a, b: jnp.where(made, a, b), new, {k: state[k] for k in new})
+        skipped = state["skipped"] + ~made
+        metrics = {
+            "loss": sums["nats"] / jnp.where(weight > 0, weight, 1),
+            "accuracy": sums["correct"] / jnp.where(weight > 0, weight, 1),
+            "tokens": weight,
+            "grad_norm": grad_norm,
+            "param_norm": optax.tree.norm(new["params"]),
+            "learning_rate": optimizer.learning_rate(state["step"] - state["skipped"]),
+            "skipped": skipped.astype(jnp.float32),
+        }
+        return {**new, "step": state["step"] + 1, "skipped": skipped, "key": state["key"]}, metrics
+
+    out = (built.shardings, sharding.replicated(built.mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def make_eval_step(built: Built, *, compute_dtype="float32") -> Callable[[PyTree, Batch], dict[str, Float[Array, ""]]]:
+    """Makes the jitted `(params, batch) -> sums` of `token_sums`, to be added over batches outside."""
+
+    def step(params, batch):
+        return _sums(built, cast(params, built.metadata, compute_dtype), _prepare(built, batch, 1))
+
+    return jax.jit(step, out_shardings=sharding.replicated(built.mesh))
+
+
+def _sums(built: Built, params: PyTree, batch: Batch, **kwargs) -> dict[str, Float[Array, ""]]:
+    logits, _ = built.apply(
+        params, batch["inputs"], segment_ids=batch.get("segment_ids"), positions=batch.get("positions"), **kwargs
+    )
+    # The backward pass keeps the logits and nothing else of their size.
+    return jax.checkpoint(token_sums)(logits, batch["targets"], batch["weights"])
+
+
+def _prepare(built: Built, batch: Batch, accumulation: int) -> dict[str, Array]:
+    rows, ways = len(batch["inputs"]), sharding.batch_ways(built.mesh)
+    if rows % (accumulation * ways):
+        raise ValueError(
+            f"a batch of {rows} rows cannot be divided by {accumulation} microbatches and mesh.data * mesh.fsdp = "
+            f"{ways}; make it a multiple of {accumulation * ways}"
+        )
+    keys = [key for key in ("inputs", "targets", "weights", "segment_ids", "positions") if key in batch]
+    return jax.lax.with_sharding_constraint({key: batch[key] for key in keys}, sharding.batch_sharding(built.mesh))
