@@ -100,8 +100,9 @@ def _check_divides(sharding: jax.sharding.Sharding, batch_size: int, length: int
     shards = [n // size for size in sharding.shard_shape((n, n))]
     for what, size, count in zip(("batch_size", "length"), (batch_size, length), shards, strict=True):
         if size % count:
-            near = max(size // count, 1) * count
-            raise ValueError(f"{what}={size} does not divide over the {count} shards of its axis; take {near}, say")
+            raise ValueError(
+                f"{what}={size} does not divide over the {count} parts that the mesh cuts it into; make it a multiple of {count}"
+            )
 
 
 def prefetch(loader: Loader, start_step: int = 0, depth: int = 2) -> Iterator[dict[str, Shaped[Array, "B ..."]]]:

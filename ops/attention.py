@@ -105,8 +105,7 @@ def attention(
     _check(q, k, v, activation, window, slopes, segment_ids, key_segment_ids, block_size)
     T, S, K = q.shape[1], k.shape[1], q.shape[3]
     form = _Form(activation, causal, window, K**-0.5 if scale is None else float(scale))
-    if key_segment_ids is None:
-        key_segment_ids = segment_ids
+    key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     q = zero_padding(q, segment_ids)
     k, v = zero_padding(k, key_segment_ids), zero_padding(v, key_segment_ids)
 
@@ -179,7 +178,7 @@ def _in_blocks(x, q_size, k_size):
     H, G = x.q.shape[2], x.k.shape[2]
     slopes, segment_ids, key_segment_ids = x.slopes, x.segment_ids, x.key_segment_ids
     if slopes is not None:
-        slopes = jnp.repeat(slopes.astype(jnp.promote_types(x.q.dtype, jnp.float32)), q_size).reshape(G, -1)
+        slopes = jnp.repeat(slopes.astype(_wide(*x[:3])), q_size).reshape(G, -1)
     if segment_ids is not None:
         per_head = jnp.broadcast_to(segment_ids[:, :, None], (*segment_ids.shape, H // G))
         segment_ids = _to_blocks(per_head, 1, q_size)
@@ -188,10 +187,14 @@ def _in_blocks(x, q_size, k_size):
     return _Inputs(q, k, v, slopes, segment_ids, key_segment_ids)
 
 
+def _wide(*arrays):
+    """The type of scores, statistics and sums."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
 def _dot(subscripts, a, b):
-    dtype = jnp.promote_types(a.dtype, b.dtype)
-    wide = jnp.promote_types(dtype, jnp.float32)
-    return jnp.einsum(subscripts, a, b, precision=dispatch.matmul_precision(dtype), preferred_element_type=wide)
+    precision = dispatch.matmul_precision(jnp.result_type(a, b))
+    return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=_wide(a, b))
 
 
 def _distance(form, start, size, count, cols):
@@ -219,7 +222,7 @@ def _visible(form, distance, real, segment_ids, key_segment_ids):
     return mask
 
 
-def _unnormalised(form, s, mask):
+def _weights(form, s, mask):
     return jnp.where(mask, _UNNORMALISED[form.activation](s), 0.0)
 
 
@@ -237,7 +240,7 @@ def _by_queries(form, size, x, query_offset):
         s = _scores(form, _Inputs(q, k, v, blocks.slopes, None, None), distance)
         mask = _visible(form, distance, cols < S, segment_ids, key_segment_ids)
         if form.activation != "softmax":
-            return _dot("bgij,bgjv->bgiv", _unnormalised(form, s, mask).astype(v.dtype), v)
+            return _dot("bgij,bgjv->bgiv", _weights(form, s, mask).astype(v.dtype), v)
         s = jnp.where(mask, s, _MASKED)
         p = jnp.exp(s - jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=_FLOOR)))
         total = jnp.sum(p, axis=-1, keepdims=True)
@@ -248,7 +251,7 @@ def _by_queries(form, size, x, query_offset):
     if len(starts) == 1:
         y = one(jax.tree.map(lambda x: x[0], queries))[None]
     else:
-        y = jax.lax.map(jax.checkpoint(one), queries)
+        y = jax.lax.map(jax.checkpoint(one, prevent_cse=False), queries)
     return _from_blocks(y, (B, T, H, V), G).astype(x.v.dtype)
 
 
@@ -295,7 +298,7 @@ def _blockwise(form, offset, sizes, x):
 def _blockwise_forward(form, offset, sizes, x):
     (B, T, H, _), (S, G, V) = x.q.shape, x.v.shape[1:]
     blocks = _in_blocks(x, *sizes)
-    rows, dtype = blocks.q.shape[:4], jnp.promote_types(x.q.dtype, jnp.float32)
+    rows, dtype = blocks.q.shape[:4], _wide(*x[:3])
 
     def add_softmax(carry, pair):
         i, j = pair
@@ -311,7 +314,7 @@ def _blockwise_forward(form, offset, sizes, x):
     def add_unnormalised(y, pair):
         i, j = pair
         x, s, mask, _ = _tile(form, offset, sizes, S, blocks, i, j)
-        p = _unnormalised(form, s, mask).astype(x.v.dtype)
+        p = _weights(form, s, mask).astype(x.v.dtype)
         return _put(y, _at(y, i) + _dot("bgij,bgjv->bgiv", p, x.v), i), None
 
     pairs = tuple(_schedule(form, offset, sizes, T, S).T)
@@ -332,7 +335,7 @@ def _blockwise_backward(form, offset, sizes, saved, dy):
     inputs, y, top, total = saved
     (_, T, H, _), (S, G) = inputs.q.shape, inputs.k.shape[1:3]
     blocks, grads = _in_blocks(inputs, *sizes), _to_blocks(dy, G, sizes[0])
-    dtype = jnp.promote_types(inputs.q.dtype, jnp.float32)
+    dtype = _wide(*inputs[:3])
     if form.activation == "softmax":
         mean = _to_blocks(jnp.sum(y.astype(dtype) * dy.astype(dtype), axis=-1), G, sizes[0])
 
@@ -346,7 +349,7 @@ def _blockwise_backward(form, offset, sizes, saved, dy):
             p = jnp.exp(jnp.where(mask, s, _MASKED) - _at(top, i)[..., None]) / _at(total, i)[..., None]
             ds = p * (dp - _at(mean, i)[..., None])
         else:
-            p, pull_back = jax.vjp(lambda s: _unnormalised(form, s, mask), s)
+            p, pull_back = jax.vjp(lambda s: _weights(form, s, mask), s)
             (ds,) = pull_back(dp)
         if dslopes is not None:
             dslopes -= jnp.sum(ds * distance, axis=(0, -1))
@@ -359,10 +362,8 @@ def _blockwise_backward(form, offset, sizes, saved, dy):
     pairs = tuple(_schedule(form, offset, sizes, T, S).T)
     zeros = jax.tree.map(lambda b: jnp.zeros(b.shape, dtype), (blocks.q, blocks.k, blocks.v, blocks.slopes))
     (dq, dk, dv, dslopes), _ = jax.lax.scan(add, zeros, pairs)
-    dq, dk, dv = (
-        _from_blocks(d, x.shape, G).astype(x.dtype)
-        for d, x in ((form.scale * dq, inputs.q), (form.scale * dk, inputs.k), (dv, inputs.v))
-    )
+    totals = (form.scale * dq, form.scale * dk, dv)
+    dq, dk, dv = (_from_blocks(d, x.shape, G).astype(x.dtype) for d, x in zip(totals, inputs[:3], strict=True))
     if dslopes is not None:
         dslopes = jnp.sum(dslopes.reshape(H, -1), axis=1).astype(inputs.slopes.dtype)
     return (_Inputs(dq, dk, dv, dslopes, None, None),)

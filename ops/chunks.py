@@ -1,8 +1,8 @@
 """What the chunked forms of the decayed recurrences share.
 
-A sequence [B, T, H, ...] is cut into N chunks of C tokens, [N, B, H, C, ...]. G is the cumulative sum of the log-decays
-from the start of a chunk, its own token included: [N, B, H, C, K], or [N, B, H, C, 1] where the channels of a head share
-one decay. Leading axes may be 1 where a decay does not depend on the batch or the head.
+A sequence [B, T, H, ...] is cut into N chunks of C tokens, [N, B, H, C, ...]. G is the cumulative sum of the
+log-decays from the start of a chunk, its own token included: [N, B, H, C, K], or [N, B, H, C, 1] where the channels of
+a head share one decay. Leading axes may be 1 where a decay does not depend on the batch or the head.
 
 Every exponent is a difference G_i - G_j with j <= i inside one chunk, so it is <= 0 and nothing overflows, however
 strong the decay. (exp(-G) alone overflows float32 after 64 steps of 1.4 nats.)
@@ -82,10 +82,15 @@ def boundary_decays(
 
 
 def dot(spec: str, a: Float[Array, "... I K"], b: Float[Array, "... K J"], precision=None) -> Float[Array, "... I J"]:
-    """Matrix product over broadcast leading axes; `spec` says which of the last two axes meet: "ik,kj->ij", "ki,kj->ij".
+    """Matrix product over broadcast leading axes.
 
     On a CPU the leading axes become one: XLA has no fast kernel for products with more (and aborts at rank 8).
     Elsewhere they stay apart, because merging a batch axis with a head axis loses the sharding of both.
+
+    Args:
+      spec: which of the last two axes meet, as in "ik,jk->ij" or "ki,kj->ij".
+      a, b: the factors.
+      precision: as in `jnp.einsum`.
     """
     left, right, out = spec.replace("->", ",").split(",")
     lead = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])

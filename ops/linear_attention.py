@@ -3,7 +3,8 @@
     S_t = Diag(exp g_t) S_{t-1} + k_t v_t^T          y_t = scale S_t^T q_t
     with a bonus u (RWKV-6):                         y_t = scale (S_{t-1} + Diag(u) k_t v_t^T)^T q_t
 
-Linear transformers (arXiv:2006.16236), RetNet (2307.08621), GLA (2312.06635), Mamba-2 (2405.21060), RWKV-6 (2404.05892).
+Linear transformers (arXiv:2006.16236), RetNet (2307.08621), GLA (2312.06635), Mamba-2 (2405.21060), RWKV-6
+(2404.05892). Decay per channel by recursive halving, see `chunks.decayed_scores`.
 
 The gradient of g. With D_t = dL/dS_t, dL/dg_t = <D_t, exp(g_t) S_{t-1}>, and this telescopes, per channel:
 
@@ -29,7 +30,7 @@ def linear_attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H V"],
-    log_decay: Float[Array, "..."] | None = None,
+    log_decay: Float[Array, "H"] | Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
     *,
     scale: float = 1.0,
     bonus: Float[Array, "H K"] | None = None,
@@ -47,15 +48,16 @@ def linear_attention(
       bonus: u. Given, the read sees the state before this step's decay and write, plus Diag(u) k_t v_t^T.
       initial_state: state before the first token; zeros if None. It belongs to the first token's segment.
       segment_ids: 0 is padding; the state restarts where the id changes.
-      implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own gradient: fastest on
-        a CPU for heads up to 64 x 64), "chunked" (matmuls over chunks of tokens) or "auto".
-      chunk_size: tokens per chunk of the chunked form; None for the default.
+      implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own gradient),
+        "chunked" (matmuls over chunks of tokens, own gradient), or "auto": sequential on a CPU for heads up to 64 x 64,
+        else chunked.
+      chunk_size: tokens per chunk of the chunked form, a power of two; None for the default.
 
     Returns:
       (y, final state). y has v's dtype; the state is float32, or float64 if an input is.
 
     Raises:
-      ValueError: if the shapes do not fit together or the implementation is unknown.
+      ValueError: if the shapes do not fit together, the implementation is unknown or chunk_size not a power of two.
     """
     _check(q, k, v, log_decay, bonus, initial_state, segment_ids)
     batch, length, heads, key_size = q.shape

@@ -45,6 +45,8 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         if "--traceback" in arguments:
             raise
         # An error in a config file comes as a whole traceback; its last line is what the file said.
-        text = str(error.args[0] if error.args else error).strip()
+        text = str(error).strip()
+        if isinstance(error, AttributeError):  # as ml_collections quotes it: a representation of a representation
+            text = text.replace("\\n", ": ").replace("\\'", "").strip("'\"")
         text = text.splitlines()[-1].strip().removeprefix("ValueError: ") if "Traceback" in text else text
         sys.exit(f"error: {text}")

@@ -343,6 +343,15 @@ def test_bfloat16():
         assert all(np.all(np.isfinite(np.asarray(x, np.float32))) for x in large)
 
 
+def test_types_may_differ():
+    q, k, v, dy = inputs(1, 9, 9, 2, 1, 4, 4)
+    half = jnp.asarray(v, jnp.bfloat16), jnp.asarray(dy, jnp.bfloat16)
+    f = functools.partial(attention, implementation="blockwise", block_size=8)
+    actual = jax.jit(functools.partial(with_gradients, f))(half[1], q, k, half[0])
+    assert [x.dtype for x in actual] == [jnp.bfloat16, jnp.float32, jnp.float32, jnp.bfloat16]
+    assert_close(actual, oracle(q, k, v, dy, mask_of(1, 9, 9))[:4], 2e-2)
+
+
 def test_float64():
     with jax.enable_x64(True):
         q, k, v, dy = inputs(2, 23, 23, 4, 2, 3, 5, dtype=np.float64)

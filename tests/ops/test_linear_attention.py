@@ -158,10 +158,10 @@ def test_all_chunks_at_once(decay, bonus, x64, monkeypatch):
     """What GPUs and TPUs run."""
     monkeypatch.setattr(module, "on_cpu", lambda: False)
     monkeypatch.setattr(chunks, "on_cpu", lambda: False)
-    run = jax.jit(with_gradients.__wrapped__, static_argnames=("forms",))
+    run = jax.jit(lambda *x: with_gradients.__wrapped__(("reference", "chunked"), *x))
     for kind in ("mild", "spikes"):
         inputs = example(decay, kind, bonus)
-        results = run(("reference", "chunked"), inputs, cotangents_like(inputs), SEGMENTS)
+        results = run(inputs, cotangents_like(inputs), SEGMENTS)
         assert_close(results["chunked"], results["reference"], 1e-12)
 
 
@@ -240,7 +240,7 @@ def test_float32_gradients_of_the_decay(decay):
         for form in ("sequential", "chunked"):
             gradients = results[form][1]
             error = {n: norm(np.asarray(gradients[n], np.float64) - exact[n]) for n in NAMES}
-            # Cumulative sums G of the chunked form are exact to eps |G|, which strong decays before a weak one make felt.
+            # The chunked form's cumulative sums G are exact to eps |G|: a weak decay after strong ones feels that.
             felt = kind == "spikes" and form == "chunked"
             for name in ("q", "k", "v", "bonus", "initial_state"):
                 assert error[name] <= (3e-5 if felt else 3e-6) * norm(exact[name]), (form, kind, name)

@@ -1,6 +1,7 @@
 """Checkpoints: what is read is bit for bit what was saved, on any mesh, or it is reported."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -326,16 +327,26 @@ def test_unwritable_directory(tmp_path):
         Checkpoints(tmp_path / "file" / "checkpoints").save(1, {"params": {"w": jnp.ones(2)}}, {})
 
 
-def test_failed_write(tmp_path):
-    directory = tmp_path / "checkpoints"
-    checkpoints = Checkpoints(directory)
-    checkpoints.save(1, {"params": {"w": jnp.ones(2)}}, {})
+def test_full_disk(tmp_path):
+    """A limit on the size of files stands in for it. The previous checkpoints stay, and later saves work."""
+    numbers = np.random.default_rng(0).integers(0, 2**31, 1 << 18, dtype=np.int32)
+    state = {"params": {"w": jnp.asarray(numbers)}}
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state, {})
     checkpoints.wait()
-    directory.rename(tmp_path / "gone")
-    directory.write_text("")
-    with pytest.raises(CheckpointError, match="cannot write a checkpoint to"):
-        checkpoints.save(2, {"params": {"w": jnp.ones(2)}}, {})
-        checkpoints.wait()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, old[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write a checkpoint to .*File too large"):
+            checkpoints.save(2, state, {})
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert checkpoints.steps() == [1]
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(2, state, {})
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
 
 
 def test_full_memory_is_no_damage(directory, monkeypatch):

@@ -34,7 +34,7 @@ def small(text, arg="mixer=gla", **train):
     config.model.update({"width": 16, "depth": 2 * len(config.model.pattern)})
     options = {"steps": 12, "batch_size": 8, "log_every": 1, "eval_every": 5, "checkpoint_every": 4, "eval_batches": 2}
     config.train.update(options | train)
-    config.optimizer.warmup_steps = 2
+    config.optimizer.update({"warmup_steps": 2, "learning_rate": 0.03})
     return config
 
 
@@ -104,6 +104,7 @@ def flags(text, workdir, **train):
         "--config.model.width=16",
         "--config.model.depth=2",
         "--config.optimizer.warmup_steps=2",
+        "--config.optimizer.learning_rate=0.03",
         *(f"--config.train.{key}={value}" for key, value in (options | train).items()),
     ]
 
