@@ -15,15 +15,12 @@ long or too much memory are not measured, and say so.
 
 import argparse
 import functools
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import peers
+from benchmarks.timing import Clock, Expectation, Program, environment, measure, settle_process
 from ops.attention import attention
 from ops.delta_rule import delta_rule
 from ops.linear_attention import linear_attention
@@ -40,17 +38,10 @@ from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.selective_scan import selective_scan
 from ops.state_space_scan import state_space_scan
 
-# Without these, glibc gives large temporaries back after every call, and the page faults of the next one can cost more
-# than the computation, to some implementations more than to others.
-_TUNABLES = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=17179869184"
-)
 _MODES = ("fwd", "fwdbwd")
 _IMPLEMENTATIONS = ("auto", "reference", "sequential", "chunked", "associative", "blockwise", "library")
-_MEMORY = 8 * 2**30  # bytes of temporaries above which a row is not run
-_SAMPLE = 0.02  # seconds: shorter calls are repeated to make up a sample
-_QUEUED = 20  # calls in a sample on a device, between two waits for it
-_PROBES = (128, 256)  # lengths from which the time of a torch peer is extrapolated before it runs at a longer one
+_PROBES = (128, 256)  # lengths at which a torch peer runs first: it may be far too slow at longer ones
+_PACKAGES = ("jax", "jaxlib", "numpy", "torch", "transformers", "fla-core", "mambapy")
 
 
 class Case(NamedTuple):
@@ -195,18 +186,6 @@ CASES = (
 PRIMITIVES = tuple(dict.fromkeys(case.primitive for case in CASES))
 
 
-class Program:
-    """What one row of the table runs."""
-
-    def __init__(self, name: str, is_peer: bool, prepare: Callable):
-        self.name, self.is_peer = name, is_peer
-        self.prepare = prepare  # () -> (function of no arguments, bytes of temporaries or None)
-        self.samples: list[float] = []
-        self.skipped: str | None = None
-        self.temporary: int | None = None
-        self.prepare_seconds = self.difference = None
-
-
 def jax_programs(case: Case, length: int, mode: str, inputs: list, cotangents: list, with_peers: bool) -> list[Program]:
     """The implementations that the primitive offers, then the peers in JAX. Equal programs make one row."""
     arrays = [jnp.asarray(x) for x in inputs]
@@ -275,114 +254,153 @@ def arrays_of(case: Case, length: int) -> tuple[list[np.ndarray], list[np.ndarra
     return inputs, [rng.standard_normal(y.shape, np.float32) for y in outputs]
 
 
-class Clock:
-    """Seconds of some calls of a function: CPU time of the process on a CPU, wall time on other devices."""
-
-    def __init__(self):
-        self.on_cpu = jax.default_backend() == "cpu"
-        self.now = time.process_time if self.on_cpu else time.perf_counter
-
-    def __call__(self, function: Callable, calls: int = 1) -> float:
-        start = self.now()
-        for _ in range(calls):
-            result = function()
-            if self.on_cpu:  # one call at a time; a device is given a queue of them
-                jax.block_until_ready(result)
-        jax.block_until_ready(result)
-        return (self.now() - start) / calls
-
-
-def measure(programs: Sequence[Program], rounds: int, budget: float, clock: Clock, expect: Callable) -> None:
-    """Fills in the programs' results.
-
-    Args:
-      programs: they take turns in each round.
-      rounds: samples of each; fewer where they do not fit into `budget`.
-      budget: seconds for one program; one whose single call is expected to take longer is skipped.
-      clock: what times them.
-      expect: program -> expected seconds a call, or None where nothing is known.
-    """
-    first = None
-    plans = []
-    for program in programs:
-        expected = expect(program)
-        if expected is not None and expected > budget:
-            program.skipped = f"about {expected:.0f} s a call"
-            continue
-        try:
-            start = time.perf_counter()
-            call, program.temporary = program.prepare()
-            program.prepare_seconds = time.perf_counter() - start
-            if program.temporary is not None and program.temporary > _MEMORY:
-                program.skipped = f"{program.temporary / 1e9:.1f} GB of temporaries"
-                continue
-            outputs = [peers.to_numpy(x) for x in jax.block_until_ready(call())]
-        except Exception as error:
-            if not program.is_peer:
-                raise
-            program.skipped = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            continue
-        first = outputs if first is None else first
-        program.difference = max(_difference(x, y) for x, y in zip(outputs, first, strict=True))
-        del outputs
-        seconds = clock(call)
-        calls = max(1 if clock.on_cpu else _QUEUED, math.ceil(_SAMPLE / max(seconds, 1e-6)))
-        fits = int(budget / (seconds * calls))
-        if fits == 0:
-            program.skipped = f"{seconds:.0f} s a call"
-            program.samples = [seconds]
-            continue
-        plans.append((program, call, calls, min(rounds, fits)))
-    for number in range(rounds):
-        for program, call, calls, own_rounds in plans if number % 2 == 0 else reversed(plans):
-            if number < own_rounds:
-                program.samples.append(clock(call, calls))
-
-
-def _difference(x, y):
-    return float(np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-30))
-
-
-class Expectation:
-    """Extrapolates the time of a row from shorter lengths, by the power law of the last two, at least linearly."""
-
-    def __init__(self):
-        self.known: dict[tuple[str, str], list[tuple[int, float]]] = {}
-
-    def add(self, mode: str, length: int, program: Program):
-        if program.samples:
-            seconds = statistics.median(program.samples)
-            self.known.setdefault((mode, program.name), []).append((length, seconds))
-
-    def __call__(self, mode: str, length: int, program: Program) -> float | None:
-        points = sorted(self.known.get((mode, program.name), []))
-        if not points:
-            return None
-        power = 1.0
-        if len(points) > 1:
-            (t0, s0), (t1, s1) = points[-2:]
-            power = max(power, math.log(s1 / s0) / math.log(t1 / t0))
-        return points[-1][1] * (length / points[-1][0]) ** power
-
-
 def run_case(case: Case, lengths: Sequence[int], modes: Sequence[str], rounds: int, budget: float, with_peers: bool):
-    """Measures a case at all lengths; returns one record for each row and mode."""
-    clock, expectation, records = Clock(), Expectation(), []
+    """Measures a case; returns one record for each length, mode and row."""
+    clock, records = Clock(), []
+    expectations = {mode: Expectation() for mode in modes}
     with_torch = with_peers and clock.on_cpu
-    for mode in modes if with_torch else ():
-        for length in (probe for probe in _PROBES if probe < min(lengths)):
-            programs = torch_programs(case, length, mode, *arrays_of(case, length))
-            measure(programs, 1, budget, clock, lambda program: None)
-            for program in programs:
-                expectation.add(mode, length, program)
-    for length in sorted(lengths):
-        arrays = arrays_of(case, length)
+    for length in [t for t in _PROBES if t < min(lengths)] if with_torch else ():
         for mode in modes:
-            programs = jax_programs(case, length, mode, *arrays, with_peers)
+            programs = torch_programs(case, length, mode, *arrays_of(case, length))
+            measure(programs, 1, budget, clock, expectations[mode].at(length))
+            expectations[mode].learn(length, programs)
+    for length in sorted(lengths):
+        inputs, cotangents = arrays_of(case, length)
+        for mode in modes:
+            programs = jax_programs(case, length, mode, inputs, cotangents, with_peers)
             if with_torch:
-                programs += torch_programs(case, length, mode, *arrays)
-            measure(programs, rounds, budget, clock, lambda p, m=mode, t=length: expectation(m, t, p))
-            for program in programs:
-                expectation.add(mode, length, program)
+                programs += torch_programs(case, length, mode, inputs, cotangents)
+            measure(programs, rounds, budget, clock, expectations[mode].at(length))
+            expectations[mode].learn(length, programs)
             records += _records(case, length, mode, programs)
     return records
+
+
+def _records(case, length, mode, programs):
+    medians = [statistics.median(p.samples) if p.samples else math.inf for p in programs]
+    fastest = min(medians)
+    fastest_peer = min((m for m, p in zip(medians, programs, strict=True) if p.is_peer), default=math.inf)
+    records = []
+    for median, program in zip(medians, programs, strict=True):
+        ran = bool(program.samples)
+        record = {"primitive": case.primitive, "variant": case.variant, "shape": case.shape, "length": length}
+        record |= {"mode": mode, "implementation": program.name, "peer": program.is_peer}
+        record |= {
+            "milliseconds": 1e3 * median if ran else None,
+            "milliseconds_of_rounds": [1e3 * s for s in program.samples],
+            "to_fastest": median / fastest if ran else None,
+            "to_fastest_peer": median / fastest_peer if ran and fastest_peer < math.inf else None,
+            "temporary_bytes": program.temporary_bytes,
+            "difference": program.difference,
+            "prepare_seconds": program.prepare_seconds,
+            "note": program.note,
+        }
+        records.append(record)
+    return records
+
+
+def table(records: Sequence[dict], modes: Sequence[str]) -> str:
+    """The records of one case, the modes side by side."""
+    head = [
+        "T",
+        "implementation",
+        *(c for mode in modes for c in (f"{mode} ms", "/best", "/peer", "MB", "diff")),
+        "note",
+    ]
+    lines = {}
+    for record in records:
+        line = lines.setdefault((record["length"], record["implementation"]), {})
+        line[record["mode"]] = record
+    rows = [head]
+    for (length, name), line in lines.items():
+        row = [str(length), name]
+        for mode in modes:
+            record = line.get(mode, {})
+            megabytes = record.get("temporary_bytes")
+            row += [
+                _number(record.get("milliseconds")),
+                _number(record.get("to_fastest")),
+                _number(record.get("to_fastest_peer")),
+                "-" if megabytes is None else f"{megabytes / 1e6:.1f}",
+                "-" if record.get("difference") is None else f"{record['difference']:.0e}",
+            ]
+        notes = [f"{mode} {line[mode]['note']}" for mode in modes if line.get(mode, {}).get("note")]
+        rows.append([*row, "; ".join(notes)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    left = (1, len(head) - 1)
+    aligned = [
+        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    first = records[0]
+    title = f"{first['primitive']}, {first['variant']} ({first['shape']}, float32)"
+    return "\n".join([title, *(line.rstrip() for line in aligned)])
+
+
+def _number(x):
+    """Three significant digits, never in exponent form."""
+    if x is None:
+        return "-"
+    return f"{x:.{max(0, 2 - math.floor(math.log10(x)))}f}" if x > 0 else "0"
+
+
+def not_installed(cases: Sequence[Case]) -> list[str]:
+    """Modules that peers of these cases need and that are not there."""
+    return sorted({module for case in cases for p in peers.PEERS[case.primitive, case.variant] for module in p.missing})
+
+
+def run(argv: Sequence[str]) -> None:
+    """Measures what the command line says, prints the tables and writes the JSON."""
+    options = _parse(argv)
+    cases = [case for case in CASES if case.primitive in options.primitive]
+    with_peers = options.peers == "auto"
+    result = {
+        "environment": environment(_PACKAGES),
+        "options": vars(options) | {"json": str(options.json)},
+        "results": [],
+    }
+    facts = result["environment"]
+    load = ", ".join(f"{x:.1f}" for x in facts["load_average"])
+    print(f"{facts['device']}, {facts['cores']} core(s), {Clock().metric}; load average {load}")
+    print(", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    if with_peers:
+        result["not_installed"] = not_installed(cases)
+        print(f"not installed, so their rows are missing: {', '.join(result['not_installed']) or 'nothing'}")
+        if not Clock().on_cpu:
+            print("rows of torch are missing: they run on CPUs only")
+    for case in cases:
+        records = run_case(case, options.lengths, options.mode, options.rounds, options.budget, with_peers)
+        print("\n" + table(records, options.mode), flush=True)
+        result["results"] += records
+        result["load_average_at_end"] = os.getloadavg()
+        if options.json:  # after every case, so that an aborted run leaves what it had
+            options.json.write_text(json.dumps(result, indent=1))
+
+
+def _parse(argv):
+    def names(choices):
+        def split(text):
+            chosen = text.split(",")
+            if unknown := set(chosen) - set(choices):
+                raise argparse.ArgumentTypeError(f"unknown: {sorted(unknown)}; choose from {', '.join(choices)}")
+            return chosen
+
+        return split
+
+    def lengths(text):
+        return [int(length) for length in text.split(",")]
+
+    parser = argparse.ArgumentParser(prog="benchmarks.ops", description=__doc__.splitlines()[0])
+    parser.add_argument("--primitive", type=names(PRIMITIVES), default=list(PRIMITIVES), metavar="NAME,...")
+    parser.add_argument("--lengths", type=lengths, default=[512, 2048], metavar="T,...")
+    parser.add_argument("--mode", type=names(_MODES), default=list(_MODES), metavar="fwd,fwdbwd")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds for the rounds of one row")
+    parser.add_argument("--peers", choices=("auto", "none"), default="auto")
+    parser.add_argument("--json", type=pathlib.Path)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    settle_process()
+    run(sys.argv[1:])

@@ -39,7 +39,9 @@ class Peer(NamedTuple):
         return "torch" in self.needs
 
 
-def torch_program(peer: Peer, length: int, mode: str, inputs: list[np.ndarray], cotangents: list[np.ndarray]) -> Callable:
+def torch_program(
+    peer: Peer, length: int, mode: str, inputs: list[np.ndarray], cotangents: list[np.ndarray]
+) -> Callable:
     """Returns a function of no arguments that computes the outputs, and in mode "fwdbwd" all gradients too."""
     import torch
 
@@ -55,11 +57,6 @@ def torch_program(peer: Peer, length: int, mode: str, inputs: list[np.ndarray], 
         return [*y, *torch.autograd.grad(y, tensors, cotangents)] if differentiate else list(y)
 
     return program
-
-
-def to_numpy(x) -> np.ndarray:
-    """Of a jax array or a torch tensor."""
-    return np.asarray(x if isinstance(x, jax.Array) else x.detach())
 
 
 def _fla(file: str, name: str) -> Callable:

@@ -127,7 +127,7 @@ class Checkpoints:
             if self._manager is None:
                 options = ocp.CheckpointManagerOptions(
                     preservation_policy=_NewestAndBest(self._keep, self._best if self._keep_best else lambda _: None),
-                    lightweight_initialize=True,  # orbax's own reading of old steps fails where they are damaged
+                    lightweight_initialize=True,  # what is to be known of old steps is in their records
                     cleanup_tmp_directories=True,
                 )
                 self._manager = ocp.CheckpointManager(self.directory, options=options)

@@ -72,7 +72,8 @@ def check(implementation, dtype, tolerance):
         outputs, pull_back = jax.vjp(f, x, a, b, c, h0)
         return outputs, pull_back((dy, dh))
 
-    for name, actual in jax.jit(lambda a: {name: run(*z) for name, z in a.items()})(arguments).items():
+    results = jax.jit(lambda a: {name: run(*z) for name, z in a.items()})(arguments)
+    for name, actual in results.items():
         ids, magnitude = CASES[name]
         for which, u, v in zip(NAMES, jax.tree.leaves(actual), oracle(*draw(ids, magnitude), ids), strict=True):
             assert u.dtype == dtype and u.shape == v.shape

@@ -211,13 +211,14 @@ def test_all_damaged(directory):
 
 
 def test_interrupted_save(directory):
-    left = directory / "3.orbax-checkpoint-tmp"
-    shutil.copytree(directory / "2" / "state", left / "state")
+    left = [directory / f"{step}.orbax-checkpoint-tmp" for step in (3, 7)]
+    for path in left:
+        shutil.copytree(directory / "2" / "state", path / "state")
     checkpoints = Checkpoints(directory)
     assert checkpoints.steps() == [1, 2] and checkpoints.restore(HERE).step == 2
     checkpoints.save(3, STATES[3], {})
     checkpoints.close()
-    assert not left.exists() and checkpoints.steps() == [2, 3]
+    assert not any(path.exists() for path in left) and checkpoints.steps() == [2, 3]
     assert same(Checkpoints(directory).restore(HERE).state, STATES[3])
 
 
