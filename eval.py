@@ -1,8 +1,8 @@
 """Evaluates a checkpoint, or samples from it.
 
-    python eval.py --workdir=runs/first
-    python eval.py --workdir=runs/first --split=valid --checkpoint=latest --lengths=128,256,512,1024
-    python eval.py --workdir=runs/first --sample="KING HENRY:" --length=400 --temperature=0.8 --top_p=0.95
+python eval.py --workdir=runs/first
+python eval.py --workdir=runs/first --split=valid --checkpoint=latest --lengths=128,256,512,1024
+python eval.py --workdir=runs/first --sample="KING HENRY:" --length=400 --temperature=0.8 --top_p=0.95
 """
 
 from absl import flags

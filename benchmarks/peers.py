@@ -92,6 +92,8 @@ def _dot_product_attention(window):
 def _torch_mask(length, window):
     import torch
 
+    if length > 8192:
+        raise MemoryError(f"several arrays of {length} x {length} for each head")
     distance = torch.arange(length)[:, None] - torch.arange(length)
     return (distance >= 0) & (distance < window)
 

@@ -141,7 +141,7 @@ def measure(
                 raise
             program.note = f"failed: {type(error).__name__}: {error}".splitlines()[0]
             continue
-        outputs = [np.asarray(x if isinstance(x, jax.Array) else x.detach()) for x in outputs]
+        outputs = [np.asarray(x.detach() if hasattr(x, "detach") else x) for x in outputs]
         first = first or outputs
         program.difference = max(_difference(x, y) for x, y in zip(outputs, first, strict=True))
         if seconds > budget:

@@ -1,7 +1,7 @@
 """The table of mixers in the README, from what the mixers say of themselves.
 
-    python -m models.catalogue            prints the table
-    python -m models.catalogue README.md  puts it into a file, between the marks
+python -m models.catalogue            prints the table
+python -m models.catalogue README.md  puts it into a file, between the marks
 """
 
 import pathlib

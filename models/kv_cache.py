@@ -7,7 +7,9 @@ import jax.numpy as jnp
 def buffers(batch: int, capacity: int, **shapes: tuple[int, ...]) -> dict:
     """Empty float32 buffers [batch, capacity, *shape], the segment of each slot (0: empty), and the number of tokens held."""
     if capacity < 1:
-        raise ValueError(f"this mixer's carry grows: initial_carry needs the number of tokens to hold, got capacity={capacity}")
+        raise ValueError(
+            f"this mixer's carry grows: initial_carry needs the number of tokens to hold, got capacity={capacity}"
+        )
     state = {name: jnp.zeros((batch, capacity, *shape), jnp.float32) for name, shape in shapes.items()}
     return state | {"segment": jnp.zeros((batch, capacity), jnp.int32), "length": jnp.zeros((), jnp.int32)}
 

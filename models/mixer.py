@@ -69,7 +69,12 @@ class Mixer(nnx.Module):
     tiny: ClassVar[dict[str, Any]] = {}
 
     def mix(
-        self, x: Float[Array, "B T D"], state: Any, *, segment_ids: Int[Array, "B T"] | None, positions: Int[Array, "B T"]
+        self,
+        x: Float[Array, "B T D"],
+        state: Any,
+        *,
+        segment_ids: Int[Array, "B T"] | None,
+        positions: Int[Array, "B T"],
     ) -> tuple[Float[Array, "B T D"], Any]:
         """The mixer's equation.
 
@@ -150,7 +155,9 @@ class Mixer(nnx.Module):
     def _require(self, capability: str, what: str) -> None:
         if not getattr(self, capability):
             able = [name for name in names() if getattr(find(name), capability)]
-            raise ValueError(f"mixer {self.name()!r} has {capability}=False: it takes no {what}. Mixers that do: {', '.join(able)}")
+            raise ValueError(
+                f"mixer {self.name()!r} has {capability}=False: it takes no {what}. Mixers that do: {', '.join(able)}"
+            )
 
     def _check(self, x, carry, segment_ids, positions) -> None:
         if x.ndim != 3 or x.shape[1] == 0:
@@ -186,7 +193,9 @@ class Bidirectional(nnx.Module):
     def __call__(self, x, carry=None, *, segment_ids=None, positions=None):
         """As `Mixer.__call__`; a carry is an error."""
         if carry is not None:
-            raise ValueError(f"a bidirectional {self.forward.name()!r} takes no carry; build it with causal=True to stream")
+            raise ValueError(
+                f"a bidirectional {self.forward.name()!r} takes no carry; build it with causal=True to stream"
+            )
         y, _ = self.forward(x, segment_ids=segment_ids, positions=positions)
         x = segments.reverse(segments.zero_padding(x, segment_ids), segment_ids)
         z, _ = self.backward(x, segment_ids=segment_ids, positions=positions)
@@ -255,7 +264,11 @@ def find(name: str) -> type[Mixer]:
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(names())}"
         raise ValueError(f"there is no mixer {name!r}; {hint}")
     module = importlib.import_module(f"models.mixers.{name}")
-    found = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Mixer) and c.__module__ == module.__name__]
+    found = [
+        c
+        for c in vars(module).values()
+        if inspect.isclass(c) and issubclass(c, Mixer) and c.__module__ == module.__name__
+    ]
     if len(found) != 1:
         raise TypeError(f"models/mixers/{name}.py must define one subclass of Mixer, it defines {len(found)}")
     return found[0]

@@ -89,9 +89,7 @@ ones = constant(1.0)
 
 def log_uniform(low: float, high: float) -> Initializer:
     """exp(U(log low, log high)): the usual law of a step size dt."""
-    return lambda key, shape, dtype: jnp.exp(
-        jax.random.uniform(key, shape, dtype, math.log(low), math.log(high))
-    )
+    return lambda key, shape, dtype: jnp.exp(jax.random.uniform(key, shape, dtype, math.log(low), math.log(high)))
 
 
 def inverse_softplus(init: Initializer) -> Initializer:

@@ -123,7 +123,7 @@ class SequenceModel(nnx.Module):
           float32 logits [batch, length, targets], and the carry for the next piece (None if `carry` is None).
         """
         place, _, positions = mixers.locate(ids.shape, carry, segment_ids, positions)
-        x = self.embedding[...][ids]
+        x = constrain(self.embedding[...], "vocab", "activation")[ids]
         if self.position_scale is not None:
             x = x + (self.position_scale[...] * sinusoids(positions, x.shape[-1])).astype(x.dtype)
         x = constrain(x, "batch", "length", "activation")

@@ -19,9 +19,7 @@ class Pattern(nnx.Module):
     """One repeat: a block for each name in `config.pattern`."""
 
     def __init__(self, config, *, rngs: nnx.Rngs):
-        self.blocks = nnx.List(
-            [Block(name, config.mixer.get(name, {}), config, rngs=rngs) for name in config.pattern]
-        )
+        self.blocks = nnx.List([Block(name, config.mixer.get(name, {}), config, rngs=rngs) for name in config.pattern])
 
     def __call__(self, x, carries=None, *, segment_ids=None, positions=None, dropout_key=None):
         new = []

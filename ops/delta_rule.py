@@ -25,8 +25,6 @@ _CHUNK = 64
 _GROUP = 8  # chunks prepared at once on an accelerator: parallel work, for a bounded piece of memory
 _FULL = lax.Precision.HIGHEST
 
-_matmul = functools.partial(jnp.matmul, precision=_FULL)
-
 
 def delta_rule(
     q: Float[Array, "B T H K"],
@@ -331,11 +329,14 @@ def _group(precision, state, x):
         return after if added is None else after + added, (S, U)
 
     state, (S, U) = lax.scan(pass_state, state, (W, R, writes, added, through))
-    read = functools.partial(jnp.matmul, precision=precision)
-    y = read(q * enter, S) + read(_scores(q, a, G, masks, precision), U)
+    y = _matmul(q * enter, S, precision) + _matmul(_scores(q, a, G, masks, precision), U, precision)
     if beta is None:
-        y = y + read(_scores(q, k, G, masks, precision), v)
+        y = y + _matmul(_scores(q, k, G, masks, precision), v, precision)
     return state, y
+
+
+def _matmul(x, y, precision=_FULL):
+    return chunks.dot("ik,kj->ij", x, y, precision)
 
 
 def _transpose(x):

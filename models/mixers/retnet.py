@@ -33,9 +33,7 @@ class RetNet(Mixer):
     paper = "RetNet, arXiv 2307.08621"
     primitive = "linear_attention"
 
-    def __init__(
-        self, width: int, *, rngs: nnx.Rngs, heads: int = 4, expand_value: float = 2.0, eps: float = 1e-6
-    ):
+    def __init__(self, width: int, *, rngs: nnx.Rngs, heads: int = 4, expand_value: float = 2.0, eps: float = 1e-6):
         key = head_size(width, heads, "width")
         values = int(expand_value * width)
         value = head_size(values, heads, "the size of the values")

@@ -57,14 +57,15 @@ class S4D(Mixer):
         half = state // 2
         log_dt = lambda *args: jnp.log(log_uniform(dt_min, dt_max)(*args))
         fixed = lambda value: lambda key, shape, dtype: jnp.broadcast_to(jnp.asarray(value, dtype), shape)
-        self.log_dt = param(rngs, log_dt, (width,), ("mlp",), **facts)
-        self.log_a_real = param(rngs, fixed(np.log(-real)), (width, half), ("mlp", None), **facts)
-        self.a_imag = param(rngs, fixed(imag), (width, half), ("mlp", None), **facts)
+        # Channels are split over no device: XLA's partitioner cannot cut the batch of a Fourier transform.
+        self.log_dt = param(rngs, log_dt, (width,), (None,), **facts)
+        self.log_a_real = param(rngs, fixed(np.log(-real)), (width, half), (None, None), **facts)
+        self.a_imag = param(rngs, fixed(imag), (width, half), (None, None), **facts)
         # Real and imaginary parts of C, for each direction.
         directions = 1 if causal else 2
-        c_axes = (None, None, "mlp", None)
-        self.c = param(rngs, normal(0.5**0.5), (directions, 2, width, half), c_axes, decay=False, keep_float32=True)
-        self.d = param(rngs, normal(1.0), (width,), ("mlp",), decay=False, keep_float32=True)
+        c_shape, c_axes = (directions, 2, width, half), (None, None, None, None)
+        self.c = param(rngs, normal(0.5**0.5), c_shape, c_axes, decay=False, keep_float32=True)
+        self.d = param(rngs, normal(1.0), (width,), (None,), decay=False, keep_float32=True)
         self.w_out = dense(rngs, (width, 2, width), ("embed", None, "mlp"))
 
     def discretize(self):
@@ -78,7 +79,7 @@ class S4D(Mixer):
     def mix(self, x, state, *, segment_ids, positions):
         log_a, b = self.discretize()
         c = [jax.lax.complex(self.c[i, 0], self.c[i, 1]) * b for i in range(self.c.shape[0])]
-        x32 = constrain(x.astype(jnp.float32), "batch", "length", "mlp")
+        x32 = constrain(x.astype(jnp.float32), "batch", None, "activation")
         if state is None and segment_ids is None:
             kernels = [vandermonde_kernel(pair(log_a), pair(c_i), x.shape[1]) for c_i in c]
             # Lag l of the second kernel acts on the token l + 1 ahead.
@@ -93,7 +94,7 @@ class S4D(Mixer):
                 z = jnp.pad(z, ((0, 0), (1, 0), (0, 0)))[:, :-1]
                 z = jnp.where(segments.is_start(segment_ids)[..., None], 0, z)
                 y = y + segments.reverse(z, segment_ids)
-        y = jax.nn.gelu(y + self.d[...] * x32).astype(x.dtype)
+        y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
         value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
         return value * jax.nn.sigmoid(gate), state
 

@@ -104,7 +104,8 @@ def test_law(name):
     for form in ("one piece", "pieces", "tokens"):
         assert_close(r[form][0], r["whole"], what=form)
     for other in ("pieces", "tokens"):
-        jax.tree.map(lambda a, b: assert_close(a, b, what=f"carry after {other}"), r[other][1], r["one piece"][1])
+        for a, b in zip(jax.tree.leaves(r[other][1]), jax.tree.leaves(r["one piece"][1])):
+            assert_close(a, b, what=f"carry after {other}")
     if packing:
         for form in ("packed pieces", "packed tokens"):
             assert_close(r[form][0], r["packed"], what=form)
@@ -115,7 +116,8 @@ def test_carry_size(name):
     """A constant carry does not depend on the capacity; one that grows does."""
     graph, params = build(name)
     size = lambda capacity: sum(
-        a.size for a in jax.tree.leaves(jax.eval_shape(lambda p: nnx.merge(graph, p).initial_carry(1, capacity), params))
+        a.size
+        for a in jax.tree.leaves(jax.eval_shape(lambda p: nnx.merge(graph, p).initial_carry(1, capacity), params))
     )
     assert (size(64) == size(1024)) == mixers.find(name).constant_carry
 

@@ -1,0 +1,67 @@
+"""Gated DeltaNet against transformers' Qwen3-Next layer, and the gated delta rule against flash-linear-attention."""
+
+import numpy as np
+import pytest
+
+from ops.delta_rule import delta_rule
+from tests.parity.oracles import BATCH, LENGTH, WIDTH, assert_parity, load, load_fla, mixer, normal
+
+pytestmark = pytest.mark.parity
+
+FORMS = ("sequential", "chunked")
+
+
+def test_operation():
+    """beta up to 2, strong and weak decays, states included."""
+    load("torch")
+    fla = load_fla("gated_delta_rule")
+    random = np.random.default_rng(0)
+    arguments = {name: normal(BATCH, LENGTH, 3, size, seed=i) for i, (name, size) in enumerate(zip("qkv", (8, 8, 12)))}
+    arguments["k"] /= np.linalg.norm(arguments["k"], axis=-1, keepdims=True)
+    arguments["beta"] = random.uniform(0, 2, (BATCH, LENGTH, 3)).astype(np.float32)
+    arguments["g"] = -(random.uniform(0, 1.5, (BATCH, LENGTH, 3)) ** 8).astype(np.float32)
+    arguments["state"] = normal(BATCH, 3, 8, 12, seed=4)
+
+    def ours(a):
+        return delta_rule(a["q"], a["k"], a["v"], a["beta"], a["g"], scale=8**-0.5, initial_state=a["state"])
+
+    def theirs(a):
+        given = [a[name] for name in ("q", "k", "v", "beta", "g")]
+        return fla.naive_recurrent_gated_delta_rule(*given, initial_state=a["state"], output_final_state=True)
+
+    assert_parity(ours, theirs, arguments, forms=FORMS)
+
+
+def test_qwen3_next():
+    torch, qwen = load("torch"), load("transformers.models.qwen3_next.modeling_qwen3_next")
+    ours, arguments = mixer("gated_delta_net")
+    heads, values, _ = arguments["w_o"].shape
+    keys = arguments["w_q"].shape[1] // heads
+    config = qwen.Qwen3NextConfig(
+        hidden_size=WIDTH,
+        linear_num_key_heads=heads,
+        linear_num_value_heads=heads,
+        linear_key_head_dim=keys,
+        linear_value_head_dim=values,
+        linear_conv_kernel_dim=4,
+        rms_norm_eps=1e-6,
+        num_hidden_layers=1,
+        layer_types=["linear_attention"],
+    )
+    layer = qwen.Qwen3NextGatedDeltaNet(config, layer_idx=0)
+
+    def theirs(a):
+        # The library interleaves its projections by head: q, k, v and the gate; beta and the decay.
+        by_head = [a[name].unflatten(1, (heads, -1)) for name in ("w_q", "w_k", "w_v")]
+        weights = {
+            "in_proj_qkvz.weight": torch.cat([*by_head, a["w_g"]], 2).flatten(1).T,
+            "in_proj_ba.weight": torch.stack([a["w_b"], a["w_a"]], 2).flatten(1).T,
+            "conv1d.weight": torch.cat([a["conv_q"], a["conv_k"], a["conv_v"]], 1).T[:, None],
+            "A_log": a["a_log"],
+            "dt_bias": a["dt_bias"],
+            "norm.weight": a["norm.weight"],
+            "out_proj.weight": a["w_o"].flatten(0, 1).T,
+        }
+        return torch.func.functional_call(layer, weights, (a["x"],), strict=True)
+
+    assert_parity(ours, theirs, arguments, forms=FORMS)
