@@ -57,7 +57,7 @@ def jax_rows(case: Case, length: int, mode: str, inputs: list, cotangents: list,
         functions |= {p.name: p.function for p in PEERS[case.primitive, case.variant] if not p.uses_torch}
 
     arguments = jax.tree.map(jnp.asarray, (cotangents, *inputs))
-    names: dict[str, list[str]] = {}  # of each text of a program
+    names: dict[str, list[str]] = {}  # text of a program -> who calls it so
     lowered = {}
     for name, function in functions.items():
         lowering = jax.jit(_differentiated(function, length, mode)).lower(*arguments)
@@ -71,11 +71,13 @@ def jax_rows(case: Case, length: int, mode: str, inputs: list, cotangents: list,
 
     rows = []
     for text, equal in names.items():
-        program = Program(
-            equal[-1], equal[-1] not in ("auto", *IMPLEMENTATIONS), functools.partial(prepare, lowered[text])
-        )
+        program = Program(equal[-1], _is_peer(equal[-1]), functools.partial(prepare, lowered[text]))
         rows.append(Rows(equal, program))
     return rows
+
+
+def _is_peer(name):
+    return name not in ("auto", *IMPLEMENTATIONS)
 
 
 def _differentiated(function, length, mode):
@@ -141,7 +143,7 @@ def _records(case, length, mode, rows):
                     "mode": mode,
                     "implementation": name,
                     "auto": "auto" in names,
-                    "peer": name not in ("auto", *IMPLEMENTATIONS),
+                    "peer": _is_peer(name),
                     "milliseconds": 1e3 * median if ran else None,
                     "milliseconds_of_rounds": [1e3 * seconds for seconds in program.samples],
                     "to_fastest": median / fastest if ran else None,

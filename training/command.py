@@ -29,6 +29,8 @@ def run(main: Callable) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.WARNING)  # checkpointing tells of every file that it touches; --verbosity=0 for that
+    # ml_collections wants the file before its keys, wherever the user puts it.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("--config="))
     try:
         app.run(main, flags_parser=_parse)
     except (ValueError, RuntimeError) as error:

@@ -3,8 +3,9 @@
 Nothing here is imported from PyTorch or its friends before a test asks, so that collecting these tests needs none of them.
 """
 
-import importlib.metadata
+import functools
 import importlib.util
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,11 @@ def load(module: str):
 def load_fla(operation: str):
     """The plain PyTorch form of an operation of flash-linear-attention, read without its package, which needs Triton."""
     load("torch")
-    path = f"fla/ops/{operation}/naive.py"
-    try:
-        files = importlib.metadata.files("fla-core") or []
-    except importlib.metadata.PackageNotFoundError:
+    package = importlib.util.find_spec("fla")
+    if package is None:
         pytest.skip("fla-core is not installed: run `make parity`")
-    (file,) = (file for file in files if file.as_posix() == path)
-    spec = importlib.util.spec_from_file_location(f"fla_naive_{operation}", file.locate())
+    path = pathlib.Path(package.submodule_search_locations[0], "ops", operation, "naive.py")
+    spec = importlib.util.spec_from_file_location(f"fla_naive_{operation}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -65,8 +64,8 @@ def mixer(name: str, *, causal: bool = True, zeroed: tuple[str, ...] = (), **hyp
     return function, arguments
 
 
-def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="float32", constant: tuple[str, ...] = ()):
-    """Asserts that two functions of the same arrays agree, in their outputs and in the gradients of a random projection.
+def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="float32", constant=()):
+    """Asserts that two functions of the same arrays agree, in their outputs and in the gradients of random projections.
 
     Args:
       ours: JAX function of a dictionary of arrays; its result is an array or a tuple of arrays.
@@ -74,7 +73,7 @@ def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="floa
       arguments: the arrays.
       forms: implementations of the primitives that are compared, see `ops.dispatch`.
       dtype: of PyTorch's tensors. Equations written out in a test run in float64, libraries in float32.
-      constant: arguments to which no gradients are compared.
+      constant: names of arguments to which no gradients are compared.
     """
     torch = load("torch")
     varied = [name for name in arguments if name not in constant]
@@ -86,14 +85,15 @@ def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="floa
     total = sum((y * torch.tensor(w)).sum() for y, w in zip(expected, weights, strict=True))
     expected_gradients = torch.autograd.grad(total, [tensors[name] for name in varied])
 
-    def run(arguments):
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(form, arguments):
         split = lambda given: as_tuple(ours({**arguments, **given}))
-        y, pull_back = jax.vjp(split, {name: arguments[name] for name in varied})
-        return y, pull_back(tuple(map(jnp.asarray, weights)))[0]
+        with dispatch.implementation(form):
+            y, pull_back = jax.vjp(split, {name: arguments[name] for name in varied})
+            return y, pull_back(tuple(map(jnp.asarray, weights)))[0]
 
     for form in forms:
-        with dispatch.implementation(form):
-            found, gradients = jax.jit(lambda arguments: run(arguments))(arguments)
+        found, gradients = run(form, arguments)
         for i, (y, reference) in enumerate(zip(found, expected, strict=True)):
             assert_close(y, reference.detach(), what=f"{form}: output {i}")
         for name, reference in zip(varied, expected_gradients, strict=True):

@@ -7,7 +7,8 @@ from tests.parity.oracles import WIDTH, assert_parity, load, mixer
 pytestmark = pytest.mark.parity
 
 
-def test_mamba():
+def test_layer():
+    """The layer, short convolution and gate included."""
     torch, mamba = load("torch"), load("transformers.models.mamba.modeling_mamba")
     ours, arguments = mixer("mamba", state=4, dt_rank=3)
     config = mamba.MambaConfig(
