@@ -2,9 +2,9 @@
 
     python -m benchmarks.loop --config=configs/lm.py:mixer=gla
 
-Alternates, in one process, between N steps of the bare compiled step on one fixed batch and N steps of everything that the
-loop does (making batches, reading metrics, logging, writing checkpoints in the background), and prints the ratio of their
-tokens per second.
+In one process: rounds of the bare compiled step on one fixed batch, then the same number of steps of everything that the loop
+does (making batches, reading metrics, logging, writing a checkpoint in the background), then rounds of the bare step again.
+Prints the medians of their tokens per second and the ratio.
 """
 
 import statistics
@@ -26,6 +26,7 @@ def main(_):
     command.start()
     from ops import dispatch
     from training import config, loop
+    from training.metrics import read_metrics
     from training.step import make_train_step
 
     chosen = _CONFIG.value
@@ -43,26 +44,27 @@ def main(_):
         z_loss=resolved.train.z_loss,
     )
     tokens = resolved.train.batch_size * resolved.task.spec.length
-    bare = []
-    with jax.set_mesh(built.mesh), dispatch.implementation(resolved.train.implementation):
-        batch = loop.Batches(resolved, built, "train", resolved.train.batch_size)[0]
-        state, metrics = step(built.init(jax.random.key(0)), batch)
-        jax.block_until_ready(metrics)
-        for _ in range(_ROUNDS.value):
-            begin = time.perf_counter()
-            for _ in range(_STEPS.value):
-                state, metrics = step(state, batch)
+
+    def bare() -> list[float]:
+        with jax.set_mesh(built.mesh), dispatch.implementation(resolved.train.implementation):
+            batch = loop.Batches(resolved, built, "train", resolved.train.batch_size)[0]
+            state, metrics = step(built.init(jax.random.key(0)), batch)
             jax.block_until_ready(metrics)
-            bare.append(tokens * _STEPS.value / (time.perf_counter() - begin))
-        del state
+            rates = []
+            for _ in range(_ROUNDS.value):
+                begin = time.perf_counter()
+                for _ in range(_STEPS.value):
+                    state, metrics = step(state, batch)
+                jax.block_until_ready(metrics)
+                rates.append(tokens * _STEPS.value / (time.perf_counter() - begin))
+            return rates
 
-    # The loop's own clock leaves out compilation and the final evaluation, and nothing else.
+    first = bare()
     with tempfile.TemporaryDirectory() as folder:
+        # The loop's own clock leaves out compilation and evaluations, and nothing else.
         loop.train(resolved, folder)
-        from training.metrics import read_metrics
-
         whole = [line["tokens_per_second"] for line in read_metrics(folder) if "tokens_per_second" in line]
-    a, b = statistics.median(bare), statistics.median(whole)
+    a, b = statistics.median(first + bare()), statistics.median(whole)
     print(f"\nbare step {a:,.0f} tokens/s, whole loop {b:,.0f} tokens/s, ratio {b / a:.3f}")
 
 

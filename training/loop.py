@@ -163,8 +163,8 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
                     say(f"step {step:>{len(str(options.steps))}}/{options.steps}  valid  {describe(result, unit)}")
                 if saving:
                     checkpoints.save(step, current, {"config": config.raw}, result["loss"] if evaluating else None)
-                if evaluating or saving:
-                    progress.start(step)
+                if evaluating:
+                    progress.start(step)  # the speed of training leaves evaluations out, and only them
                 if stopping and step < options.steps:
                     say(f"stopped at step {step}; run the same command to go on")
                     break

@@ -153,6 +153,22 @@ def test_evaluation_and_sampling(finished, capsys):
     assert (np.argmax(logits[0], -1)[-5:] == ids[-5:]).all()
 
 
+def test_documents(tmp_path):
+    """Packed documents train too, through the forms that honour segments, and are scored as many bytes as they have."""
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for i in range(30):
+        (folder / f"{i:02}.txt").write_text(f"document number {i} " * (3 + i % 5))
+    config = small(folder, "mixer=s4d+local_attention", steps=3, eval_batches=0)
+    config.task.update({"corpus": f"file:{folder}", "packing": "documents"})
+    resolved = resolve(config)
+    assert resolved.task.spec.segmented
+    result = loop.train(resolved, tmp_path / "run")
+    valid = loop.Batches(resolved, loop.build(resolved), "valid", 8)
+    assert max(int(valid[i]["segment_ids"].max()) for i in range(len(valid))) > 1
+    assert result["tokens"] == sum(float(valid[i]["weights"].sum()) for i in range(len(valid)))
+
+
 def test_workdir_of_another_run(finished, text):
     """A work directory that holds another configuration's run is refused, and stays as it is."""
     workdir, _ = finished
