@@ -35,10 +35,10 @@ class Spec:
       targets: size of the model's output.
       objective: one of `OBJECTIVES`. "causal_lm": `targets[t]` is the class that follows `inputs[..t]`.
       length: number of positions of an example.
-      segmented: whether rows hold several segments, or padding that a model must see. Otherwise models get no segment_ids
-        and take their fast paths (the unscored tail of a split's last row harms nobody).
       unit: what a weight of 1 stands for; "byte" makes the metric bits per byte,
         sum(weight * nats) / (ln 2 * sum(weight)).
+      segmented: whether rows hold several segments, or padding that a model must see. Otherwise models get no segment_ids
+        and take their fast paths (the unscored tail of a split's last row harms nobody).
     """
 
     vocab_size: int | None
@@ -46,8 +46,8 @@ class Spec:
     targets: int
     objective: str
     length: int
-    segmented: bool = False
     unit: str = "byte"
+    segmented: bool = False
 
     def __post_init__(self):
         if (self.vocab_size is None) == (self.channels is None):

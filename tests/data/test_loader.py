@@ -109,7 +109,10 @@ def test_every_evaluation_row_counts_once(batch_size):
 
 
 def test_bad_batches_say_what_to_change():
-    with pytest.raises(ValueError, match="batch_size=6 does not divide over the 4 shards of its axis; take 4"):
+    with pytest.raises(
+        ValueError,
+        match="batch_size=6 does not divide over the 4 parts that the mesh cuts it into; make it a multiple of 4",
+    ):
         Loader(Counting(), "train", 6, 0, sharding("data"))
     with pytest.raises(ValueError, match="length=4 does not divide over the 8 shards"):
         Loader(Counting(), "train", 8, 0, sharding(None, ("data", "sequence")))

@@ -187,7 +187,7 @@ def test_bad_input_before_anything_is_written(text, tmp_path):
         loop.train(resolve(small(text, batch_size=4)), workdir)
     config = small(text)
     config.mesh.data = 3
-    with pytest.raises(ValueError, match="8 devices"):
+    with pytest.raises(ValueError, match="but there are 8"):
         loop.train(resolve(config), workdir)
     assert not workdir.exists()
 
