@@ -74,7 +74,7 @@ def score(model: Loaded, split: str, lengths: list[int], batches: int = 0) -> li
         if len(results) > 1:
             report.lengths(results, trained, config.task.spec.unit)
         for length, result in results:
-            if length == trained:
+            if length == trained and split != "train":
                 report.floors(config.task, split, result)
     return results
 

@@ -131,11 +131,15 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
             flops_per_step=3 * flops_per_token * tokens,
             peak=peak and peak * built.mesh.size,
         )
-        result, late = {}, None
+        result, late, skipped = {}, None, float(current["skipped"])
 
         def report(step, metrics):
             """Called a step late, so that the device always has the next step to do."""
+            nonlocal skipped
             metrics = {key: float(value) for key, value in jax.device_get(metrics).items()}
+            if metrics["skipped"] > skipped:
+                skipped = metrics["skipped"]
+                say(f"step {step}: the update was not finite and is left out ({skipped:.0f} so far)")
             if due(step, options.log_every, options.steps):
                 metrics[f"bits_per_{unit}"] = metrics["loss"] / math.log(2)
                 metrics |= progress.rates(step)

@@ -114,7 +114,7 @@ def test_bad_batches_say_what_to_change():
         match="batch_size=6 does not divide over the 4 parts that the mesh cuts it into; make it a multiple of 4",
     ):
         Loader(Counting(), "train", 6, 0, sharding("data"))
-    with pytest.raises(ValueError, match="length=4 does not divide over the 8 shards"):
+    with pytest.raises(ValueError, match="length=4 does not divide over the 8 parts"):
         Loader(Counting(), "train", 8, 0, sharding(None, ("data", "sequence")))
     with pytest.raises(ValueError, match="batch_size=0"):
         Loader(Counting(), "train", 0, 0)

@@ -122,6 +122,19 @@ def test_carry_size(name):
     assert (size(64) == size(1024)) == mixers.find(name).constant_carry
 
 
+@pytest.mark.parametrize("name", [name for name in able("streaming") if not mixers.find(name).constant_carry])
+def test_overfull_carry(name):
+    """A carry that is asked to hold more than its capacity says so with NaN instead of forgetting silently."""
+    graph, params = build(name)
+    mixer = nnx.merge(graph, params)
+    y, carry = mixer(inputs()[:, :3], mixer.initial_carry(BATCH, 4))
+    assert np.isfinite(y).all()
+    y, carry = mixer(inputs()[:, 3:4], carry)
+    assert np.isfinite(y).all()
+    y, _ = mixer(inputs()[:, 4:5], carry)
+    assert np.isnan(y).all()
+
+
 @pytest.mark.parametrize("name,causal", [(n, c) for n in able("packing") for c in forms(n)])
 def test_packing_and_padding(name, causal):
     """A packed row gives the separate documents' outputs; padding, even NaN, enters neither outputs nor gradients."""
