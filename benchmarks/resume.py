@@ -2,8 +2,9 @@
 
     python -m benchmarks.resume --kills=20
 
-One run trains undisturbed; another of the same configuration is killed (SIGKILL) again and again at random moments after its
-start, and started again with the same command until it ends. Every recorded loss must be the same number, bit for bit.
+One run trains undisturbed; another of the same configuration is killed (SIGKILL) again and again, 1 to 12 seconds after its
+start (which takes some of them), and started again with the same command until it ends. Every recorded loss must be the
+same number, bit for bit.
 """
 
 import argparse
@@ -32,7 +33,7 @@ FLAGS = [
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance = random.Random(options.seed)
@@ -50,7 +51,7 @@ def main():
                 [*command, f"--workdir={workdir}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             )
             try:
-                process.wait(chance.uniform(0.3, 1.2) * seconds / 2 if kills < options.kills else None)
+                process.wait(chance.uniform(1, 12) if kills < options.kills else None)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
