@@ -4,7 +4,8 @@
     python train.py --config=configs/lm.py:mixer=mamba,size=small --workdir=runs/mamba --config.model.mixer.mamba.state=32
 
 Keys of the argument:
-  mixer: a mixer, or several joined by "+", a pattern that the depth repeats ("gla+gla+local_attention").
+  mixer: a mixer, or several joined by "+", a pattern that the depth repeats ("gla+gla+local_attention"); the size's
+    depth is rounded up to whole patterns.
   size: "default", "small", "medium" or "large".
   corpus: what to train on, see `data/tasks/language_model.py`.
 """
@@ -42,6 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
     pattern = tuple(choice["mixer"].split("+"))
     if all(find(name).replaces_channel_mixer for name in pattern):
         depth *= 2  # two such blocks stand for one with a channel mixer
+
+    depth = -(-depth // len(pattern)) * len(pattern)
 
     config = ConfigDict()
     config.seed = 0
@@ -99,6 +102,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "eval_batches": 0,  # 0: the whole validation split
             "checkpoint_every": max(1, steps // 4),
             "keep": 2,
+            "profile_step": 0,
         }
     )
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})

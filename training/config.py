@@ -27,6 +27,7 @@ class TrainConfig:
       log_every, eval_every, checkpoint_every: in steps; 0 is never (a run always ends with both).
       eval_batches: batches of the validation split in an evaluation; 0 is all.
       keep: number of latest checkpoints that are kept, beside the best.
+      profile_step: the three steps from this one on are traced into the run's `profile/`; 0 is never.
     """
 
     steps: int
@@ -40,6 +41,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     eval_batches: int = 0
     keep: int = 2
+    profile_step: int = 0
 
     def __post_init__(self):
         choices = {

@@ -131,7 +131,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
             flops_per_step=3 * flops_per_token * tokens,
             peak=peak and peak * built.mesh.size,
         )
-        result, late, skipped = {}, None, float(current["skipped"])
+        result, late, traced, skipped = {}, None, 0, float(current["skipped"])
 
         def report(step, metrics):
             """Called a step late, so that the device always has the next step to do."""
@@ -151,7 +151,15 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         stream = prefetch(batches, start)
         try:
             for step in range(start + 1, options.steps + 1):
+                if step == options.profile_step:
+                    jax.profiler.start_trace(run.profile)
+                    traced = step + 2
                 current, metrics = train_step(current, next(stream))
+                if traced and step == min(traced, options.steps):
+                    jax.block_until_ready(metrics)
+                    jax.profiler.stop_trace()
+                    say(f"profile of steps {options.profile_step} to {step} in {run.profile}")
+                    traced = 0
                 if late is not None:
                     report(*late)
                 late = (step, metrics)

@@ -31,6 +31,7 @@ RESUMABLE = (
     "train.eval_batches",
     "train.checkpoint_every",
     "train.keep",
+    "train.profile_step",
 )
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml_collections", "numpy")

@@ -88,6 +88,12 @@ def test_bad_arguments(arg, message):
         importlib.import_module("configs.lm").get_config(arg)
 
 
+def test_depth_is_whole_patterns():
+    """A pattern of three fits a size whose depth is no multiple of it."""
+    config = importlib.import_module("configs.lm").get_config("mixer=gla+gla+local_attention")
+    assert config.model.depth % 3 == 0
+
+
 @pytest.mark.parametrize("name", mixers.names())
 def test_every_mixer_has_a_config(name):
     """configs/lm.py takes any causal mixer without being told about it."""

@@ -159,11 +159,12 @@ def test_documents(tmp_path):
     folder.mkdir()
     for i in range(30):
         (folder / f"{i:02}.txt").write_text(f"document number {i} " * (3 + i % 5))
-    config = small(folder, "mixer=s4d+local_attention", steps=3, eval_batches=0)
+    config = small(folder, "mixer=s4d+local_attention", steps=3, eval_batches=0, profile_step=2)
     config.task.update({"corpus": f"file:{folder}", "packing": "documents"})
     resolved = resolve(config)
     assert resolved.task.spec.segmented
     result = loop.train(resolved, tmp_path / "run")
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     valid = loop.Batches(resolved, loop.build(resolved), "valid", 8)
     assert max(int(valid[i]["segment_ids"].max()) for i in range(len(valid))) > 1
     assert result["tokens"] == sum(float(valid[i]["weights"].sum()) for i in range(len(valid)))
