@@ -61,11 +61,6 @@ def flops(fn: Callable, *args: Any) -> Flops:
     return _count(live)
 
 
-def matmul_flops(fn: Callable, *args: Any) -> int:
-    """`flops(fn, *args).matmul`."""
-    return flops(fn, *args).matmul
-
-
 def parameter_count(params: PyTree) -> int:
     """Number of parameters in a tree of arrays or `jax.ShapeDtypeStruct`s, or in a module."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,7 +1,6 @@
 """Checkpoints in use: scoring splits and sampling."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ops import dispatch
 from training import loop, report
 from training.checkpoints import Checkpoints
 from training.config import Config, resolve
+from training.run_directory import read_config
 from training.sampling import generate
 from training.state import Built, cast
 from training.step import make_eval_step
@@ -41,10 +41,7 @@ def load(workdir: str | Path, checkpoint: str = "best") -> Loaded:
       CheckpointError: if there is no such intact checkpoint.
     """
     workdir = Path(workdir)
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{workdir} holds no run: there is no config.json in it; give train.py's --workdir")
-    raw = json.loads(path.read_text())
+    raw = read_config(workdir)
     config = resolve(raw | {"mesh": {"data": -1}})
     built = loop.build(config, for_training=False)
     which = int(checkpoint) if checkpoint.isdigit() else checkpoint

@@ -197,7 +197,7 @@ def test_command_line_errors(text, tmp_path):
     """The user sees one message, not a traceback."""
     cases = [
         (["train.py", "--config=configs/lm.py:mixer=mambo", f"--workdir={tmp_path}"], "mamba"),
-        (["eval.py", f"--workdir={tmp_path}"], "holds no run"),
+        (["eval.py", f"--workdir={tmp_path}"], "is not a run directory"),
         ([*flags(text, tmp_path), "--config.model.widht=3"], "width"),
     ]
     for arguments, message in cases:
