@@ -253,6 +253,22 @@ def test_refusals():
             ) else mixer.initial_carry(1, 4)
 
 
+def test_declared_lacks_are_refused(monkeypatch):
+    """A mixer that declares that it lacks something is not asked for it, whatever its equations would do."""
+    graph, params = build("gla")
+    for capability, call in (
+        ("packing", lambda mixer, x: mixer(x, segment_ids=jnp.ones((1, 4), jnp.int32))),
+        ("streaming", lambda mixer, x: mixer.initial_carry(1, 4)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(mixers.find("gla"), capability, False)
+            with pytest.raises(ValueError, match=f"'gla' has {capability}=False"):
+                call(nnx.merge(graph, params), jnp.zeros((1, 4, WIDTH)))
+    monkeypatch.setattr(mixers.find("gla"), "causal", False)
+    with pytest.raises(ValueError, match="'gla' is not causal"):
+        mixers.create("gla", WIDTH, rngs=nnx.Rngs(0))
+
+
 def test_finding():
     """Unknown mixers and hyperparameters are errors that name the near ones."""
     with pytest.raises(ValueError, match="mamba"):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs import lm
+from models import mixer as mixers
 from training import inference, loop
 from training.config import resolve
 
@@ -181,14 +182,19 @@ def test_workdir_of_another_run(finished, text):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
-def test_bad_input_before_anything_is_written(text, tmp_path):
-    """Too few rows for the devices, and a mixer that cannot do what the task needs."""
+def test_bad_input_before_anything_is_written(text, tmp_path, monkeypatch):
+    """Too few rows for the devices, a mesh that does not fit, and a mixer that cannot do what the task needs."""
     workdir = tmp_path / "run"
     with pytest.raises(ValueError, match="multiple of 8"):
         loop.train(resolve(small(text, batch_size=4)), workdir)
     config = small(text)
     config.mesh.data = 3
     with pytest.raises(ValueError, match="but there are 8"):
+        loop.train(resolve(config), workdir)
+    config = small(text)
+    config.task.packing = "documents"
+    monkeypatch.setattr(mixers.find("gla"), "packing", False)
+    with pytest.raises(ValueError, match="'gla' has packing=False"):
         loop.train(resolve(config), workdir)
     assert not workdir.exists()
 
