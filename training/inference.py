@@ -51,7 +51,10 @@ def load(workdir: str | Path, checkpoint: str = "best") -> Loaded:
 
 
 def score(model: Loaded, split: str, lengths: list[int], batches: int = 0) -> list[tuple[int, dict[str, float]]]:
-    """Scores a split at context lengths (by default the one of training) and prints the results beside the floors."""
+    """Scores a split at context lengths (by default the one of training) and prints the results.
+
+    Those of valid and test are printed beside the floors: the one at the length of training, or else the last one.
+    """
     config, trained = model.config, model.config.task.spec.length
     eval_step = make_eval_step(model.built, compute_dtype=config.train.compute_dtype)
     tasks.check_choice("split", split, config.task.splits)
@@ -70,9 +73,8 @@ def score(model: Loaded, split: str, lengths: list[int], batches: int = 0) -> li
     if jax.process_index() == 0:
         if len(results) > 1:
             report.lengths(results, trained, config.task.spec.unit)
-        for length, result in results:
-            if length == trained and split != "train":
-                report.floors(config.task, split, result)
+        if split != "train":
+            report.floors(config.task, split, dict(results).get(trained, results[-1][1]))
     return results
 
 

@@ -144,6 +144,8 @@ def test_evaluation_and_sampling(finished, capsys):
     assert at_training["bits_per_byte"] == pytest.approx(result["bits_per_byte"], rel=1e-5)
     printed = capsys.readouterr().out
     assert "uniform" in printed and "5-gram" in printed and "model" in printed
+    inference.score(model, "test", [48], batches=1)
+    assert "5-gram" in capsys.readouterr().out, "the floors are beside every score, at any length"
     first, again, other = (inference.sample(model, "the quick", 20, seed=seed) for seed in (0, 0, 1))
     assert first == again != other and first.startswith("the quick")
     assert (workdir / "samples" / "step12-seed0.txt").read_text() == first
