@@ -18,10 +18,10 @@ train: $(VENV)/.installed
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample="KING HENRY:" --length=400
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 -m "not slow and not parity" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not parity" $(ARGS)
 
 parity: $(VENV)/.installed-parity
-	$(BIN)/python -m pytest -m parity tests/parity $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m parity tests/parity $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

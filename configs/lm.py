@@ -59,6 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.model = ConfigDict(
         {
+            "length": placeholder(int),  # for mixers that are built for one; left out, the task's
             "width": width,
             "depth": depth,
             "pattern": pattern,

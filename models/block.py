@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
+from models.mixer import Context
 from models.norms import LayerNorm, RMSNorm, ScaleNorm
 from models.partitioning import constrain
 
@@ -17,18 +18,28 @@ class Block(nnx.Module):
     """x + mixer(norm(x)), then x + channel_mixer(norm(x)); with `norm_position="post"`, norm(x + f(x)) in each place.
 
     Args:
-      name: the mixer's name; `hyperparameters` are its own.
+      name: the mixer's name.
+      layer: its place among the mixers of this name in the model; may be traced.
       config: a `models.sequence_model.ModelConfig`.
     """
 
-    def __init__(self, name: str, hyperparameters: dict, config, *, rngs: nnx.Rngs):
+    def __init__(self, name: str, layer: int | Int[Array, ""], config, *, rngs: nnx.Rngs):
         make_norm = lambda: NORMS[config.norm](config.width, rngs=rngs)
         kind = config.channel_mixer
         if kind == "auto":
             kind = "none" if mixers.find(name).replaces_channel_mixer else "swiglu"
         self.mixer_norm = make_norm()
         self.mixer = mixers.create(
-            name, config.width, rngs=rngs, causal=config.causal, depth=config.depth, **hyperparameters
+            name,
+            config.width,
+            rngs=rngs,
+            causal=config.causal,
+            depth=config.depth,
+            layer=layer,
+            layers=config.layers(name),
+            length=config.length,
+            alone=False,
+            **config.mixer.get(name, {}),
         )
         self.channel_norm = None if kind == "none" else make_norm()
         self.channel_mixer = (
@@ -46,13 +57,16 @@ class Block(nnx.Module):
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
-        dropout_key: jax.Array | None = None,
+        context: Context,
     ):
-        """Returns (y, carry); see `Mixer.__call__`. Dropout acts on both residual branches where a key is given."""
-        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        """Returns (y, carry, stream); see `Mixer.__call__`. Dropout acts on both residual branches where there is a key."""
+        keys = (None,) * 3 if context.key is None else jax.random.split(context.key, 3)
 
         def mix(h):
-            return self.mixer(h, carry, segment_ids=segment_ids, positions=positions)
+            y, *rest = self.mixer(
+                h, carry, segment_ids=segment_ids, positions=positions, context=context._replace(key=keys[2])
+            )
+            return y, rest
 
         def residual(x, norm, f, key):
             y, aux = f(norm(x) if self.pre_norm else x)
@@ -62,10 +76,10 @@ class Block(nnx.Module):
             x = constrain(x + y, "batch", "length", "activation")
             return (x if self.pre_norm else norm(x)), aux
 
-        x, carry = residual(x, self.mixer_norm, mix, keys[0])
+        x, (carry, stream) = residual(x, self.mixer_norm, mix, keys[0])
         if self.channel_mixer is not None:
             x, _ = residual(x, self.channel_norm, lambda h: (self.channel_mixer(h), None), keys[1])
-        return x, carry
+        return x, carry, stream
 
     def initial_carry(self, batch: int, capacity: int):
         """The mixer's carry before the first token."""

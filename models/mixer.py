@@ -17,12 +17,12 @@ import inspect
 import pkgutil
 import types
 import typing
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 from ml_collections import config_dict
 
 from ops import segments
@@ -30,9 +30,25 @@ from ops import segments
 # Constructor arguments that a mixer gets from its surroundings, where its signature asks for them; all the others are its
 # hyperparameters.
 #   width: size of x.  rngs: source of keys.  causal: False for the two-sided form.  depth: number of mixers in the model.
-SURROUNDINGS = ("self", "width", "rngs", "causal", "depth")
+#   layer, layers: place among, and number of, the mixers of this name in the model; `layer` may be a traced integer.
+#   length: of the longest sequence that the model is built for.
+SURROUNDINGS = ("self", "width", "rngs", "causal", "depth", "layer", "layers", "length")
 
 Carry = dict[str, Any]
+
+
+class Context(NamedTuple):
+    """What a mixer that `uses_context` is told of the model around it, at every call.
+
+    Attributes:
+      layer: place among the mixers of its name in the model, from 0.
+      key: source of random numbers in training; None in evaluation.
+      stream: what the mixer of this name before it handed on; for the first one, what `Shared` makes.
+    """
+
+    layer: int | Int[Array, ""] = 0
+    key: Key[Array, ""] | None = None
+    stream: Any = None
 
 
 class Mixer(nnx.Module):
@@ -44,10 +60,16 @@ class Mixer(nnx.Module):
       causal: has a form in which y_t depends on x_1..x_t only. On an instance: whether it is that form.
       bidirectional: has a two-sided form of its own, made with `causal=False` (others are wrapped, see `Bidirectional`).
       streaming: takes and returns a carry.
-      packing: honours `segment_ids`.
+      packing: honours `segment_ids`: the documents packed into a row have the outputs that they have alone.
+      padding: a document has the output that it has alone where padding surrounds it. Implied by packing.
       constant_carry: the size of the carry does not depend on `capacity`.
       fixed_length: its parameters are tied to a length.
       position_aware: knows the order of tokens by itself; others get a position embedding at the model's input.
+      uses_context: `mix` takes a `context` and returns its stream as a third value.
+      random: draws random numbers in training (from `context.key`).
+      Shared: class of the parameters that all mixers of this name in a model have in common, or None. It is made with the
+        surroundings and hyperparameters that its constructor asks for, and `shared(x, segment_ids=..., positions=...)` is the
+        stream that enters the first of them (a tree of arrays; each mixer returns one of the same shapes and dtypes).
       replaces_channel_mixer: its paper's layer has no MLP beside it (two such layers stand for one mixer and one MLP).
       paper: source, with its arXiv id.
       primitive: the function of `ops` that it stands on.
@@ -59,14 +81,20 @@ class Mixer(nnx.Module):
     bidirectional: ClassVar[bool] = False
     streaming: ClassVar[bool] = True
     packing: ClassVar[bool] = True
+    padding: ClassVar[bool] = True
     constant_carry: ClassVar[bool] = True
     fixed_length: ClassVar[bool] = False
     position_aware: ClassVar[bool] = True
+    uses_context: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    Shared: ClassVar[type[nnx.Module] | None] = None
     replaces_channel_mixer: ClassVar[bool] = False
     paper: ClassVar[str]
     primitive: ClassVar[str]
     complexity: ClassVar[str] = "T"
     tiny: ClassVar[dict[str, Any]] = {}
+
+    shared: nnx.Module | None = None  # of a mixer that was made alone, not in a model
 
     def mix(
         self,
@@ -84,6 +112,8 @@ class Mixer(nnx.Module):
             returned. It always belongs to the segment of the first token.
           segment_ids: [batch, length] or None for one segment without padding; always given with a state.
           positions: [batch, length], counted from 0 in each segment and continued across calls.
+
+        A mixer that `uses_context` takes also `context`, a `Context`, and returns (y, state, stream).
         """
         raise NotImplementedError
 
@@ -98,7 +128,8 @@ class Mixer(nnx.Module):
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Carry | None]:
+        context: Context | None = None,
+    ) -> tuple[Float[Array, "B T D"], Carry | None] | tuple[Float[Array, "B T D"], Carry | None, Any]:
         """Mixes a sequence or a piece of one.
 
         Args:
@@ -107,9 +138,11 @@ class Mixer(nnx.Module):
           segment_ids: [batch, length], 0 for padding; a change restarts the state, also across calls. None: one segment, which
             continues the one in the carry.
           positions: [batch, length]; by default counted from 0 in each segment.
+          context: given by the model around the mixer, see `Context`; None for a mixer alone.
 
         Returns:
-          y of x's shape and dtype, zero at padding; and the carry for the next piece (None if `carry` is None).
+          y of x's shape and dtype, zero at padding; and the carry for the next piece (None if `carry` is None). If a
+          context is given, thirdly the stream for the next mixer of this name.
 
         Raises:
           ValueError: for a shape that does not fit, or a capability that this mixer lacks.
@@ -117,15 +150,25 @@ class Mixer(nnx.Module):
         self._check(x, carry, segment_ids, positions)
         x = segments.zero_padding(x, segment_ids)
         place, ids, positions = locate(x.shape[:2], carry, segment_ids, positions)
+        state = None if carry is None else carry["state"]
         if carry is None:
-            y, _ = self.mix(x, None, segment_ids=segment_ids, positions=positions)
-            return segments.zero_padding(y, segment_ids), None
-        state = carry["state"]
-        if segment_ids is not None and self.constant_carry:
+            ids = segment_ids  # None tells `mix` of the fast paths
+        elif segment_ids is not None and self.constant_carry:
             state = self._restart(state, ids[:, 0] != carry["segment"])
-        y, new = self.mix(x, state, segment_ids=ids, positions=positions)
-        new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
-        return segments.zero_padding(y, segment_ids), {**place, "state": new}
+        y, new, stream = self._mix(x, state, ids, positions, context)
+        if carry is not None:
+            carry = {**place, "state": jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)}
+        y = segments.zero_padding(y, segment_ids)
+        return (y, carry) if context is None else (y, carry, stream)
+
+    def _mix(self, x, state, segment_ids, positions, context):
+        where = {"segment_ids": segment_ids, "positions": positions}
+        if not self.uses_context:
+            return *self.mix(x, state, **where), None
+        if context is None:
+            context = Context(stream=None if self.shared is None else self.shared(x, **where))
+        y, new, stream = self.mix(x, state, **where, context=context)
+        return y, new, jax.tree.map(lambda new, old: new.astype(old.dtype), stream, context.stream)
 
     def initial_carry(self, batch: int, capacity: int) -> Carry:
         """The carry before the first token.
@@ -165,8 +208,8 @@ class Mixer(nnx.Module):
         for label, array in (("segment_ids", segment_ids), ("positions", positions)):
             if array is not None and array.shape != x.shape[:2]:
                 raise ValueError(f"{label} must have x's [batch, length] = {x.shape[:2]}, got {array.shape}")
-        if segment_ids is not None:
-            self._require("packing", "segment_ids")
+        if segment_ids is not None and not self.packing:
+            self._require("padding", "segment_ids")
         if carry is not None:
             self._require("streaming", "carry")
             if carry["segment"].shape != x.shape[:1]:
@@ -188,18 +231,40 @@ class Bidirectional(nnx.Module):
         self.forward = forward
         self.backward = backward
         self.packing = forward.packing
+        self.padding = forward.padding
         self.fixed_length = forward.fixed_length
 
-    def __call__(self, x, carry=None, *, segment_ids=None, positions=None):
-        """As `Mixer.__call__`; a carry is an error."""
+    def __call__(self, x, carry=None, *, segment_ids=None, positions=None, context=None):
+        """As `Mixer.__call__`; a carry is an error. The stream is a pair, one of each direction."""
         if carry is not None:
             raise ValueError(
                 f"a bidirectional {self.forward.name()!r} takes no carry; build it with causal=True to stream"
             )
-        y, _ = self.forward(x, segment_ids=segment_ids, positions=positions)
+        contexts = (None, None)
+        if context is not None:
+            keys = (None, None) if context.key is None else jax.random.split(context.key)
+            streams = (None, None) if context.stream is None else context.stream
+            contexts = [Context(context.layer, key, stream) for key, stream in zip(keys, streams, strict=True)]
+        where = {"segment_ids": segment_ids, "positions": positions}
+        y, _, *forward = self.forward(x, **where, context=contexts[0])
         x = segments.reverse(segments.zero_padding(x, segment_ids), segment_ids)
-        z, _ = self.backward(x, segment_ids=segment_ids, positions=positions)
-        return y + segments.reverse(z, segment_ids), None
+        z, _, *backward = self.backward(x, **where, context=contexts[1])
+        y = y + segments.reverse(z, segment_ids)
+        if context is None:
+            return y, None
+        return y, None, None if context.stream is None else (*forward, *backward)
+
+
+class BothShared(nnx.Module):
+    """`Mixer.Shared` of each direction of a `Bidirectional`."""
+
+    def __init__(self, forward: nnx.Module, backward: nnx.Module):
+        self.forward = forward
+        self.backward = backward
+
+    def __call__(self, x, *, segment_ids, positions):
+        where = {"segment_ids": segment_ids, "positions": positions}
+        return self.forward(x, **where), self.backward(x, **where)
 
 
 def origin(batch: int) -> Carry:
@@ -293,7 +358,17 @@ def _optional_type(annotation) -> type:
 
 
 def create(
-    name: str, width: int, *, rngs: nnx.Rngs, causal: bool = True, depth: int = 1, **hyperparameters
+    name: str,
+    width: int,
+    *,
+    rngs: nnx.Rngs,
+    causal: bool = True,
+    depth: int = 1,
+    layer: int | Int[Array, ""] = 0,
+    layers: int = 1,
+    length: int = 512,
+    alone: bool = True,
+    **hyperparameters,
 ) -> Mixer | Bidirectional:
     """Builds a mixer.
 
@@ -303,6 +378,9 @@ def create(
       rngs: source of keys.
       causal: False for the two-sided form: the mixer's own where it has one, else `Bidirectional`.
       depth: number of mixers in the model, for initialisers that scale with it.
+      layer, layers: place among, and number of, the mixers of this name in the model.
+      length: of the longest sequence that the model is built for.
+      alone: whether the mixer brings its own `Shared`, to be called without a model around it.
       **hyperparameters: as in `defaults(name)`.
 
     Raises:
@@ -315,15 +393,39 @@ def create(
             near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(known) or 'none'}"
             raise ValueError(f"mixer {name!r} has no hyperparameter {key!r}; {hint}")
-    asked = inspect.signature(cls.__init__).parameters
-    given = {"depth": depth, "causal": causal}
-    make = lambda: cls(width, rngs=rngs, **{k: v for k, v in given.items() if k in asked}, **hyperparameters)
-    if causal:
-        if not cls.causal:
-            able = [n for n in names() if find(n).causal]
-            raise ValueError(f"mixer {name!r} is not causal; use an encoder task, or one of {', '.join(able)}")
-        return make()
-    if cls.bidirectional:
-        return make()
-    given["causal"] = True
-    return Bidirectional(make(), make())
+    if causal and not cls.causal:
+        able = [n for n in names() if find(n).causal]
+        raise ValueError(f"mixer {name!r} is not causal; use an encoder task, or one of {', '.join(able)}")
+    given = {
+        "depth": depth,
+        "layer": layer,
+        "layers": layers,
+        "length": length,
+        "causal": causal or not cls.bidirectional,
+    }
+
+    def make():
+        mixer = cls(width, rngs=rngs, **_asked(cls, given), **hyperparameters)
+        if alone and cls.Shared is not None:
+            mixer.shared = cls.Shared(width, rngs=rngs, **_asked(cls.Shared, given | hyperparameters))
+        return mixer
+
+    return make() if given["causal"] == causal else Bidirectional(make(), make())
+
+
+def create_shared(
+    name: str, width: int, *, rngs: nnx.Rngs, causal: bool, layers: int, length: int, **hyperparameters
+) -> nnx.Module | None:
+    """Builds what all mixers of a name in a model have in common, see `Mixer.Shared`; None if there is nothing."""
+    cls = find(name)
+    if cls.Shared is None:
+        return None
+    given = {"layers": layers, "length": length, "causal": causal or not cls.bidirectional, **hyperparameters}
+    make = lambda: cls.Shared(width, rngs=rngs, **_asked(cls.Shared, given))
+    return make() if given["causal"] == causal else BothShared(make(), make())
+
+
+def _asked(cls: type, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the given arguments that a constructor has."""
+    parameters = inspect.signature(cls.__init__).parameters
+    return {key: value for key, value in given.items() if key in parameters}

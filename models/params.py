@@ -34,7 +34,8 @@ def param(
       axes: logical axis name of each dimension ("embed", "heads", "mlp", "vocab", "state" or None), read by
         `training/sharding.py`.
       decay: whether weight decay applies; by default to matrices (two dimensions or more) and not to vectors.
-      group: learning-rate group; its multiplier is `config.optimizer.group_scale[group]`.
+      group: learning-rate group; its multiplier is `config.optimizer.group_scale[group]`. Group "fixed" is never trained
+        (read such parameters through `jax.lax.stop_gradient`).
       keep_float32: whether the parameter stays in float32 when the model computes in bfloat16.
 
     Raises:

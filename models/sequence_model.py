@@ -26,6 +26,7 @@ class ModelConfig:
       vocab_size: number of input ids.
       targets: size of the output.
       causal: False for an encoder.
+      length: of the longest sequence that mixers whose parameters or normalisers depend on one are built for.
       width: size of the residual stream.
       depth: number of blocks; a multiple of the pattern's length.
       pattern: names of mixers, repeated over the depth.
@@ -44,6 +45,7 @@ class ModelConfig:
     vocab_size: int
     targets: int
     causal: bool = True
+    length: int = 512
     width: int = 256
     depth: int = 6
     pattern: tuple[str, ...] = ("attention",)
@@ -80,6 +82,10 @@ class ModelConfig:
                 f"model.tie_embeddings=True needs as many targets ({self.targets}) as input ids ({self.vocab_size})"
             )
 
+    def layers(self, name: str) -> int:
+        """The number of blocks with this mixer."""
+        return self.depth // len(self.pattern) * self.pattern.count(name)
+
 
 def sinusoids(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
     """Sines and cosines of geometrically spaced frequencies (arXiv 1706.03762, section 3.5), sines first."""
@@ -109,7 +115,7 @@ class SequenceModel(nnx.Module):
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
-        dropout_key: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[Float[Array, "B T V"], Any]:
         """Scores the next token (or the token's label) at every position.
 
@@ -117,7 +123,7 @@ class SequenceModel(nnx.Module):
           ids: [batch, length] input ids.
           carry: None in training, else from `initial_carry` or the previous call.
           segment_ids, positions: as in `Mixer.__call__`.
-          dropout_key: None for no dropout.
+          key: source of random numbers in training (dropout, mixers that are `random`); None in evaluation.
 
         Returns:
           float32 logits [batch, length, targets], and the carry for the next piece (None if `carry` is None).
@@ -132,7 +138,7 @@ class SequenceModel(nnx.Module):
             None if carry is None else carry["stack"],
             segment_ids=segment_ids,
             positions=positions,
-            dropout_key=dropout_key,
+            key=key,
         )
         head = self.embedding[...].T if self.head is None else self.head[...]
         logits = jnp.einsum("btd,dv->btv", self.norm(x), head, preferred_element_type=jnp.float32)

@@ -105,6 +105,8 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
     spec = task.spec
     given = {"vocab_size": spec.vocab_size, "targets": spec.targets, "causal": spec.objective == "causal_lm"}
     model = dict(raw["model"]) | {"pattern": tuple(raw["model"].get("pattern", ()))}
+    if model.get("length") is None:
+        model["length"] = spec.length
     return Config(
         task=task,
         model=section(ModelConfig, model, "config.model", given),

@@ -77,6 +77,7 @@ def cost_table(config: Config) -> tuple[str, float]:
                 rngs=nnx.Rngs(0),
                 causal=config.model.causal,
                 depth=config.model.depth,
+                length=config.model.length,
                 **config.model.mixer.get(name, {}),
             )
             x = jax.ShapeDtypeStruct((*shape, config.model.width), jnp.float32)
@@ -107,7 +108,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         accumulation=options.accumulation,
         z_loss=options.z_loss,
         compute_dtype=options.compute_dtype,
-        dropout=config.model.dropout > 0,
+        random=config.model.dropout > 0 or any(mixers.find(name).random for name in config.model.pattern),
     )
     eval_step = make_eval_step(built, compute_dtype=options.compute_dtype)
     run = run_directory.open_run(workdir, config.raw, environment_extra={"data": config.task.fingerprint()})

@@ -43,7 +43,7 @@ class OptimizerConfig:
       b2: second moment of adam, adamw and muon's AdamW; the slow average of lion.
       eps: added to the denominator of Adam.
       clip_norm: gradients of a larger global norm are scaled down to it; 0 for no clipping.
-      group_scale: learning-rate multiplier of each group that parameters name. "default" is 1 if left out.
+      group_scale: learning-rate multiplier of each group that parameters name. "default" is 1 if left out, "fixed" is 0.
 
     Raises:
       ValueError: for an unknown name or a value out of range.
@@ -63,7 +63,7 @@ class OptimizerConfig:
     group_scale: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"ssm": 1.0})
 
     def __post_init__(self):
-        object.__setattr__(self, "group_scale", {"default": 1.0, **self.group_scale})
+        object.__setattr__(self, "group_scale", {"default": 1.0, **self.group_scale, "fixed": 0.0})
         for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
             value = getattr(self, field)
             if value not in known:

@@ -52,7 +52,7 @@ def token_sums(
 
 
 def make_train_step(
-    built: Built, *, accumulation: int = 1, z_loss: float = 0.0, compute_dtype="float32", dropout: bool = False
+    built: Built, *, accumulation: int = 1, z_loss: float = 0.0, compute_dtype="float32", random: bool = False
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """Makes the jitted step `(state, batch) -> (state, metrics)`; the state that is passed in is consumed.
 
@@ -66,7 +66,7 @@ def make_train_step(
       accumulation: number of microbatches whose gradients are summed; the loss stays that of the whole batch.
       z_loss: weight of the squared log-normaliser (2204.02311, section 5); in the gradient, not in the metric "loss".
       compute_dtype: of the parameters that the model sees (those without `keep_float32`).
-      dropout: whether to pass the model a `dropout_key`, a function of `state["key"]`, the step and the microbatch.
+      random: whether to pass the model a `key`, a function of `state["key"]`, the step and the microbatch.
 
     Returns:
       The step. Its metrics are float32 scalars: "loss" (nats per token), "accuracy", "tokens" (sum of the weights),
@@ -82,7 +82,7 @@ def make_train_step(
         raise ValueError(f"accumulation must be 1 or more, got {accumulation}")
 
     def loss(params, batch, total, key):
-        kwargs = {"dropout_key": key} if dropout else {}
+        kwargs = {"key": key} if random else {}
         sums = _sums(built, cast(params, built.metadata, compute_dtype), batch, **kwargs)
         return (sums["nats"] + z_loss * sums["squared_log_z"]) / total, sums
 

@@ -3,7 +3,8 @@
     mixer(concat(a, b), c0) == concat(mixer(a, c0) -> c1, mixer(b, c1))
 
 Mixers are collected from `models/mixers/`. What one cannot do, its class attributes say; then the test is that asking
-for it is an error.
+for it is an error. Compilation is most of the time that these tests take, so each function is compiled once per mixer and the
+tests share its results.
 """
 
 import functools
@@ -15,103 +16,130 @@ import pytest
 from flax import nnx
 
 from models import mixer as mixers
+from models.sequence_model import ModelConfig, SequenceModel
 from ops import dispatch
 from tests.tolerance import FLOAT32, assert_close
 
 WIDTH, BATCH, LENGTH = 32, 2, 23
-PIECES = (1, 7, 1, 2, 12)
-# Two packed rows: documents of several lengths (1 included), then padding; the second row is a single document.
-SEGMENTS = np.array([[1] * 9 + [2] + [3] * 10 + [0] * 3, [1] * LENGTH], np.int32)
+PIECES = (1, 7, 1, 7, 7)
+# Two packed rows: documents of several lengths (1 included), then padding; the second row is a single document. One cut
+# between pieces falls on a border between documents, the others do not.
+PACKED = np.array([[1] * 9 + [2] + [3] * 9 + [0] * 4, [1] * LENGTH], np.int32)
+PADDED = np.array([[1] * 19 + [0] * 4, [0] * 2 + [1] * 19 + [0] * 2], np.int32)
+
+
+def able(capability: str, value: bool = True) -> list[str]:
+    return [name for name in mixers.names() if bool(getattr(mixers.find(name), capability)) == value]
+
+
+def each(found) -> list:
+    """Test parameters (name or (name, causal)), those of one mixer in one process."""
+    groups = [(item, item if isinstance(item, str) else item[0]) for item in found]
+    return [
+        pytest.param(*(item if isinstance(item, tuple) else (item,)), marks=pytest.mark.xdist_group(group))
+        for item, group in groups
+    ]
+
+
+def forms() -> list[tuple[str, bool]]:
+    """Every mixer's causal and own two-sided form; and in two-sided form, through the wrapper, one mixer without context
+    and all those that have one."""
+    own = [(name, causal) for causal, kind in ((True, "causal"), (False, "bidirectional")) for name in able(kind)]
+    wrapped = [name for name in able("bidirectional", False) if mixers.find(name).uses_context or name == "mamba"]
+    return own + [(name, False) for name in wrapped]
 
 
 @functools.lru_cache(maxsize=2)
 def build(name: str, causal: bool = True):
-    mixer = mixers.create(name, WIDTH, rngs=nnx.Rngs(0), causal=causal, **mixers.find(name).tiny)
+    mixer = mixers.create(name, WIDTH, rngs=nnx.Rngs(0), causal=causal, **{"length": LENGTH, **mixers.find(name).tiny})
     # Some initialisers (gains of zero, tiny scales) would hide errors: move every parameter off its initial value.
     graph, params = nnx.split(mixer)
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+    numbers = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: p + np.float32(0.1 * numbers.standard_normal(p.shape)), params)
     return graph, params
 
 
-def inputs(scale: float = 1.0) -> jax.Array:
-    return scale * jax.random.normal(jax.random.key(2), (BATCH, LENGTH, WIDTH))
+def sketch(name: str, **surroundings):
+    """A mixer without values."""
+    return nnx.eval_shape(
+        lambda: mixers.create(
+            name, WIDTH, rngs=nnx.Rngs(0), **{"length": LENGTH, **mixers.find(name).tiny}, **surroundings
+        )
+    )
 
 
-def able(capability: str) -> list:
-    """One test parameter per mixer that has the capability."""
-    return [name for name in mixers.names() if getattr(mixers.find(name), capability)]
+def normal(seed: int, scale: float = 1.0) -> np.ndarray:
+    return np.float32(scale * np.random.default_rng(seed).standard_normal((BATCH, LENGTH, WIDTH)))
 
 
-def unable(*capabilities: str) -> list:
-    return [(n, c) for n in mixers.names() for c in capabilities if not getattr(mixers.find(n), c)]
+def inputs(ids=None) -> np.ndarray:
+    """Random numbers, NaN at padding."""
+    x = normal(2)
+    return x if ids is None else np.where((ids == 0)[..., None], np.float32(np.nan), x)
 
 
-def forms(name: str) -> list[tuple[bool, ...]]:
-    """The values of `causal` with which a mixer can be built (any causal one also two-sided, through the wrapper)."""
-    return [True, False] if mixers.find(name).causal else [False]
+@functools.lru_cache(maxsize=2)
+def runner(name: str, causal: bool):
+    graph, _ = build(name, causal)
+    return jax.jit(lambda params, x, carry=None, ids=None: nnx.merge(graph, params)(x, carry, segment_ids=ids))
 
 
-def in_pieces(mixer, x, carry, segment_ids=None):
-    start, outputs = 0, []
-    for length in PIECES:
-        piece = slice(start, start + length)
-        ids = None if segment_ids is None else segment_ids[:, piece]
-        y, carry = mixer(x[:, piece], carry, segment_ids=ids)
-        outputs.append(y)
-        start += length
-    assert start == LENGTH
-    return jnp.concatenate(outputs, 1), carry
+@functools.lru_cache(maxsize=2)
+def differentiator(name: str, causal: bool):
+    """(params, x, ids, weight) -> y and the gradients of sum(y * weight) to params and x."""
+    graph, _ = build(name, causal)
+
+    def run(params, x, ids, weight):
+        y, pull_back = jax.vjp(lambda params, x: nnx.merge(graph, params)(x, segment_ids=ids)[0], params, x)
+        return y, pull_back(weight.astype(y.dtype))
+
+    return jax.jit(run)
 
 
-def by_token(mixer, x, carry, segment_ids=None):
-    ids = jnp.ones((BATCH, LENGTH), jnp.int32) if segment_ids is None else segment_ids
-
-    def step(carry, token):
-        x, ids = token
-        y, carry = mixer(x[:, None], carry, segment_ids=None if segment_ids is None else ids[:, None])
-        return carry, y[:, 0]
-
-    carry, y = jax.lax.scan(step, carry, (jnp.moveaxis(x, 1, 0), jnp.moveaxis(ids, 1, 0)))
-    return jnp.moveaxis(y, 0, 1), carry
+@functools.lru_cache(maxsize=4)
+def whole(name: str, causal: bool):
+    """Output and gradients without segments."""
+    return differentiator(name, causal)(build(name, causal)[1], inputs(), None, normal(3))
 
 
-@pytest.mark.parametrize("name", able("streaming"))
+@functools.lru_cache(maxsize=4)
+def in_rows(name: str, causal: bool):
+    """Output and gradients of rows with padding, packed where the mixer can, and their segments."""
+    ids = PACKED if mixers.find(name).packing else PADDED
+    return *differentiator(name, causal)(build(name, causal)[1], inputs(ids), ids, normal(3)), ids
+
+
+@pytest.mark.parametrize("name", each(able("streaming")))
 def test_law(name):
     """Cut anywhere, pieces of length 1 included: the outputs and the final carry are the same."""
     graph, params = build(name)
+    run = runner(name, True)
     packing = mixers.find(name).packing
+    expected = in_rows(name, True)[0] if packing else whole(name, True)[0]
+    x = inputs(PACKED) if packing else inputs()
+    start = nnx.merge(graph, params).initial_carry(BATCH, LENGTH)
+    assert float(jnp.abs(expected).max()) > 0
 
-    @jax.jit
-    def run(params, x):
-        mixer = nnx.merge(graph, params)
-        start = mixer.initial_carry(BATCH, LENGTH)
-        results = {
-            "whole": mixer(x)[0],
-            "one piece": mixer(x, start),
-            "pieces": in_pieces(mixer, x, start),
-            "tokens": by_token(mixer, x, start),
-        }
-        if packing:
-            results["packed"] = mixer(x, segment_ids=SEGMENTS)[0]
-            results["packed pieces"] = in_pieces(mixer, x, start, jnp.asarray(SEGMENTS))
-            results["packed tokens"] = by_token(mixer, x, start, jnp.asarray(SEGMENTS))
-        return results
+    def cut(pieces):
+        outputs, carry, at = [], start, 0
+        for length in pieces:
+            piece = slice(at, at + length)
+            y, carry = run(params, x[:, piece], carry, PACKED[:, piece] if packing else None)
+            outputs.append(y)
+            at += length
+        assert at == LENGTH
+        return jnp.concatenate(outputs, 1), carry
 
-    r = run(params, inputs())
-    scale = float(jnp.abs(r["whole"]).max())
-    assert np.isfinite(scale) and scale > 0
-    for form in ("one piece", "pieces", "tokens"):
-        assert_close(r[form][0], r["whole"], what=form)
-    for other in ("pieces", "tokens"):
-        for a, b in zip(jax.tree.leaves(r[other][1]), jax.tree.leaves(r["one piece"][1])):
-            assert_close(a, b, what=f"carry after {other}")
-    if packing:
-        for form in ("packed pieces", "packed tokens"):
-            assert_close(r[form][0], r["packed"], what=form)
+    y, last = cut((LENGTH,))
+    assert_close(y, expected, what="one piece")
+    for what, pieces in (("pieces", PIECES), ("tokens", (1,) * LENGTH)):
+        y, carry = cut(pieces)
+        assert_close(y, expected, what=what)
+        for a, b in zip(jax.tree.leaves(carry), jax.tree.leaves(last), strict=True):
+            assert_close(a, b, what=f"carry after {what}")
 
 
-@pytest.mark.parametrize("name", able("streaming"))
+@pytest.mark.parametrize("name", each(able("streaming")))
 def test_carry_size(name):
     """A constant carry does not depend on the capacity; one that grows does."""
     graph, params = build(name)
@@ -122,60 +150,42 @@ def test_carry_size(name):
     assert (size(64) == size(1024)) == mixers.find(name).constant_carry
 
 
-@pytest.mark.parametrize("name", [name for name in able("streaming") if not mixers.find(name).constant_carry])
+@pytest.mark.parametrize("name", each(set(able("streaming")) & set(able("constant_carry", False))))
 def test_overfull_carry(name):
     """A carry that is asked to hold more than its capacity says so with NaN instead of forgetting silently."""
     graph, params = build(name)
-    mixer = nnx.merge(graph, params)
-    y, carry = mixer(inputs()[:, :3], mixer.initial_carry(BATCH, 4))
-    assert np.isfinite(y).all()
-    y, carry = mixer(inputs()[:, 3:4], carry)
-    assert np.isfinite(y).all()
-    y, _ = mixer(inputs()[:, 4:5], carry)
-    assert np.isnan(y).all()
+    run = runner(name, True)
+    carry = nnx.merge(graph, params).initial_carry(BATCH, 4)
+    for i in range(5):
+        y, carry = run(params, inputs()[:, i : i + 1], carry)
+        assert np.isnan(y).all() if i == 4 else np.isfinite(y).all()
 
 
-@pytest.mark.parametrize("name,causal", [(n, c) for n in able("packing") for c in forms(n)])
+@pytest.mark.parametrize("name,causal", each((n, c) for n, c in forms() if mixers.find(n).padding))
 def test_packing_and_padding(name, causal):
-    """A packed row gives the separate documents' outputs; padding, even NaN, enters neither outputs nor gradients."""
-    graph, params = build(name, causal)
-    x = np.array(inputs())
-    x[SEGMENTS == 0] = np.nan
-    weight = jax.random.normal(jax.random.key(3), x.shape)
-
-    @jax.jit
-    def run(params, x):
-        def objective(params, x):
-            y, _ = nnx.merge(graph, params)(x, segment_ids=SEGMENTS)
-            return jnp.sum(y * weight), y
-
-        (_, y), gradients = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, x)
-        mixer = nnx.merge(graph, params)
-        documents = [mixer(x[:1, SEGMENTS[0] == i])[0] for i in (1, 2, 3)]
-        return y, gradients, documents, mixer(x[1:])[0]
-
-    y, gradients, documents, single = run(params, x)
-    for i, document in enumerate(documents, 1):
-        assert_close(y[:1, SEGMENTS[0] == i], document, what=f"document {i}")
-    assert_close(y[1:], single, what="unpadded row")
-    assert not np.asarray(y[SEGMENTS == 0]).any()
+    """A row gives its documents' outputs when alone; padding, even NaN, enters neither outputs nor gradients."""
+    params = build(name, causal)[1]
+    run = runner(name, causal)
+    y, gradients, ids = in_rows(name, causal)
+    x = inputs()
+    for row in range(BATCH):
+        for i in set(ids[row]) - {0}:
+            document = ids[row] == i
+            alone = whole(name, causal)[0] if document.all() else run(params, x[:, document])[0]
+            assert_close(y[row, document], alone[row], what=f"row {row}, document {i}")
+    assert not np.asarray(y[ids == 0]).any()
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
-    assert not np.asarray(gradients[1][SEGMENTS == 0]).any()
+    assert not np.asarray(gradients[1][ids == 0]).any()
 
 
-@pytest.mark.parametrize("name,causal", [(n, c) for n in mixers.names() for c in forms(n)])
+@pytest.mark.parametrize("name,causal", each(forms()))
 def test_dependence(name, causal):
     """Causal: y_t depends on x_1..x_t and on nothing later. Two-sided: on both sides."""
-    graph, params = build(name, causal)
+    params = build(name, causal)[1]
     t = LENGTH // 2
-
-    @jax.jit
-    def influence(params, x):
-        y = lambda x: nnx.merge(graph, params)(x)[0][:, t]
-        _, pullback = jax.vjp(y, x)
-        return jnp.abs(pullback(jax.random.normal(jax.random.key(4), (BATCH, WIDTH)))[0]).sum((0, 2))
-
-    found = np.asarray(influence(params, inputs()))
+    weight = np.where(np.arange(LENGTH)[:, None] == t, normal(4), 0)
+    _, (_, gradient) = differentiator(name, causal)(params, inputs(), None, weight)
+    found = np.abs(gradient).sum((0, 2))
     assert found[t] > 0 and found[t - 1] > 0
     if causal:
         assert found[t + 1 :].max() <= FLOAT32 * found.max()  # transforms leave rounding errors everywhere
@@ -183,86 +193,106 @@ def test_dependence(name, causal):
         assert found[t + 1] > 0
 
 
-@pytest.mark.parametrize("name", able("causal"))
+@pytest.mark.parametrize("name", each(able("causal")))
 def test_implementations_agree(name):
     """The forms of the primitives are the same function, gradients included."""
     graph, params = build(name)
-    segment_ids = SEGMENTS if mixers.find(name).packing else None
-    weight = jax.random.normal(jax.random.key(3), (BATCH, LENGTH, WIDTH))
+    ids = PACKED if mixers.find(name).packing else None
+    y, gradients = in_rows(name, True)[:2] if mixers.find(name).packing else whole(name, True)
+    flat = lambda y, gradients: [y, *jax.tree.leaves(gradients)]
+    expected, programs = flat(y, gradients), set()
 
-    def run(params, x):
-        return jnp.sum(nnx.merge(graph, params)(x, segment_ids=segment_ids)[0] * weight)
+    def make():  # a new function each time, since what was traced of one is not traced again
+        def run(params, x):
+            y, pull_back = jax.vjp(lambda params, x: nnx.merge(graph, params)(x, segment_ids=ids)[0], params, x)
+            return y, pull_back(jnp.asarray(normal(3)))
 
-    expected = None
+        return run
+
+    x = inputs(ids)
+    programs.add(str(jax.make_jaxpr(make())(params, x)))
     for implementation in ("reference", "sequential", "chunked"):
         with dispatch.implementation(implementation):
-            found = jax.jit(jax.value_and_grad(run, argnums=(0, 1)))(params, inputs())
-        found = jnp.concatenate([g.ravel() / (1e-30 + jnp.abs(g).max()) for g in jax.tree.leaves(found)])
-        expected = found if expected is None else expected
-        assert_close(found, expected, 1e-4, what=implementation)
+            program = str(jax.make_jaxpr(make())(params, x))
+            if program not in programs:
+                found = flat(*jax.jit(make())(params, x))
+                for a, b in zip(found, expected, strict=True):
+                    assert_close(a, b, 1e-4, what=implementation)
+        programs.add(program)
 
 
-@pytest.mark.parametrize("name,causal", [(n, c) for n in mixers.names() for c in forms(n)])
+@pytest.mark.parametrize("name,causal", each(forms()))
 def test_bfloat16(name, causal):
     """Outputs and gradients are finite in bfloat16 at two input scales, and close to float32's at the first."""
-    graph, params = build(name, causal)
+    params = build(name, causal)[1]
     low = jax.tree.map(
         lambda p: p.replace(p[...] if p.get_metadata()["keep_float32"] else p[...].astype(jnp.bfloat16)),
         params,
         is_leaf=lambda p: isinstance(p, nnx.Variable),
     )
-
-    @jax.jit
-    def run(params, x):
-        def objective(params, x):
-            y, _ = nnx.merge(graph, params)(x)
-            return jnp.sum(y.astype(jnp.float32)), y
-
-        (_, y), gradients = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, x)
-        return y, gradients
-
     for scale in (1.0, 100.0):
-        y, gradients = run(low, inputs(scale).astype(jnp.bfloat16))
+        x = jnp.asarray(scale * inputs(), jnp.bfloat16)
+        y, gradients = differentiator(name, causal)(low, x, None, jnp.ones(x.shape, jnp.bfloat16))
         assert y.dtype == jnp.bfloat16
         for leaf in jax.tree.leaves((y, gradients)):
             assert np.isfinite(np.asarray(leaf, np.float32)).all()
         if scale == 1.0:
-            assert_close(y.astype(jnp.float32), run(params, inputs())[0], 0.1)
+            assert_close(y.astype(jnp.float32), whole(name, causal)[0], 0.1)
+
+
+@pytest.mark.parametrize("name", each(set(able("uses_context")) & set(able("streaming"))))
+def test_law_across_layers(name):
+    """In a model of three layers, what layers hand to each other does not depend on where the sequence is cut."""
+    config = ModelConfig(
+        vocab_size=11, targets=11, width=16, depth=3, length=12, channel_mixer="none", pattern=(name,),
+        mixer={name: mixers.find(name).tiny},
+    )  # fmt: skip
+    graph, params = nnx.split(SequenceModel(config, rngs=nnx.Rngs(0)))
+    ids = np.random.default_rng(0).integers(0, 11, (BATCH, 12))
+    run = jax.jit(lambda params, ids, carry=None: nnx.merge(graph, params)(ids, carry))
+    carry = nnx.merge(graph, params).initial_carry(BATCH, 12)
+    outputs = []
+    for piece in (ids[:, :6], ids[:, 6:]):
+        y, carry = run(params, piece, carry)
+        outputs.append(y)
+    assert_close(jnp.concatenate(outputs, 1), run(params, ids)[0])
 
 
 def test_refusals():
     """Asking for what is not there names the mixer and the capability."""
     x = jnp.zeros((1, 4, WIDTH))
-    for name, capability in unable("streaming", "packing"):
-        graph, params = build(name, causal=mixers.find(name).causal)
-        mixer = nnx.merge(graph, params)
-        with pytest.raises(ValueError, match=f"{name}.*{capability}"):
-            if capability == "streaming":
-                mixer.initial_carry(1, 4)
-            else:
-                mixer(x, segment_ids=jnp.ones((1, 4), jnp.int32))
-    for name, _ in unable("causal"):
-        with pytest.raises(ValueError, match=f"{name}.*not causal"):
-            mixers.create(name, WIDTH, rngs=nnx.Rngs(0))
     for name in mixers.names():
-        graph, params = build(name, causal=False)
-        with pytest.raises(ValueError, match="causal=True"):
-            mixer = nnx.merge(graph, params)
-            mixer(x, {"segment": jnp.zeros(1, jnp.int32)}) if isinstance(
-                mixer, mixers.Bidirectional
-            ) else mixer.initial_carry(1, 4)
+        cls = mixers.find(name)
+        mixer = sketch(name, causal=cls.causal)
+        if not cls.streaming:
+            with pytest.raises(ValueError, match=f"{name}.*streaming"):
+                mixer.initial_carry(1, 4)
+        if not (cls.packing or cls.padding):
+            with pytest.raises(ValueError, match=f"{name}.*padding"):
+                mixer(x, segment_ids=jnp.ones((1, 4), jnp.int32))
+        if not cls.causal:
+            with pytest.raises(ValueError, match=f"{name}.*not causal"):
+                mixers.create(name, WIDTH, rngs=nnx.Rngs(0))
+        else:
+            mixer = sketch(name, causal=False)
+            with pytest.raises(ValueError, match="causal=True" if cls.streaming else "streaming"):
+                if isinstance(mixer, mixers.Bidirectional):
+                    mixer(x, {"segment": jnp.zeros(1, jnp.int32)})
+                    raise ValueError("streaming")
+                mixer.initial_carry(1, 4)
 
 
 def test_declared_lacks_are_refused(monkeypatch):
     """A mixer that declares that it lacks something is not asked for it, whatever its equations would do."""
     graph, params = build("gla")
-    for capability, call in (
-        ("packing", lambda mixer, x: mixer(x, segment_ids=jnp.ones((1, 4), jnp.int32))),
-        ("streaming", lambda mixer, x: mixer.initial_carry(1, 4)),
+    for lacks, call in (
+        (("padding", "packing"), lambda mixer, x: mixer(x, segment_ids=jnp.ones((1, 4), jnp.int32))),
+        (("streaming",), lambda mixer, x: mixer.initial_carry(1, 4)),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(mixers.find("gla"), capability, False)
-            with pytest.raises(ValueError, match=f"'gla' has {capability}=False"):
+            for capability in lacks:
+                patch.setattr(mixers.find("gla"), capability, False)
+            with pytest.raises(ValueError, match=f"'gla' has {lacks[0]}=False"):
                 call(nnx.merge(graph, params), jnp.zeros((1, 4, WIDTH)))
     monkeypatch.setattr(mixers.find("gla"), "causal", False)
     with pytest.raises(ValueError, match="'gla' is not causal"):
@@ -284,6 +314,7 @@ def test_declaration(name):
     """Every mixer says where it comes from, and its defaults are complete and typed."""
     cls = mixers.find(name)
     assert "arXiv" in cls.paper and cls.primitive and cls.complexity and cls.__doc__
+    assert cls.padding or not cls.packing
     config = mixers.defaults(name)
     for key, value in config.items():
         kind = config.get_type(key)

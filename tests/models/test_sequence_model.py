@@ -63,7 +63,7 @@ def test_stacked_repeats_are_the_blocks_in_order():
     for i in range(2):
         pattern = nnx.merge(graph, jax.tree.map(lambda p, i=i: p[i], stacked))
         for block in pattern.blocks:
-            expected, _ = block(expected)
+            expected, _, _ = block(expected, context=Context())
     assert_close(model.stack(x)[0], expected)
     first, second = (np.asarray(p) for p in model.stack.stacked.blocks[0].mixer.w_in[...])
     assert not np.allclose(first, second)
@@ -88,9 +88,9 @@ def test_dropout_needs_a_key():
     """Without a key nothing is dropped; with one the rate matters and the key decides."""
     model, plain = make(dropout=0.5), make()
     assert_close(model(ids())[0], plain(ids())[0])
-    a, b = (model(ids(), dropout_key=jax.random.key(i))[0] for i in (1, 2))
+    a, b = (model(ids(), key=jax.random.key(i))[0] for i in (1, 2))
     assert not np.allclose(a, b)
-    assert_close(model(ids(), dropout_key=jax.random.key(1))[0], a)
+    assert_close(model(ids(), key=jax.random.key(1))[0], a)
 
 
 def test_sinusoids():

@@ -15,7 +15,9 @@ from flax import nnx
 
 from models import mixer as mixers
 from ops import dispatch
-from tests.tolerance import assert_close
+from tests.tolerance import assert_close, error
+
+figures: list[float] = []  # errors that the current test found, relative to the scale of what is compared
 
 BATCH, LENGTH, WIDTH = 2, 70, 32  # the length is more than one chunk of 64 and not a multiple
 
@@ -95,9 +97,15 @@ def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="floa
     for form in forms:
         found, gradients = run(form, arguments)
         for i, (y, reference) in enumerate(zip(found, expected, strict=True)):
-            assert_close(y, reference.detach(), what=f"{form}: output {i}")
+            assert_figure(y, reference.detach(), f"{form}: output {i}")
         for name, reference in zip(varied, expected_gradients, strict=True):
-            assert_close(gradients[name], reference, what=f"{form}: gradient to {name}")
+            assert_figure(gradients[name], reference, f"{form}: gradient to {name}")
+
+
+def assert_figure(found, expected, what: str) -> None:
+    """`assert_close` that leaves the error in `figures`."""
+    figures.append(error(found, expected))
+    assert_close(found, expected, what=what)
 
 
 def as_tuple(result) -> tuple:

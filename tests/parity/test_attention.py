@@ -9,6 +9,7 @@ from tests.parity.oracles import BATCH, LENGTH, WIDTH, assert_parity, load, mixe
 from tests.tolerance import assert_close
 
 pytestmark = pytest.mark.parity
+AGAINST = "transformers LlamaAttention, Qwen3Attention, Bloom slopes"
 
 
 def transformers_attention(family: str, modeling: str, causal: bool, **options):

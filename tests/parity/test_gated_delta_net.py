@@ -7,6 +7,7 @@ from ops.delta_rule import delta_rule
 from tests.parity.oracles import BATCH, LENGTH, WIDTH, assert_parity, load, load_fla, mixer, normal
 
 pytestmark = pytest.mark.parity
+AGAINST = "transformers Qwen3NextGatedDeltaNet; fla naive"
 
 FORMS = ("sequential", "chunked")
 

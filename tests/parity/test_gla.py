@@ -7,6 +7,7 @@ from ops.linear_attention import linear_attention
 from tests.parity.oracles import BATCH, LENGTH, assert_parity, load, load_fla, mixer, normal
 
 pytestmark = pytest.mark.parity
+AGAINST = "fla naive_recurrent_gla"
 
 FORMS = ("sequential", "chunked")
 

@@ -5,6 +5,7 @@ import pytest
 from tests.parity.oracles import assert_parity, load, mixer
 
 pytestmark = pytest.mark.parity
+AGAINST = "equations in float64"
 
 
 def test_equation():

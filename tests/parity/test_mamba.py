@@ -5,6 +5,7 @@ import pytest
 from tests.parity.oracles import WIDTH, assert_parity, load, mixer
 
 pytestmark = pytest.mark.parity
+AGAINST = "transformers MambaMixer"
 
 
 def test_layer():

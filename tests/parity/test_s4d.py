@@ -9,6 +9,7 @@ from tests.parity.oracles import BATCH, LENGTH, assert_parity, load, mixer
 from tests.tolerance import assert_close
 
 pytestmark = pytest.mark.parity
+AGAINST = "dense real system, discretised, in float64"
 
 STATE = 8
 

@@ -45,10 +45,10 @@ class Model(nnx.Module):
         self.layers = jax.vmap(lambda key: Layer(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), LAYERS))
         self.gains = nnx.List([param(rngs, (), (), decay=False) for _ in range(2)])
 
-    def __call__(self, ids, carry=None, *, segment_ids=None, positions=None, dropout_key=None):
+    def __call__(self, ids, carry=None, *, segment_ids=None, positions=None, key=None):
         x = constrain(self.embedding[...][ids], "batch", "length", "activation")
-        if dropout_key is not None:
-            x = x * jax.random.bernoulli(dropout_key, 0.5, x.shape)
+        if key is not None:
+            x = x * jax.random.bernoulli(key, 0.5, x.shape)
         if segment_ids is not None:
             x = jnp.where((segment_ids != 0)[..., None], x, 0)
         x, _ = jax.lax.scan(lambda x, layer: (layer(x), None), x, self.layers)
@@ -284,7 +284,7 @@ def test_bfloat16_respects_keep_float32_and_leaves_the_state_in_float32():
 
 def test_dropout_depends_on_key_step_and_microbatch():
     built, plain = built_on(data=1)
-    step = make_train_step(built, dropout=True, accumulation=2)
+    step = make_train_step(built, random=True, accumulation=2)
     first, second = (np.arange(ROWS)[:, None] % 2 == i for i in range(2))  # the rows of each microbatch
 
     def loss(run, rows, **changes):
