@@ -8,10 +8,7 @@ from jaxtyping import Array, Float, Int
 from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
 from models.mixer import Context
-from models.norms import LayerNorm, RMSNorm, ScaleNorm
 from models.partitioning import constrain
-
-NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "scalenorm": ScaleNorm}
 
 
 class Block(nnx.Module):
@@ -24,7 +21,7 @@ class Block(nnx.Module):
     """
 
     def __init__(self, name: str, layer: int | Int[Array, ""], config, *, rngs: nnx.Rngs):
-        make_norm = lambda: NORMS[config.norm](config.width, rngs=rngs)
+        make_norm = lambda: config.make_norm(rngs)
         kind = config.channel_mixer
         if kind == "auto":
             kind = "none" if mixers.find(name).replaces_channel_mixer else "swiglu"
@@ -45,7 +42,14 @@ class Block(nnx.Module):
         self.channel_mixer = (
             None
             if kind == "none"
-            else CHANNEL_MIXERS[kind](config.width, rngs=rngs, expansion=config.expansion, depth=config.depth)
+            else CHANNEL_MIXERS[kind](
+                config.width,
+                rngs=rngs,
+                expansion=config.expansion,
+                hidden=config.channel_size,
+                bias=config.channel_bias,
+                depth=config.depth,
+            )
         )
         self.pre_norm = config.norm_position == "pre"
         self.dropout = config.dropout

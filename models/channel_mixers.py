@@ -1,39 +1,75 @@
 """Channel mixers: what acts on each token by itself."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.params import dense
+from models.params import dense, param, zeros
 from models.partitioning import constrain
 
 
 class MLP(nnx.Module):
-    """W_2 gelu(W_1 x), with a hidden size of `expansion` * width."""
+    """W_2 gelu(W_1 x), with a hidden size of `expansion` * width, or `hidden`; `bias` adds one to both maps."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, expansion: float = 4.0, depth: int = 1):
-        hidden = int(expansion * width)
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        expansion: float = 4.0,
+        hidden: int | None = None,
+        bias: bool = False,
+        depth: int = 1,
+    ):
+        hidden = int(expansion * width) if hidden is None else hidden
         self.w_in = dense(rngs, (width, hidden), ("embed", "mlp"))
         self.w_out = dense(rngs, (hidden, width), ("mlp", "embed"), gain=(2 * depth) ** -0.5)
+        self.b_in = param(rngs, zeros, (hidden,), ("mlp",)) if bias else None
+        self.b_out = param(rngs, zeros, (width,), (None,)) if bias else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        h = constrain(jax.nn.gelu(x @ self.w_in[...]), "batch", "length", "mlp")
-        return h @ self.w_out[...]
+        h = constrain(_plus(x @ self.w_in[...], self.b_in), "batch", "length", "mlp")
+        return _plus(jax.nn.gelu(h) @ self.w_out[...], self.b_out)
 
 
-class SwiGLU(nnx.Module):
-    """W_3 (silu(W_1 x) * W_2 x) (arXiv 2002.05202), with 2/3 of the MLP's hidden size: the same number of parameters."""
+class GLU(nnx.Module):
+    """W_3 (f(W_1 x) * W_2 x) (arXiv 2002.05202), with 2/3 of the MLP's hidden size, so that it has as many parameters; or
+    with `hidden`. `bias` adds one to all three maps."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, expansion: float = 4.0, depth: int = 1):
-        hidden = int(expansion * width * 2 / 3)
+    def __init__(
+        self,
+        width: int,
+        *,
+        activation,
+        rngs: nnx.Rngs,
+        expansion: float = 4.0,
+        hidden: int | None = None,
+        bias: bool = False,
+        depth: int = 1,
+    ):
+        hidden = int(expansion * width * 2 / 3) if hidden is None else hidden
+        self.activation = activation
         self.w_in = dense(rngs, (width, 2, hidden), ("embed", None, "mlp"))
         self.w_out = dense(rngs, (hidden, width), ("mlp", "embed"), gain=(2 * depth) ** -0.5)
+        self.b_in = param(rngs, zeros, (2, hidden), (None, "mlp"), decay=False) if bias else None
+        self.b_out = param(rngs, zeros, (width,), (None,)) if bias else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, value = jnp.moveaxis(jnp.einsum("btd,dgf->btgf", x, self.w_in[...]), 2, 0)
-        h = constrain(jax.nn.silu(gate) * value, "batch", "length", "mlp")
-        return h @ self.w_out[...]
+        h = _plus(jnp.einsum("btd,dgf->btgf", x, self.w_in[...]), self.b_in)
+        gate, value = jnp.moveaxis(h, 2, 0)
+        h = constrain(self.activation(gate) * value, "batch", "length", "mlp")
+        return _plus(h @ self.w_out[...], self.b_out)
 
 
-CHANNEL_MIXERS = {"mlp": MLP, "swiglu": SwiGLU}
+def _plus(x, bias):
+    return x if bias is None else x + bias[...]
+
+
+CHANNEL_MIXERS = {
+    "mlp": MLP,
+    "swiglu": functools.partial(GLU, activation=jax.nn.silu),
+    "geglu": functools.partial(GLU, activation=jax.nn.gelu),
+}

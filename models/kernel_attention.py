@@ -15,8 +15,7 @@ from jaxtyping import Array, Float, Int
 from ops import segments
 from ops.dispatch import matmul_precision
 from ops.linear_attention import linear_attention
-
-EMPTY = -1e30  # the logarithm of nothing, finite so that differences of it are
+from ops.running_max import NOTHING, running_max
 
 
 def kernel_attention(
@@ -70,13 +69,13 @@ def two_sided(
     v: Float[Array, "B T H V"],
     segment_ids: Int[Array, "B T"] | None,
 ) -> Float[Array, "B T H V"]:
-    """sum_s (q_t . k_s) v_s over the whole segment of t, in v's dtype."""
+    """sum_s (q_t . k_s) v_s over the whole segment of t, in v's dtype; zero at padding."""
     if segment_ids is None:
         sums = jnp.einsum("bthk,bthv->bhkv", k, v, precision=matmul_precision(v.dtype))
         return jnp.einsum("bthk,bhkv->bthv", q, sums, precision=matmul_precision(v.dtype)).astype(v.dtype)
     past, _ = linear_attention(q, k, v, segment_ids=segment_ids)
     future, _ = linear_attention(*(segments.reverse(a, segment_ids) for a in (q, k, v)), segment_ids=segment_ids)
-    own = jnp.sum(q * k, -1, keepdims=True) * v
+    own = segments.zero_padding(jnp.sum(q * k, -1, keepdims=True) * v, segment_ids)
     return past + segments.reverse(future, segment_ids) - own.astype(v.dtype)
 
 
@@ -99,31 +98,15 @@ def running_scale(
 
     Args:
       log_weight: l.
-      initial_state: m before the first token; `EMPTY` if None.
+      initial_state: m before the first token; `NOTHING` if None.
       segment_ids: 0 is padding; the maximum is that of the segment.
 
     Returns:
       m, and the log-decay m_{t-1} - m_t, which is 0 where nothing has been summed.
     """
-    x = jax.lax.stop_gradient(log_weight.astype(jnp.float32))
-    before = jnp.full_like(x[:, :1], EMPTY) if initial_state is None else initial_state[:, None]
-    before = jax.lax.stop_gradient(before)
-    start = None
-    if segment_ids is None:
-        m = jax.lax.cummax(jnp.concatenate([before, x], 1), axis=1)
-    else:
-        per_token = lambda a: a.reshape(a.shape + (1,) * (x.ndim - 2))
-        x = jnp.where(per_token(segment_ids == 0), EMPTY, x)
-        start = per_token(segments.is_start(segment_ids))
-
-        def combine(left, right):
-            return left[0] | right[0], jnp.where(right[0], right[1], jnp.maximum(left[1], right[1]))
-
-        restart = jnp.concatenate([jnp.zeros_like(start[:, :1]), start], 1)
-        _, m = jax.lax.associative_scan(combine, (restart, jnp.concatenate([before, x], 1)), axis=1)
-    before, m = m[:, :-1], m[:, 1:]
-    fresh = before == EMPTY if start is None else (before == EMPTY) | start
-    return m, jnp.where(fresh, 0, before - m)
+    no_decay = jnp.zeros(log_weight.shape[2:], jnp.float32)
+    found = running_max(no_decay, log_weight, initial_state=initial_state, segment_ids=segment_ids)
+    return found.maximum, jnp.where(found.before == NOTHING, 0, found.before - found.maximum)
 
 
 def segment_scale(

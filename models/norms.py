@@ -1,11 +1,13 @@
 """Normalisation layers. Statistics are float32 whatever the input dtype."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.params import ones, param, zeros
+from models.params import constant, ones, param, zeros
 
 
 def rms_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
@@ -21,16 +23,17 @@ def l2_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, ".
 
 
 class RMSNorm(nnx.Module):
-    """w * x / sqrt(mean(x^2) + eps) over the last axis (arXiv 1910.07467)."""
+    """w * x / sqrt(mean(x^2) + eps) over the last axis (arXiv 1910.07467). `offset=1` stores w - 1, as Gemma does."""
 
-    def __init__(self, size: int, *, rngs: nnx.Rngs, axis: str | None = None, eps: float = 1e-6):
-        self.weight = param(rngs, ones, (size,), (axis,), keep_float32=True)
+    def __init__(self, size: int, *, rngs: nnx.Rngs, axis: str | None = None, eps: float = 1e-6, offset: float = 0.0):
+        self.weight = param(rngs, constant(1 - offset), (size,), (axis,), keep_float32=True)
         self.eps = eps
+        self.offset = offset
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         x32 = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
-        return (x32 * scale * self.weight[...]).astype(x.dtype)
+        return (x32 * scale * (self.offset + self.weight[...])).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -57,3 +60,11 @@ class ScaleNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         return (self.scale[...] * rms_normalize(x.astype(jnp.float32), self.eps)).astype(x.dtype)
+
+
+NORMS = {
+    "rmsnorm": RMSNorm,
+    "rmsnorm1p": functools.partial(RMSNorm, offset=1.0),
+    "layernorm": LayerNorm,
+    "scalenorm": ScaleNorm,
+}

@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models import mixer as mixers
-from models.block import NORMS
 from models.channel_mixers import CHANNEL_MIXERS
+from models.norms import NORMS
 from models.params import constant, dense, normal, param
 from models.partitioning import constrain
 from models.stack import REMAT, Stack
@@ -31,13 +31,19 @@ class ModelConfig:
       depth: number of blocks; a multiple of the pattern's length.
       pattern: names of mixers, repeated over the depth.
       mixer: hyperparameters by mixer name; what is left out takes the mixer's default.
-      channel_mixer: "swiglu", "mlp", "none", or "auto": swiglu except beside mixers that replace it.
-      expansion: hidden size of the channel mixer over the width (SwiGLU takes 2/3 of it).
-      norm: "rmsnorm", "layernorm" or "scalenorm".
+      channel_mixer: "swiglu", "geglu", "mlp", "none", or "auto": swiglu except beside mixers that replace it.
+      expansion: hidden size of the channel mixer over the width (gated ones take 2/3 of it).
+      channel_size: hidden size of the channel mixer itself, instead of `expansion`.
+      channel_bias: whether the channel mixer's maps have biases.
+      norm: "rmsnorm", "rmsnorm1p" (weights stored as their difference from 1), "layernorm" or "scalenorm".
+      norm_eps: added to the norm's variance; by default the norm's own.
       norm_position: "pre" or "post".
+      embedding_norm: whether the embedded tokens are normalised before the first block.
+      embedding_scale: factor of the embedded tokens.
       position_embedding: "sinusoidal" (with a learned scale), "none", or "auto": sinusoidal if some mixer of the pattern
         does not know the order of tokens.
       tie_embeddings: whether the head is the transposed embedding.
+      logit_cap: c of logits = c tanh(logits / c); 0 for none.
       dropout: rate on the residual branches.
       remat: what the backward pass recomputes: "none", "dots" (all but matmul outputs) or "full".
     """
@@ -52,10 +58,16 @@ class ModelConfig:
     mixer: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     channel_mixer: str = "auto"
     expansion: float = 4.0
+    channel_size: int | None = None
+    channel_bias: bool = False
     norm: str = "rmsnorm"
+    norm_eps: float | None = None
     norm_position: str = "pre"
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
     position_embedding: str = "auto"
     tie_embeddings: bool = True
+    logit_cap: float = 0.0
     dropout: float = 0.0
     remat: str = "none"
 
@@ -82,6 +94,10 @@ class ModelConfig:
                 f"model.tie_embeddings=True needs as many targets ({self.targets}) as input ids ({self.vocab_size})"
             )
 
+    def make_norm(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A norm of the residual stream."""
+        return NORMS[self.norm](self.width, rngs=rngs, **({} if self.norm_eps is None else {"eps": self.norm_eps}))
+
     def layers(self, name: str) -> int:
         """The number of blocks with this mixer."""
         return self.depth // len(self.pattern) * self.pattern.count(name)
@@ -104,9 +120,12 @@ class SequenceModel(nnx.Module):
         )
         self.embedding = param(rngs, normal(0.02), (config.vocab_size, config.width), ("vocab", "embed"))
         self.position_scale = param(rngs, constant(config.width**-0.5), (), ()) if sinusoidal else None
+        self.embedding_norm = config.make_norm(rngs) if config.embedding_norm else None
+        self.embedding_scale = config.embedding_scale
         self.stack = Stack(config, rngs=rngs)
-        self.norm = NORMS[config.norm](config.width, rngs=rngs)
+        self.norm = config.make_norm(rngs)
         self.head = None if config.tie_embeddings else dense(rngs, (config.width, config.targets), ("embed", "vocab"))
+        self.logit_cap = config.logit_cap
 
     def __call__(
         self,
@@ -129,9 +148,11 @@ class SequenceModel(nnx.Module):
           float32 logits [batch, length, targets], and the carry for the next piece (None if `carry` is None).
         """
         place, _, positions = mixers.locate(ids.shape, carry, segment_ids, positions)
-        x = constrain(self.embedding[...], "vocab", "activation")[ids]
+        x = self.embedding_scale * constrain(self.embedding[...], "vocab", "activation")[ids]
         if self.position_scale is not None:
             x = x + (self.position_scale[...] * sinusoids(positions, x.shape[-1])).astype(x.dtype)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         x = constrain(x, "batch", "length", "activation")
         x, stack_carry = self.stack(
             x,
@@ -142,6 +163,8 @@ class SequenceModel(nnx.Module):
         )
         head = self.embedding[...].T if self.head is None else self.head[...]
         logits = jnp.einsum("btd,dv->btv", self.norm(x), head, preferred_element_type=jnp.float32)
+        if self.logit_cap:
+            logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
         logits = constrain(logits, "batch", "length", "vocab")
         return logits, (None if carry is None else {**place, "stack": stack_carry})
 

@@ -21,6 +21,7 @@ class Attention(Mixer):
     Args:
       heads: H.
       kv_heads: G, a divisor of H; by default H. 1 is multi-query attention.
+      head_channels: K; by default width / H.
       positions: "rotary", "alibi" or "none".
       rotary_base: base of the rotary frequencies.
       qk_norm: RMS-normalise queries and keys per head, before the rotation.
@@ -42,11 +43,12 @@ class Attention(Mixer):
         depth: int = 1,
         heads: int = 4,
         kv_heads: int | None = None,
+        head_channels: int | None = None,
         positions: str = "rotary",
         rotary_base: float = 10000.0,
         qk_norm: bool = False,
     ):
-        size = head_size(width, heads, "width")
+        size = head_size(width, heads, "width") if head_channels is None else head_channels
         kv_heads = heads if kv_heads is None else kv_heads
         head_size(heads, kv_heads, "the number of query heads")
         if positions not in ("rotary", "alibi", "none"):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.mixer import Mixer, head_size
-from models.params import dense
+from models.params import dense, param, zeros
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.rotary import rotary
@@ -21,6 +21,8 @@ class LocalAttention(Mixer):
       kv_heads: number of key-value heads, a divisor of `heads`; by default `heads`.
       window: size of the window.
       rotary_base: base of the rotary frequencies.
+      rotary_fraction: share of each head's channels that are rotated.
+      bias: whether the output map has a bias.
     """
 
     bidirectional = True
@@ -40,6 +42,8 @@ class LocalAttention(Mixer):
         kv_heads: int | None = None,
         window: int = 128,
         rotary_base: float = 10000.0,
+        rotary_fraction: float = 1.0,
+        bias: bool = False,
     ):
         size = head_size(width, heads, "width")
         kv_heads = heads if kv_heads is None else kv_heads
@@ -49,17 +53,20 @@ class LocalAttention(Mixer):
         self.causal = causal
         self.window = window
         self.rotary_base = rotary_base
+        self.rotated = 2 * int(size * rotary_fraction / 2)
         self.kv_shape = (kv_heads, size)
         self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_k = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
         self.w_v = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
         self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.b_o = param(rngs, zeros, (width,), (None,)) if bias else None
 
     def mix(self, x, state, *, segment_ids, positions):
         q = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_q[...]), "batch", "length", "heads", None)
         k = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_k[...]), "batch", "length", "kv_heads", None)
         v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "kv_heads", None)
-        q, k = (rotary(a, positions, base=self.rotary_base) for a in (q, k))
+        frequencies = self.rotary_base ** (-jnp.arange(0, self.rotated, 2) / self.rotated)
+        q, k = (rotary(a, positions, frequencies=frequencies) for a in (q, k))
         key_segments = segment_ids
         if state is not None:
             new = {"key": k, "value": v, "segment": segment_ids}
@@ -77,7 +84,8 @@ class LocalAttention(Mixer):
             key_segment_ids=key_segments,
             query_offset=k.shape[1] - q.shape[1],
         )
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        y = jnp.einsum("bthk,hkd->btd", y, self.w_o[...])
+        return (y if self.b_o is None else y + self.b_o[...]), state
 
     def initial_state(self, batch, capacity):
         slots = (batch, self.window - 1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from models.mixer import Context
 from models.sequence_model import ModelConfig, SequenceModel, sinusoids
 from tests.tolerance import assert_close
 

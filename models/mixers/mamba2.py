@@ -1,0 +1,111 @@
+"""Mamba-2, state space duality."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer, head_size
+from models.norms import rms_normalize
+from models.params import dense, inverse_softplus, log_uniform, ones, param, uniform, zeros
+from models.partitioning import constrain
+from ops.linear_attention import linear_attention
+from ops.short_convolution import short_convolution
+
+
+class Mamba2(Mixer):
+    """S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T, o_t = S_t^T C_t + D x_t, y = W_out norm(o * silu(z))
+    (arXiv 2405.21060, section 7).
+
+    u, B, C = silu(conv(W x)), dt = softplus(W_dt x + b_dt), and A = -exp(A_log), D and dt are one number for each head. B and C
+    are shared by the heads of a group, like keys in grouped-query attention. This is linear attention with keys B, values
+    dt * u, queries C and log-decays dt * A.
+
+    Args:
+      state: N, size of B and C.
+      expand: channels over the width.
+      heads: number of heads; by default one for every 64 channels.
+      groups: number of groups of heads that share B and C; the norm is within groups.
+      conv_size: taps of the short convolutions.
+      dt_min, dt_max: range of the step size at initialisation.
+      eps: of the norm.
+    """
+
+    replaces_channel_mixer = True
+    paper = "Mamba-2, arXiv 2405.21060"
+    primitive = "linear_attention"
+    tiny = {"state": 8, "heads": 2}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        depth: int = 1,
+        state: int = 128,
+        expand: float = 2.0,
+        heads: int | None = None,
+        groups: int = 1,
+        conv_size: int = 4,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        eps: float = 1e-5,
+    ):
+        inner = int(expand * width)
+        heads = max(1, inner // 64) if heads is None else heads
+        self.sizes = (heads, state, head_size(inner, heads, "the number of channels"))
+        head_size(heads, groups, "the number of heads")
+        self.conv_size = conv_size
+        self.groups = groups
+        self.w_z = dense(rngs, (width, inner), ("embed", "heads"))
+        self.w_u = dense(rngs, (width, inner), ("embed", "heads"))
+        self.w_bc = dense(rngs, (width, 2 * groups * state), ("embed", None))
+        self.w_dt = dense(rngs, (width, heads), ("embed", None))
+        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
+        self.conv_u = param(rngs, tap, (conv_size, inner), (None, "heads"), decay=False)
+        self.conv_u_bias = param(rngs, zeros, (inner,), ("heads",))
+        self.conv_bc = param(rngs, tap, (conv_size, 2 * groups * state), (None, None), decay=False)
+        self.conv_bc_bias = param(rngs, zeros, (2 * groups * state,), (None,))
+        dt_bias = inverse_softplus(log_uniform(max(dt_min, 1e-4), dt_max))
+        self.dt_bias = param(rngs, dt_bias, (heads,), (None,), decay=False, keep_float32=True)
+        log_a = lambda *args: jnp.log(uniform(1.0, 16.0)(*args))
+        self.a_log = param(rngs, log_a, (heads,), (None,), decay=False, keep_float32=True)
+        self.d = param(rngs, ones, (heads,), (None,), decay=False, keep_float32=True)
+        self.eps = eps
+        self.norm = param(rngs, ones, (inner,), ("heads",), keep_float32=True)
+        self.w_out = dense(rngs, (inner, width), ("heads", "embed"), gain=depth**-0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        heads, size, channels = self.sizes
+        new = {}
+
+        def branch(name, w, taps, bias):
+            initial = None if state is None else state[name]
+            u = x @ w[...]
+            u, new[name] = short_convolution(u, taps[...], bias[...], initial_state=initial, segment_ids=segment_ids)
+            return jax.nn.silu(u)
+
+        z = constrain(x @ self.w_z[...], "batch", "length", "heads")
+        u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias), "batch", "length", "heads")
+        bc = branch("conv_bc", self.w_bc, self.conv_bc, self.conv_bc_bias)
+        b, c = jnp.moveaxis(bc.reshape(*bc.shape[:2], 2, self.groups, size), 2, 0)
+        b, c = (jnp.repeat(a, heads // self.groups, axis=2) for a in (b, c))
+        u = u.reshape(*u.shape[:2], heads, channels)
+        dt = jax.nn.softplus((x @ self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
+        o, new["ssm"] = linear_attention(
+            c,
+            b,
+            (dt[..., None] * u).astype(u.dtype),
+            -jnp.exp(self.a_log[...]) * dt,
+            initial_state=None if state is None else state["ssm"],
+            segment_ids=segment_ids,
+        )
+        o = (o + self.d[...][:, None] * u).astype(x.dtype)
+        o = o.reshape(z.shape) * jax.nn.silu(z)
+        o = rms_normalize(o.astype(jnp.float32).reshape(*z.shape[:2], self.groups, -1), self.eps).reshape(z.shape)
+        return (self.norm[...] * o).astype(x.dtype) @ self.w_out[...], new
+
+    def initial_state(self, batch, capacity):
+        heads, size, channels = self.sizes
+        taps = lambda width: jnp.zeros((batch, self.conv_size - 1, width), jnp.float32)
+        memory = jnp.zeros((batch, heads, size, channels), jnp.float32)
+        return {"conv_u": taps(heads * channels), "conv_bc": taps(2 * self.groups * size), "ssm": memory}

@@ -1,0 +1,95 @@
+"""The running maximum that keeps decayed sums of exponentials in range.
+
+    s_t = exp(g_t) s_{t-1} + exp(i_t) x_t
+
+overflows where i_t is large. Written as s_t = exp(m_t) s'_t with m_t = max(g_t + m_{t-1}, i_t) it cannot, and s' is again
+a decayed sum, whose decays and weights are at most 1, so that any primitive with decay computes it:
+
+    s'_t = exp(g_t + m_{t-1} - m_t) s'_{t-1} + exp(i_t - m_t) x_t
+
+RWKV-4 (arXiv 2305.13048, appendix D), mLSTM (2405.04517, equation 15).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from ops import dispatch, segments
+
+# The maximum before the first token: that of nothing, finite so that no difference is NaN.
+NOTHING = -1e30
+
+
+class Scaled(NamedTuple):
+    """A decayed sum of exponentials in units of exp(m_t); float32 or float64.
+
+    Attributes:
+      log_decay: g_t + m_{t-1} - m_t, at most 0 up to rounding.
+      log_weight: i_t - m_t, `NOTHING` on padding.
+      maximum: m_t.
+      before: m_{t-1}, `NOTHING` at the first token of a segment.
+      final: the m of the last token.
+    """
+
+    log_decay: Float[Array, "B T ..."]
+    log_weight: Float[Array, "B T ..."]
+    maximum: Float[Array, "B T ..."]
+    before: Float[Array, "B T ..."]
+    final: Float[Array, "B ..."]
+
+
+def running_max(
+    log_decay: Float[Array, "..."],
+    log_input: Float[Array, "B T ..."],
+    *,
+    initial_state: Float[Array, "B ..."] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    implementation: str = "auto",
+) -> Scaled:
+    """Computes m_t = max(g_t + m_{t-1}, i_t) and what it makes of decays and inputs.
+
+    No gradients flow through m: the sum that it scales does not depend on it.
+
+    Args:
+      log_decay: g <= 0, [B, T, ...] like `log_input` or [...] when constant in time.
+      log_input: i.
+      initial_state: m before the first token; `NOTHING` by default.
+      segment_ids: 0 is padding, which leaves m as it is; a change restarts it.
+      implementation: "sequential" (token by token) or "associative" (parallel prefix). "auto" is sequential on CPU and
+        associative elsewhere.
+    """
+    policy = "sequential" if dispatch.on_cpu() else "associative"
+    form = dispatch.choose(implementation, ("sequential", "associative"), policy)
+    dtype = jnp.promote_types(jnp.result_type(log_decay, log_input), jnp.float32)
+    i = log_input.astype(dtype)
+    g = jnp.broadcast_to(log_decay.astype(dtype), i.shape)
+    state = jnp.full(i[:, 0].shape, NOTHING, dtype)
+    if initial_state is not None:
+        state = initial_state.astype(dtype)
+    start = None
+    if segment_ids is not None:
+        expand = lambda mask: mask.reshape(mask.shape + (1,) * (i.ndim - 2))
+        start, padding = expand(segments.is_start(segment_ids)), expand(segment_ids == 0)
+        g, i = jnp.where(padding, 0, g), jnp.where(padding, NOTHING, i)
+    m, before = _maxima(form, *map(lax.stop_gradient, (g, i, state)), start)
+    weight = i - m if segment_ids is None else jnp.where(padding, NOTHING, i - m)
+    # The difference of the maxima first: it is all but exact, so that what g has lost in m it keeps here.
+    return Scaled(g + (before - m), weight, m, before, m[:, -1])
+
+
+def _maxima(form, g, i, state, start):
+    """m_t and m_{t-1}."""
+    if start is not None:
+        g = jnp.where(start, NOTHING, g)
+    if form == "sequential" or i.shape[1] == 1:
+        step = lambda m, token: (jnp.maximum(token[0] + m, token[1]),) * 2
+        _, m = lax.scan(step, state, (jnp.moveaxis(g, 1, 0), jnp.moveaxis(i, 1, 0)))
+        m = jnp.moveaxis(m, 0, 1)
+    else:
+        compose = lambda a, b: (a[0] + b[0], jnp.maximum(b[0] + a[1], b[1]))
+        total, m = lax.associative_scan(compose, (g, i), axis=1)
+        m = jnp.maximum(m, total + state[:, None])
+    before = jnp.concatenate([state[:, None], m[:, :-1]], axis=1)
+    return m, before if start is None else jnp.where(start, NOTHING, before)

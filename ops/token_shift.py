@@ -1,0 +1,36 @@
+"""The token before: the shift of RWKV (arXiv 2305.13048) and of two-term recurrences."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ops import segments
+
+
+def token_shift(
+    x: Float[Array, "B T ..."],
+    *,
+    initial_state: Float[Array, "B ..."] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T ..."], Float[Array, "B ..."]]:
+    """Shifts a sequence by one token: y_t = x_{t-1}.
+
+    Args:
+      x: inputs.
+      initial_state: the input before the first token, of the first token's segment. Zero by default.
+      segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
+
+    Returns:
+      y in the dtype of `x`, zero at the first token of a segment and on padding; and the input of the last token, or
+      `initial_state` if all is padding.
+    """
+    if initial_state is None:
+        initial_state = jnp.zeros_like(x[:, 0])
+    initial_state = initial_state.astype(x.dtype)
+    x = segments.zero_padding(x, segment_ids)
+    y = jnp.concatenate([initial_state[:, None], x[:, :-1]], axis=1)
+    if segment_ids is None:
+        return y, x[:, -1]
+    expand = lambda mask: mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    y = jnp.where(expand(segments.is_start(segment_ids)), jnp.zeros((), x.dtype), y)
+    empty = jnp.all(segment_ids == 0, axis=1).reshape((-1,) + (1,) * (x.ndim - 2))
+    return segments.zero_padding(y, segment_ids), jnp.where(empty, initial_state, x[:, -1])
