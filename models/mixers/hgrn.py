@@ -1,0 +1,82 @@
+"""HGRN, the hierarchically gated recurrent network."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer
+from models.norms import LayerNorm
+from models.params import dense, param, zeros
+from models.partitioning import constrain
+from ops.linear_recurrence import linear_recurrence
+
+
+class LowerBounds(nnx.Module):
+    """gamma^k = sum_{j<k} softmax(Gamma)_j over the layers: none forgets more than 1 - gamma^k, and gamma^0 = 0."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, layers: int = 1):
+        self.gamma = param(rngs, zeros, (layers, width), (None, "mlp"), decay=False, keep_float32=True)
+
+    def __call__(self, x, *, segment_ids, positions):
+        return lower_bounds(self.gamma[...])
+
+
+class HGRN(Mixer):
+    """h_t = lambda_t exp(i theta) h_{t-1} + (1 - lambda_t) c_t, y = W_o LayerNorm(g_t * [Re h_t, Im h_t]) + b_o
+    (arXiv 2311.04823, section 3).
+
+    lambda_t = gamma^k + (1 - gamma^k) sigmoid(W_mu x_t + b_mu) in layer k; the lower bounds gamma rise with depth and are
+    learned for all layers together. Re c_t and Im c_t are silu(W x_t + b), g_t = sigmoid(W_g x_t + b_g), and theta is
+    learned, 10000^(-2d/D) for channel d at initialisation as in the authors' code.
+
+    Args:
+      complex_state: False for a real h (no theta, no imaginary parts).
+    """
+
+    uses_context = True
+    Shared: ClassVar[type[nnx.Module]] = LowerBounds
+    paper = "HGRN, arXiv 2311.04823"
+    primitive = "linear_recurrence"
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, depth: int = 1, complex_state: bool = True):
+        parts = 2 if complex_state else 1
+        self.parts = parts
+        # Rows: the parts of c, mu, the parts of g.
+        self.w_in = dense(rngs, (width, 2 * parts + 1, width), ("embed", None, "mlp"))
+        self.b_in = param(rngs, zeros, (2 * parts + 1, width), (None, "mlp"), decay=False, keep_float32=True)
+        if complex_state:
+            theta = lambda key, shape, dtype: 10000.0 ** (-2 * jnp.arange(width, dtype=dtype) / width)
+            self.theta = param(rngs, theta, (width,), ("mlp",), decay=False, keep_float32=True)
+        self.norm = LayerNorm(parts * width, rngs=rngs, axis="mlp")
+        self.w_o = dense(rngs, (parts * width, width), ("mlp", "embed"), gain=(2 * depth) ** -0.5)
+        self.b_o = param(rngs, zeros, (width,), ("embed",))
+
+    def mix(self, x, state, *, segment_ids, positions, context):
+        bound = context.stream[context.layer]
+        maps = jnp.einsum("btd,dge->gbte", x, self.w_in[...]).astype(jnp.float32) + self.b_in[...][:, None, None]
+        maps = constrain(maps, None, "batch", "length", "mlp")
+        c, mu, g = jax.nn.silu(maps[: self.parts]), maps[self.parts], jax.nn.sigmoid(maps[self.parts + 1 :])
+        decay = bound + (1 - bound) * jax.nn.sigmoid(mu)
+        c = (1 - bound) * jax.nn.sigmoid(-mu) * c
+        where = {"initial_state": state, "segment_ids": segment_ids}
+        if self.parts == 2:
+            a = (decay * jnp.cos(self.theta[...]), decay * jnp.sin(self.theta[...]))
+            h, state = linear_recurrence(a, (c[0], c[1]), **where)
+        else:
+            h, state = linear_recurrence(decay, c[0], **where)
+            h = (h,)
+        h = jnp.concatenate([g * h for g, h in zip(g, h, strict=True)], -1).astype(x.dtype)
+        return self.norm(h) @ self.w_o[...] + self.b_o[...], state, context.stream
+
+    def initial_state(self, batch, capacity):
+        h = jnp.zeros((batch, self.w_o.shape[1]), jnp.float32)
+        return (h, h) if self.parts == 2 else h
+
+
+def lower_bounds(gamma):
+    """The bounds [layers, D]: sums over the layers before each."""
+    # By a matrix: XLA on CPU (jaxlib 0.10.2) gets the gradient of some rows of a cumulative sum wrong.
+    before = jnp.tril(jnp.ones((gamma.shape[0],) * 2, gamma.dtype), -1)
+    return jnp.matmul(before, jax.nn.softmax(gamma, axis=0), precision="highest")

@@ -1,0 +1,70 @@
+"""HGRN2, the hierarchically gated recurrent network with an outer-product state."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer, head_size
+from models.norms import RMSNorm
+from models.params import dense, param, zeros
+from models.partitioning import constrain
+from ops.linear_attention import linear_attention
+
+
+class LowerBounds(nnx.Module):
+    """gamma^k = sum_{j<k} softmax(Gamma)_j over the layers: none forgets more than 1 - gamma^k, and gamma^0 = 0."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, layers: int = 1):
+        self.gamma = param(rngs, zeros, (layers, width), (None, "heads"), decay=False, keep_float32=True)
+
+    def __call__(self, x, *, segment_ids, positions):
+        return lower_bounds(self.gamma[...])
+
+
+class HGRN2(Mixer):
+    """S_t = Diag(f_t) S_{t-1} + (1 - f_t) v_t^T, o_t = S_t^T q_t, y = W_o RMSNorm(o) (arXiv 2404.07904, section 3).
+
+    q = silu(W_q x), v = W_v x and f_t = gamma^k + (1 - gamma^k) sigmoid(W_f x_t) in layer k, a forget gate per key channel;
+    the lower bounds gamma rise with depth and are learned for all layers together, as in HGRN. The size of a head is the
+    paper's expansion ratio (128 there). There is no output gate, as in flash-linear-attention's layer.
+
+    Args:
+      heads: number of heads.
+    """
+
+    uses_context = True
+    Shared: ClassVar[type[nnx.Module]] = LowerBounds
+    paper = "HGRN2, arXiv 2404.07904"
+    primitive = "linear_attention"
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, depth: int = 1, heads: int = 4):
+        size = head_size(width, heads, "width")
+        self.state_shape = (heads, size, size)
+        self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_f = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.norm = RMSNorm(width, rngs=rngs, axis="heads")
+        self.w_o = dense(rngs, (width, width), ("heads", "embed"), gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions, context):
+        project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
+        q, v = jax.nn.silu(project(self.w_q)), project(self.w_v)
+        z = project(self.w_f).astype(jnp.float32)
+        bound = context.stream[context.layer].reshape(z.shape[2:])
+        # f = (1 + gamma e^-z) / (1 + e^-z); the floor keeps log gamma and its gradient finite in the first layer.
+        log_f = jax.nn.softplus(jnp.log(jnp.maximum(bound, 1e-30)) - z) - jax.nn.softplus(-z)
+        k = (1 - bound) * jax.nn.sigmoid(-z)
+        o, state = linear_attention(q, k, v, log_f, initial_state=state, segment_ids=segment_ids)
+        return self.norm(o.reshape(x.shape)) @ self.w_o[...], state, context.stream
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+
+
+def lower_bounds(gamma):
+    """The bounds [layers, D]: sums over the layers before each."""
+    # By a matrix: XLA on CPU (jaxlib 0.10.2) gets the gradient of some rows of a cumulative sum wrong.
+    before = jnp.tril(jnp.ones((gamma.shape[0],) * 2, gamma.dtype), -1)
+    return jnp.matmul(before, jax.nn.softmax(gamma, axis=0), precision="highest")
