@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.kernel_attention import kernel_attention
 from models.mixer import Mixer, head_size
 from models.params import dense
 from models.partitioning import constrain
-from ops import segments
-from ops.linear_attention import linear_attention
 
 
 class LinearAttention(Mixer):
@@ -41,24 +40,10 @@ class LinearAttention(Mixer):
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         q, k, v = jnp.moveaxis(qkv, 1, 0)
         q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
-        # A column of ones in v makes z the last column of S.
-        v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1).astype(jnp.float32)
-        if self.causal:
-            y, state = linear_attention(q, k, v, initial_state=state, segment_ids=segment_ids)
-        else:
-            y = two_sided(q, k, v, segment_ids)
-        y = (y[..., :-1] / (y[..., -1:] + self.eps)).astype(x.dtype)
+        y, state = kernel_attention(
+            q, k, v, causal=self.causal, eps=self.eps, initial_state=state, segment_ids=segment_ids
+        )
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
     def initial_state(self, batch, capacity):
         return jnp.zeros((batch, *self.state_shape), jnp.float32)
-
-
-def two_sided(q, k, v, segment_ids):
-    """sum_s (q_t . k_s) v_s over the whole segment of t; shapes as in `ops.linear_attention`."""
-    if segment_ids is None:
-        return jnp.einsum("bthk,bhkv->bthv", q, jnp.einsum("bthk,bthv->bhkv", k, v))
-    past, _ = linear_attention(q, k, v, segment_ids=segment_ids)
-    future, _ = linear_attention(*(segments.reverse(a, segment_ids) for a in (q, k, v)), segment_ids=segment_ids)
-    own = jnp.sum(q * k, -1, keepdims=True) * v
-    return past + segments.reverse(future, segment_ids) - own

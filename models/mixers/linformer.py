@@ -1,0 +1,100 @@
+"""Linformer: attention to a fixed number of mixtures of the keys."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.kernel_attention import two_sided
+from models.mixer import Mixer, head_size
+from models.params import dense, normal, param
+from models.partitioning import constrain
+from ops.attention import attention
+
+SHARING = ("none", "headwise", "kv", "layerwise")
+
+
+class SharedProjection(nnx.Module):
+    """E of all layers, where they share it."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, length: int = 512, rank: int = 128, sharing: str = "headwise"):
+        make = lambda: param(rngs, normal(length**-0.5), (1, 1, length, rank), (None,) * 4)
+        self.e = make() if sharing == "layerwise" else None
+
+    def __call__(self, x, *, segment_ids, positions):
+        return () if self.e is None else self.e[...].astype(x.dtype)
+
+
+class Linformer(Mixer):
+    """y = softmax(q (E k)^T / sqrt(K)) (F v) (arXiv 2006.04768, section 4): E and F turn T keys and values into `rank`.
+
+    Columns of E and F belong to positions: a document of less than `length` tokens uses the first ones. Keys at padding
+    are zero before the projection (the port of the Long Range Arena lets them in).
+
+    In rows with segments the sums E k and F v are those of each token's own document. They are never formed: the scores
+    sum_j (q_i . k_j) E_j and the outputs sum_j (p_i . F_j) v_j are two linear attentions, of linear time as well.
+
+    Args:
+      heads: number of heads.
+      rank: keys and values after the projection.
+      sharing: "none" (E and F for each head), "headwise" (one E and one F), "kv" (one E = F) or "layerwise" (one E = F for
+        all layers).
+    """
+
+    causal = False
+    bidirectional = True
+    streaming = False
+    fixed_length = True
+    position_aware = False
+    uses_context = True
+    Shared: ClassVar[type[nnx.Module]] = SharedProjection
+    paper = "Linformer, arXiv 2006.04768"
+    primitive = "attention"
+    complexity = "T rank"
+    tiny = {"rank": 5, "sharing": "none"}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        depth: int = 1,
+        length: int = 512,
+        heads: int = 4,
+        rank: int = 128,
+        sharing: str = "headwise",
+    ):
+        size = head_size(width, heads, "width")
+        if sharing not in SHARING:
+            raise ValueError(f"linformer's sharing must be one of {SHARING}, got {sharing!r}")
+        if rank < 1:
+            raise ValueError(f"linformer's rank must be at least 1, got {rank}")
+        self.length = length
+        self.heads = heads
+        self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        # E and F for each head, or a single one where they are shared.
+        shape = (1 if sharing == "kv" else 2, heads if sharing == "none" else 1, length, rank)
+        axes = (None, "heads" if sharing == "none" else None, None, None)
+        self.e = None if sharing == "layerwise" else param(rngs, normal(length**-0.5), shape, axes)
+
+    def mix(self, x, state, *, segment_ids, positions, context):
+        if x.shape[1] > self.length:
+            raise ValueError(
+                f"linformer was built for length {self.length}, got {x.shape[1]}; build the model for a greater one"
+            )
+        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
+        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        e = context.stream if self.e is None else self.e[...].astype(x.dtype)
+        e = jnp.moveaxis(jnp.broadcast_to(e, (2, self.heads, *e.shape[2:])), 1, 2)
+        if segment_ids is None:
+            e, f = e[:, : x.shape[1]]
+            keys, values = jnp.einsum("thr,bthk->brhk", e, k), jnp.einsum("thr,bthk->brhk", f, v)
+            y = attention(q, keys, values, causal=False)
+        else:
+            q, k, v, e = (a.astype(jnp.float32) for a in (q, k, v, e))
+            e, f = e[:, positions]
+            p = jax.nn.softmax(two_sided(q * q.shape[-1] ** -0.5, k, e, segment_ids), -1)
+            y = two_sided(p, f, v, segment_ids).astype(x.dtype)
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream

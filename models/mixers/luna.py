@@ -1,0 +1,123 @@
+"""Luna: attention packed into, and unpacked from, a short extra sequence."""
+
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer, head_size
+from models.norms import LayerNorm
+from models.params import dense, normal, param
+from models.partitioning import constrain
+from ops.attention import attention
+from ops.linear_attention import linear_attention
+
+
+class InitialMemory(nnx.Module):
+    """P before the first layer: learned, N(0, 1/D)."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, causal: bool = True, memory: int = 16):
+        self.causal = causal
+        self.p = param(rngs, normal(width**-0.5), (memory, width), (None, "embed"), decay=False)
+
+    def __call__(self, x, *, segment_ids, positions):
+        p = self.p[...].astype(x.dtype)
+        return p if self.causal else jnp.broadcast_to(p, (x.shape[0], *p.shape))
+
+
+class Luna(Mixer):
+    """Two nested attentions through an extra sequence P of l tokens (arXiv 2106.01540, section 3).
+
+    Two-sided, with softmax(Q K^T / sqrt(K)) V for Attn and keys that are also the values:
+
+        Y_P = Attn(W_pq P, W_pc x, W_pc x)         P packs the sequence
+        y   = W_o Attn(W_q x, W_c Y_P, W_c Y_P)    which is unpacked again
+        P  <- LayerNorm(P + Y_P)                   for the next layer
+
+    Causal, with c_t = W_c x_t, everything per head and divided by the number t of tokens so far:
+
+        a_t = omega(W_pc x_t . W_pq P / sqrt(K))   in R^l, elementwise
+        w_t = softmax((1/t) sum_{s<=t} (W_q x_t . c_s / sqrt(K)) a_s)
+        y_t = W_o (1/t) sum_{s<=t} (w_t . a_s) c_s
+
+    that is two linear attentions, with the state of l numbers per channel twice. omega(z) = log2(1 + 2^z); the authors also
+    use elu(z) + 1. P is the same in all layers then, as in the authors' decoder without an encoder.
+
+    Two-sided, the row has one P: documents packed into one row would share it, so that it declares no packing. The causal
+    form takes packed rows.
+
+    Args:
+      heads: number of heads of both attentions.
+      memory: l.
+    """
+
+    bidirectional = True
+    packing = False
+    position_aware = False
+    uses_context = True
+    Shared: ClassVar[type[nnx.Module]] = InitialMemory
+    paper = "Luna, arXiv 2106.01540"
+    primitive = "linear_attention"
+    tiny = {"memory": 5}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        causal: bool = True,
+        depth: int = 1,
+        heads: int = 4,
+        memory: int = 16,
+    ):
+        size = head_size(width, heads, "width")
+        if memory < 1:
+            raise ValueError(f"luna's memory must be at least 1, got {memory}")
+        self.causal = causal
+        self.packing = causal
+        self.shape = (heads, size, memory)
+        self.w_pq = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_pc = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_c = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.norm = None if causal else LayerNorm(width, rngs=rngs)
+
+    def mix(self, x, state, *, segment_ids, positions, context):
+        project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
+        p = context.stream
+        q, packed = project(self.w_q), project(self.w_pc)
+        if self.causal:
+            y, state = self.recur(q, packed, project(self.w_c), p, state, segment_ids, positions)
+        else:
+            tokens = memory = None
+            if segment_ids is not None:
+                tokens = jnp.sign(segment_ids)
+                memory = jnp.ones(p.shape[:2], tokens.dtype)
+            where = {"causal": False, "segment_ids": memory, "key_segment_ids": tokens}
+            y_p = attention(jnp.einsum("bld,dhk->blhk", p, self.w_pq[...]), packed, packed, **where).reshape(p.shape)
+            c = jnp.einsum("bld,dhk->blhk", y_p, self.w_c[...])
+            y = attention(q, c, c, causal=False, segment_ids=tokens, key_segment_ids=memory)
+            p = self.norm(p + y_p)
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, p
+
+    def recur(self, q, packed, c, p, state, segment_ids, positions):
+        scale = q.shape[-1] ** -0.5
+        memory = scale * jnp.einsum("ld,dhk->lhk", p, self.w_pq[...])
+        z = jnp.einsum("bthk,lhk->bthl", packed, memory, preferred_element_type=jnp.float32)
+        a = jax.nn.softplus(math.log(2) * z) / math.log(2)
+        count = (positions + 1)[:, :, None, None]
+        first, second = (None, None) if state is None else (state["keys"], state["values"])
+        # The softmax is blind to what all of a_t share, which is most of it: omega(0) = 1. Without it, rounding is smaller.
+        apart = a - jnp.mean(a, -1, keepdims=True)
+        scores, first = linear_attention(q, c, apart, scale=scale, initial_state=first, segment_ids=segment_ids)
+        w = jax.nn.softmax(scores / count, -1)
+        y, second = linear_attention(w, a, c.astype(jnp.float32), initial_state=second, segment_ids=segment_ids)
+        return (y / count).astype(q.dtype), None if state is None else {"keys": first, "values": second}
+
+    def initial_state(self, batch, capacity):
+        heads, size, memory = self.shape
+        zeros = lambda *shape: jnp.zeros((batch, heads, *shape), jnp.float32)
+        return {"keys": zeros(size, memory), "values": zeros(memory, size)}
