@@ -20,7 +20,9 @@ def table() -> str:
     for name in mixers.names():
         cls = mixers.find(name)
         two_sided = "own" if cls.bidirectional else "wrapped" if cls.causal else "no"
-        flags = (yes(cls.causal), two_sided, yes(cls.streaming), yes(cls.packing), yes(cls.constant_carry))
+        packs = "yes" if cls.packing else "padding only" if cls.padding else "no"
+        carry = yes(cls.constant_carry) if cls.streaming else "–"
+        flags = (yes(cls.causal), two_sided, yes(cls.streaming), packs, carry)
         cells = (f"[`{name}`](models/mixers/{name}.py)", cls.paper, f"`{cls.primitive}`", *flags, cls.complexity)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
