@@ -82,7 +82,7 @@ def two_sided(
 def quadratic(x: Float[Array, "... F"]) -> Float[Array, "... F*(F+1)/2"]:
     """Features whose product is (x . x')^2: the products of components, each unordered pair once."""
     size = x.shape[-1]
-    weight = lambda i: jnp.full(size - i, math.sqrt(2), x.dtype).at[0].set(1)
+    weight = lambda i: jnp.asarray([1.0] + [math.sqrt(2)] * (size - 1 - i), x.dtype)
     return jnp.concatenate([x[..., i : i + 1] * x[..., i:] * weight(i) for i in range(size)], -1)
 
 

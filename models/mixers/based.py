@@ -1,0 +1,63 @@
+"""Based's linear attention with the Taylor expansion of the exponential."""
+
+import math
+
+import jax.numpy as jnp
+from flax import nnx
+
+from models.kernel_attention import kernel_attention, quadratic
+from models.mixer import Mixer, head_size
+from models.params import dense
+from models.partitioning import constrain
+
+
+class Based(Mixer):
+    """y_t = sum_{s<=t} f(q_t . k_s / sqrt(F)) v_s / sum_{s<=t} f(q_t . k_s / sqrt(F)), f(a) = 1 + a + a^2 / 2 (Based, arXiv
+    2402.18668, section 4.1): softmax attention with the exponential's expansion of second order, as a linear attention with
+    the features phi(x) = [1, x / F^(1/4), (x x^T) / sqrt(2 F)]. Two-sided: the sums run over all s.
+
+    Queries and keys have few components, F; of the symmetric x x^T only one half is kept, so phi has 1 + F + F (F + 1) / 2
+    components. As f >= 1/2 the denominator needs no epsilon (the authors' code adds 1e-12).
+
+    The paper's model has this mixer in one layer of five, and sliding-window attention and short gated convolutions in the
+    others: use a pattern with `local_attention`.
+
+    Args:
+      heads: number of heads.
+      feature_size: F.
+    """
+
+    bidirectional = True
+    position_aware = False
+    paper = "Based, arXiv 2402.18668"
+    primitive = "linear_attention"
+    tiny = {"feature_size": 6}
+
+    def __init__(
+        self, width: int, *, rngs: nnx.Rngs, causal: bool = True, depth: int = 1, heads: int = 4, feature_size: int = 16
+    ):
+        size = head_size(width, heads, "width")
+        self.causal = causal
+        self.state_shape = (heads, 1 + feature_size + feature_size * (feature_size + 1) // 2, size + 1)
+        self.w_qk = dense(rngs, (width, 2, heads, feature_size), ("embed", None, "heads", None))
+        self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        qk = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qk[...]), "batch", None, "length", "heads", None)
+        v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "heads", None)
+        phi = taylor(qk.astype(jnp.float32))
+        # The floor is f's minimum: it binds only where rounding errors of large terms leave less.
+        y, state = kernel_attention(
+            phi[:, 0], phi[:, 1], v, causal=self.causal, floor=0.5, initial_state=state, segment_ids=segment_ids
+        )
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+
+
+def taylor(x):
+    """Features whose product is 1 + a + a^2 / 2, a = x . x' / sqrt(F)."""
+    x = x * x.shape[-1] ** -0.25
+    return jnp.concatenate([jnp.ones_like(x[..., :1]), x, quadratic(x) / math.sqrt(2)], -1)

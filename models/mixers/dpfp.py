@@ -1,0 +1,77 @@
+"""Fast weight programmer with the deterministic parameter-free projection."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.kernel_attention import kernel_attention
+from models.mixer import Mixer, head_size
+from models.params import dense
+from models.partitioning import constrain
+from ops.delta_rule import delta_rule
+
+
+class FastWeights(Mixer):
+    """S_t = S_{t-1} + beta_t phi(k_t) (v_t - S_{t-1}^T phi(k_t))^T, y_t = S_t^T phi(q_t) / sqrt(K), beta = sigmoid(W_b x)
+    (Linear Transformers Are Secretly Fast Weight Programmers, arXiv 2102.11174, sections 4.2 and 5).
+
+    phi is DPFP: with r = [relu(x), relu(-x)] in R^2K, phi(x) = concat_{j=1..nu} r * roll(r, j), divided by the sum of its
+    components (plus 1e-6 here: a vector can have no two neighbours that are both positive). As the paper recommends
+    there is no other normalisation.
+
+    `update="sum"` is the paper's baseline: S_t = S_{t-1} + phi(k_t) v_t^T with the denominator of linear attention,
+    y_t = S_t^T phi(q_t) / (sqrt(K) (phi(q_t) . sum_{s<=t} phi(k_s) + 1e-5)). It knows nothing of order.
+
+    Args:
+      heads: number of heads.
+      nu: capacity of the map: features over 2K.
+      update: "delta" or "sum".
+    """
+
+    paper = "Fast weight programmers (DPFP), arXiv 2102.11174"
+    primitive = "delta_rule"
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        depth: int = 1,
+        heads: int = 4,
+        nu: int = 2,
+        update: str = "delta",
+    ):
+        if update not in ("delta", "sum"):
+            raise ValueError(f"dpfp's update must be 'delta' or 'sum', got {update!r}")
+        size = head_size(width, heads, "width")
+        if not 1 <= nu < 2 * size:
+            raise ValueError(f"dpfp's nu must be between 1 and {2 * size - 1} for heads of size {size}, got {nu}")
+        self.nu = nu
+        self.state_shape = (heads, 2 * nu * size, size if update == "delta" else size + 1)
+        self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
+        self.w_b = dense(rngs, (width, heads), ("embed", None)) if update == "delta" else None
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
+        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k = dpfp(q.astype(jnp.float32), self.nu), dpfp(k.astype(jnp.float32), self.nu)
+        where = {"initial_state": state, "segment_ids": segment_ids}
+        if self.w_b is None:
+            y, state = kernel_attention(q, k, v, causal=True, eps=1e-5, **where)
+        else:
+            beta = jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32))
+            y, state = delta_rule(q, k, v, beta, **where)
+        return jnp.einsum("bthk,hkd->btd", y / math.sqrt(v.shape[-1]), self.w_o[...]), state
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+
+
+def dpfp(x, nu: int):
+    """The map of x [..., K] to [..., 2K nu], non-negative and of sum 1."""
+    r = jnp.concatenate([jax.nn.relu(x), jax.nn.relu(-x)], -1)
+    phi = jnp.concatenate([r * jnp.roll(r, j, -1) for j in range(1, nu + 1)], -1)
+    return phi / (jnp.sum(phi, -1, keepdims=True) + 1e-6)

@@ -1,0 +1,59 @@
+"""Hedgehog: linear attention with a learned feature map of spikes."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.kernel_attention import kernel_attention
+from models.mixer import Mixer, head_size
+from models.params import constant, dense, param
+from models.partitioning import constrain
+
+
+class Hedgehog(Mixer):
+    """y_t = sum_{s<=t} (phi(q_t) . phi(k_s)) v_s / (sum_{s<=t} phi(q_t) . phi(k_s) + eps), phi(x) = softmax([M x, -M x])
+    (The Hedgehog and the Porcupine, arXiv 2402.04347, section 4). Two-sided: the sums run over all s.
+
+    M is [K, K], starts as the identity, and is learned for each head, one for queries and one for keys. The softmax over the
+    2K features is the paper's [exp(M x), exp(-M x)], normalised for stability; the authors' later code normalises the two halves
+    apart instead. Maps have no bias, as in that code. This is the mixer trained from scratch; the paper's distillation of a
+    softmax attention is a loss, and not here.
+
+    Args:
+      heads: number of heads.
+      eps: added to the denominator.
+    """
+
+    bidirectional = True
+    position_aware = False
+    paper = "Hedgehog, arXiv 2402.04347"
+    primitive = "linear_attention"
+
+    def __init__(
+        self, width: int, *, rngs: nnx.Rngs, causal: bool = True, depth: int = 1, heads: int = 4, eps: float = 1e-6
+    ):
+        size = head_size(width, heads, "width")
+        self.causal = causal
+        self.eps = eps
+        self.state_shape = (heads, 2 * size, size + 1)
+        self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
+        self.map = param(rngs, constant(jnp.eye(size)), (2, heads, size, size), (None, "heads", None, None))
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
+        qk = jnp.einsum("bsthk,shkf->bsthf", qkv[:, :2], self.map[...]).astype(jnp.float32)
+        qk = jax.nn.softmax(jnp.concatenate([qk, -qk], -1), axis=-1)
+        y, state = kernel_attention(
+            qk[:, 0],
+            qk[:, 1],
+            qkv[:, 2],
+            causal=self.causal,
+            eps=self.eps,
+            initial_state=state,
+            segment_ids=segment_ids,
+        )
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, *self.state_shape), jnp.float32)

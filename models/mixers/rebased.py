@@ -1,0 +1,74 @@
+"""ReBased: linear attention with a learned quadratic kernel."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from models.kernel_attention import kernel_attention, quadratic
+from models.mixer import Mixer, head_size
+from models.norms import LayerNorm
+from models.params import dense
+from models.partitioning import constrain
+
+
+class ReBased(Mixer):
+    """y_t = sum_{s<=t} a_ts v_s / (sum_{s<=t} a_ts + eps), a_ts = (q_t . k_s)^2 / F, q = layernorm(W_q x), k = layernorm(W_k x)
+    (Linear Transformers with Learnable Kernel Functions, arXiv 2402.10644). Two-sided: the sums run over all s.
+
+    The norms' weights and biases are the paper's gamma and beta: they place the minimum of the parabola, which lets a token
+    be ignored, as Based's kernel (at least 1/2) does not. As in the authors' code a norm spans all heads. It is a linear
+    attention with the F (F + 1) / 2 products of components as features.
+
+    Args:
+      heads: number of heads.
+      feature_size: F, components of a query or key.
+      eps: added to the denominator, which can vanish; a_ts is about 1 on average. The authors' 1e-12 needs scores that are
+        squared one by one: as a sum over features, with its cancellations, a small a_ts has an error near 1e-6.
+    """
+
+    bidirectional = True
+    position_aware = False
+    paper = "ReBased, arXiv 2402.10644"
+    primitive = "linear_attention"
+    tiny = {"feature_size": 6, "eps": 0.1}  # smaller denominators, as first tokens have, amplify rounding errors
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        causal: bool = True,
+        depth: int = 1,
+        heads: int = 4,
+        feature_size: int = 16,
+        eps: float = 1e-3,
+    ):
+        size = head_size(width, heads, "width")
+        self.causal = causal
+        self.eps = eps
+        self.feature_size = feature_size
+        self.state_shape = (heads, feature_size * (feature_size + 1) // 2, size + 1)
+        self.w_qk = dense(rngs, (width, 2, heads * feature_size), ("embed", None, "heads"))
+        self.norm_q = LayerNorm(heads * feature_size, rngs=rngs, axis="heads")
+        self.norm_k = LayerNorm(heads * feature_size, rngs=rngs, axis="heads")
+        self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        heads = self.state_shape[0]
+        qk = constrain(jnp.einsum("btd,dsf->bstf", x, self.w_qk[...]), "batch", None, "length", "heads")
+        split = lambda a: a.astype(jnp.float32).reshape(*a.shape[:2], heads, self.feature_size)
+        q, k = split(self.norm_q(qk[:, 0])), split(self.norm_k(qk[:, 1]))
+        v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "heads", None)
+        y, state = kernel_attention(
+            quadratic(q) / self.feature_size,
+            quadratic(k),
+            v,
+            causal=self.causal,
+            eps=self.eps,
+            initial_state=state,
+            segment_ids=segment_ids,
+        )
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, *self.state_shape), jnp.float32)
