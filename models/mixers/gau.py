@@ -1,12 +1,14 @@
 """Gated attention unit, FLASH-Quad."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from models.kv_cache import buffers, extend
 from models.mixer import Mixer
-from models.params import dense, normal, param, zeros
+from models.params import dense, normal, ones, param, zeros
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
@@ -21,15 +23,17 @@ class GatedAttentionUnit(Mixer):
     b_ij = rope(a)_i . rope(c)_j with learned a and c, the paper's form for long sequences, which it is here at every
     length (for n <= 512 the paper has a table of 2n - 1 entries instead).
 
-    The paper's n is the length of the (full) sequence. A stream has no length, so n is a constant here; take the training
-    length. `normalizer="count"` is the length-independent relu(q k^T / sqrt(s) + b)^2 / n_i, with n_i the number of
+    The paper's n is the length of the (full) sequence. A stream has no length, so n is the length that the model is built
+    for. `normalizer="count"` is the length-independent relu(q k^T / sqrt(s) + b)^2 / n_i, with n_i the number of
     keys that row i sees.
+
+    `normalizer="softmax"` is GAU-alpha's A = softmax((log n_i / log n) q k^T / sqrt(s)), n being its training length of 512
+    and n_i at least 16. It has no bias, and its q and k are scaled copies of z without a shift, the scales 1 at first.
 
     Args:
       expansion: size of u and v over the width.
       key_size: s, the size of z.
-      normalizer: "length" or "count", as above.
-      length: n for `normalizer="length"`.
+      normalizer: "length", "count" or "softmax", as above.
     """
 
     bidirectional = True
@@ -46,56 +50,70 @@ class GatedAttentionUnit(Mixer):
         *,
         rngs: nnx.Rngs,
         causal: bool = True,
+        length: int = 512,
         expansion: float = 2.0,
         key_size: int = 128,
         normalizer: str = "length",
-        length: int = 512,
     ):
-        if normalizer not in ("length", "count"):
-            raise ValueError(f"gau's normalizer must be 'length' or 'count', got {normalizer!r}")
+        if normalizer not in ("length", "count", "softmax"):
+            raise ValueError(f"gau's normalizer must be 'length', 'count' or 'softmax', got {normalizer!r}")
+        if normalizer == "softmax" and length < 2:
+            raise ValueError(f"gau's normalizer='softmax' divides by the logarithm of the length, got length={length}")
         hidden = int(expansion * width)
         self.causal = causal
         self.normalizer = normalizer
         self.length = length
-        self.sizes = (2 * key_size, hidden)
+        softmax = normalizer == "softmax"
+        self.sizes = (key_size if softmax else 2 * key_size, hidden)
         self.w_u = dense(rngs, (width, hidden), ("embed", "mlp"))
         self.w_v = dense(rngs, (width, hidden), ("embed", "mlp"))
         self.w_z = dense(rngs, (width, key_size), ("embed", None))
         self.w_o = dense(rngs, (hidden, width), ("mlp", "embed"))
-        self.gamma = param(rngs, normal(0.02), (2, key_size), (None, None), decay=False)
-        self.beta = param(rngs, zeros, (2, key_size), (None, None), decay=False)
-        self.bias = param(rngs, normal(0.02), (2, key_size), (None, None), decay=False)
+        pair = lambda init: param(rngs, init, (2, key_size), (None, None), decay=False)
+        self.gamma = pair(ones if softmax else normal(0.02))
+        self.beta = None if softmax else pair(zeros)
+        self.bias = None if softmax else pair(normal(0.02))
 
     def mix(self, x, state, *, segment_ids, positions):
         u = constrain(jax.nn.silu(x @ self.w_u[...]), "batch", "length", "mlp")
         v = constrain(jax.nn.silu(x @ self.w_v[...]), "batch", "length", "mlp")[:, :, None]
         z = jax.nn.silu(x @ self.w_z[...])
-        q, k = (rotary((z * self.gamma[i] + self.beta[i])[:, :, None], positions) for i in (0, 1))
-        bias = jnp.broadcast_to(self.bias[...][:, None, None, None], (2, *q.shape))
-        b_q, b_k = (rotary(bias[i].astype(q.dtype), positions) for i in (0, 1))
-        count = self.count(segment_ids, positions)
-        q = q / self.length if self.normalizer == "length" else q * q.shape[-1] ** -0.5
-        # [q, rope(a)] . [k, rope(c)] = q . k + b
-        q, k = jnp.concatenate([q, b_q], -1), jnp.concatenate([k, b_k], -1)
+        q, k, count = *self.queries_and_keys(z, positions), self.count(segment_ids, positions)[..., None]
+        options = {"activation": "relu2", "scale": 1.0}
+        if self.normalizer == "softmax":
+            scale = jnp.log(jnp.maximum(count, 16).astype(jnp.float32)) / math.log(self.length)
+            q = (q * scale[..., None]).astype(q.dtype)
+            options = {"activation": "softmax", "scale": z.shape[-1] ** -0.5}
         if state is None:
-            y = attention(q, k, v, activation="relu2", scale=1.0, causal=self.causal, segment_ids=segment_ids)
+            y = attention(q, k, v, **options, causal=self.causal, segment_ids=segment_ids)
         else:
             offset = state["length"]
-            state = extend(state, {"key": k, "value": v, "segment": segment_ids})
+            # Shifted and biased, keys are not 0 at padding.
+            new = {"key": segments.zero_padding(k, segment_ids), "value": v, "segment": segment_ids}
+            state = extend(state, new)
             y = attention(
                 q,
                 state["key"].astype(q.dtype),
                 state["value"].astype(v.dtype),
-                activation="relu2",
-                scale=1.0,
+                **options,
                 segment_ids=segment_ids,
                 key_segment_ids=state["segment"],
                 query_offset=offset,
             )
         y = y[:, :, 0]
         if self.normalizer == "count":
-            y = (y / count[..., None]).astype(x.dtype)
+            y = (y / count).astype(x.dtype)
         return (u * y) @ self.w_o[...], state
+
+    def queries_and_keys(self, z, positions):
+        """The rotated copies of z, with the bias (if any) as further channels: [q, rope(a)] . [k, rope(c)] = q . k + b."""
+        if self.normalizer == "softmax":
+            return [rotary((z * self.gamma[i])[:, :, None], positions) for i in (0, 1)]
+        q, k = (rotary((z * self.gamma[i] + self.beta[i])[:, :, None], positions) for i in (0, 1))
+        q = q / self.length if self.normalizer == "length" else q * q.shape[-1] ** -0.5
+        bias = jnp.broadcast_to(self.bias[...][:, None, None, None], (2, *q.shape))
+        b_q, b_k = (rotary(bias[i].astype(q.dtype), positions) for i in (0, 1))
+        return jnp.concatenate([q, b_q], -1), jnp.concatenate([k, b_k], -1)
 
     def count(self, segment_ids, positions):
         """Number of keys that each row sees."""

@@ -1,0 +1,66 @@
+"""cosFormer."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.kernel_attention import kernel_attention
+from models.mixer import Mixer, head_size
+from models.params import dense
+from models.partitioning import constrain
+
+
+class CosFormer(Mixer):
+    """y_i = sum_j s_ij v_j / sum_j s_ij, s_ij = relu(q_i) . relu(k_j) cos(pi/2 (i - j) / M), over j <= i or all j
+    (arXiv 2202.08791, equations 9 to 12).
+
+    By Ptolemy's theorem s_ij is a product of features: phi(q_i) = [relu(q_i) cos(pi i / 2M), relu(q_i) sin(pi i / 2M)], the
+    same for k_j with j. Positions count from 1, and the denominator is at least `eps`, as in the authors' code.
+
+    The authors' M is the length of the sequence at hand, so that what a prefix gives changes as the sequence grows. Here M
+    is the length that the model is built for. Tokens beyond it take the position M: further apart than M the cosine would
+    be negative, and the denominator with it.
+
+    Args:
+      heads: number of heads.
+      eps: least denominator.
+    """
+
+    bidirectional = True
+    paper = "cosFormer, arXiv 2202.08791"
+    primitive = "linear_attention"
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        causal: bool = True,
+        depth: int = 1,
+        length: int = 512,
+        heads: int = 4,
+        eps: float = 1e-6,
+    ):
+        size = head_size(width, heads, "width")
+        self.causal = causal
+        self.length = length
+        self.eps = eps
+        self.state_shape = (heads, 2 * size, size + 1)
+        self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
+        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        angle = math.pi / (2 * self.length) * jnp.minimum(positions + 1, self.length).astype(jnp.float32)
+        cos, sin = (f(angle)[:, :, None, None] for f in (jnp.cos, jnp.sin))
+        phi = lambda a: jnp.concatenate([jax.nn.relu(a) * cos, jax.nn.relu(a) * sin], -1)
+        y, state = kernel_attention(
+            phi(q), phi(k), v, causal=self.causal, floor=self.eps, initial_state=state, segment_ids=segment_ids
+        )
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, *self.state_shape), jnp.float32)

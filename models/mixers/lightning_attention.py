@@ -1,0 +1,72 @@
+"""Lightning attention: linear attention whose decay is a constant of the head and the layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.mixer import Mixer, head_size
+from models.norms import RMSNorm, rms_normalize
+from models.params import dense
+from models.partitioning import constrain
+from ops.linear_attention import linear_attention
+
+
+class LightningAttention(Mixer):
+    """S_t = lambda S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, y = W_o (gate * norm(o)) (arXiv 2307.14995, equations 5 to 7; its
+    chunked form is Lightning Attention-2, arXiv 2401.04658).
+
+    lambda = exp(-2^(-8h/H) (1 - l / (L - 1) + 1e-5)) for head h = 1..H of layer l = 0..L-1, so that deep layers remember
+    longer; no other position signal, no denominator and no 1/sqrt(K). The norm is over all heads together. L counts the
+    layers of this mixer; MiniMax-01 counts the softmax layers among them as well.
+
+    `form="minimax"` (MiniMax-01, arXiv 2501.08313): q, k and v are silu(W x), gate = sigmoid(W_g x), and the norm has a weight.
+    `form="transnormer"` (TransNormerLLM, arXiv 2307.14995): v and gate are linear, the norm has none. TransNormerLLM also rotates
+    the queries and keys of its first layer (LRPE), which is left out, as MiniMax-01 does.
+
+    Args:
+      heads: number of heads.
+      form: "minimax" or "transnormer", as above.
+    """
+
+    uses_context = True
+    paper = "Lightning Attention (TransNormerLLM), arXiv 2307.14995"
+    primitive = "linear_attention"
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        depth: int = 1,
+        layers: int = 1,
+        heads: int = 4,
+        form: str = "minimax",
+    ):
+        if form not in ("minimax", "transnormer"):
+            raise ValueError(f"lightning_attention's form must be 'minimax' or 'transnormer', got {form!r}")
+        size = head_size(width, heads, "width")
+        self.layers = layers
+        self.state_shape = (heads, size, size)
+        self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
+        self.w_g = dense(rngs, (width, width), ("embed", "heads"))
+        self.norm = RMSNorm(width, rngs=rngs, axis="heads") if form == "minimax" else None
+        self.w_o = dense(rngs, (width, width), ("heads", "embed"), gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions, context):
+        heads = self.state_shape[0]
+        slope = jnp.asarray(2.0 ** (-8 * np.arange(1, heads + 1) / heads), jnp.float32)
+        log_decay = -slope * (1 - context.layer / (self.layers - 1 + 1e-5) + 1e-5)
+        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
+        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        gate = constrain(x @ self.w_g[...], "batch", "length", "heads")
+        q, k = jax.nn.silu(q), jax.nn.silu(k)
+        if self.norm is not None:
+            v, gate = jax.nn.silu(v), jax.nn.sigmoid(gate)
+        o, state = linear_attention(q, k, v, log_decay, initial_state=state, segment_ids=segment_ids)
+        o = o.reshape(x.shape)
+        o = rms_normalize(o) if self.norm is None else self.norm(o)
+        return (gate * o) @ self.w_o[...], state, context.stream
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, *self.state_shape), jnp.float32)

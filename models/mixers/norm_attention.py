@@ -1,0 +1,78 @@
+"""TransNormer's linear attention, NormAttention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.kernel_attention import kernel_attention
+from models.mixer import Mixer, head_size
+from models.norms import rms_normalize
+from models.params import normal, param, xavier_uniform
+from models.partitioning import constrain
+from ops.rotary import rotary
+
+
+class NormAttention(Mixer):
+    """y = W_o norm(sum_j (q_i . k_j) v_j), over j <= i or all j (The Devil in Linear Transformer, arXiv 2210.10340,
+    section 4.1): a norm over the width in place of the denominator, whose gradients are unbounded.
+
+    q and k are f(W x), f = elu + 1 (version 2) or elu (version 1), then LRPE: a fixed reflection I - 2 u u^T and rotations of
+    interleaved pairs by learned angles, one for each pair and the same in all heads. The norm is x / rms(x) without a
+    weight, and there is no 1/sqrt(K).
+
+    TransNormer's layers are `diag_attention` in the first half of the depth and `norm_attention` in the second: for twelve
+    layers, the pattern of six times the one, then six times the other. Its layers for the Long Range Arena alternate instead.
+    The biases of the authors' projections are left out.
+
+    Args:
+      heads: number of heads.
+      version: 1 or 2, as above (T1 and T2 of the paper).
+    """
+
+    bidirectional = True
+    paper = "TransNormer (NormAttention), arXiv 2210.10340"
+    primitive = "linear_attention"
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, causal: bool = True, heads: int = 4, version: int = 2):
+        size = head_size(width, heads, "width")
+        head_size(size, 2, "a rotated head's size")
+        if version not in (1, 2):
+            raise ValueError(f"norm_attention's version must be 1 or 2, got {version}")
+        self.causal = causal
+        self.version = version
+        self.state_shape = (heads, size, size)
+        init = xavier_uniform(width, width, gain=0.5**0.5)
+        self.w_qkv = param(rngs, init, (width, 3, heads, size), ("embed", None, "heads", None))
+        frequencies = 10000.0 ** (-np.arange(0, size, 2) / size)
+        angles = lambda key, shape, dtype: jnp.asarray(frequencies, dtype)
+        self.theta = param(rngs, angles, (size // 2,), (None,), decay=False, keep_float32=True)
+        self.u = param(rngs, normal(1.0), (size,), (None,), decay=False, keep_float32=True, group="fixed")
+        self.w_o = param(rngs, xavier_uniform(width, width), (heads, size, width), ("heads", None, "embed"))
+
+    def mix(self, x, state, *, segment_ids, positions):
+        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
+        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        u = jax.lax.stop_gradient(self.u[...])
+        u = u / jnp.linalg.norm(u)
+
+        def feature(a):
+            a = jax.nn.elu(a.astype(jnp.float32)) + (self.version - 1)
+            a = a - 2 * (a @ u)[..., None] * u
+            return rotary(a, positions, frequencies=self.theta[...], layout="interleaved")
+
+        y, state = kernel_attention(
+            feature(q),
+            feature(k),
+            v.astype(jnp.float32),
+            causal=self.causal,
+            normalize=False,
+            initial_state=state,
+            segment_ids=segment_ids,
+        )
+        # The authors' eps of 1e-8 outside of the root.
+        y = rms_normalize(y.reshape(x.shape), eps=1e-16).reshape(y.shape).astype(x.dtype)
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, *self.state_shape), jnp.float32)
