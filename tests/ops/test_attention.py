@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ops import dispatch
-from ops.attention import attention
+from ops.attention import NOTHING, attention, attention_with_logsumexp, merge
 
 TOLERANCE = 1e-5  # of the largest entry expected, float32
 
@@ -161,6 +161,126 @@ def test_windows_at_the_edges_of_blocks(causal):
         assert_close([y], oracle(q, k, v, dy, mask, causal=causal)[:1])
 
 
+def dense(q, k, v, mask, slopes):
+    """Output and log-sum-exp from the definition, with a mask [B, T, H, S]."""
+    q, k, v = (jnp.asarray(x, jnp.float64) for x in (q, k, v))
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    distance = jnp.arange(q.shape[1])[:, None, None] - jnp.arange(k.shape[1])
+    s = jnp.einsum("bthk,bshk->bths", q, k) * q.shape[-1] ** -0.5 - slopes[:, None] * distance
+    s = jnp.where(mask, s, -1e9)  # exp(-1e9) = 0
+    some, log = jnp.any(mask, -1), jax.nn.logsumexp(s, -1)
+    p = jnp.exp(s - log[..., None]) * some[..., None]
+    return jnp.einsum("bths,bshv->bthv", p, v), jnp.where(some, log, NOTHING)
+
+
+def coarse(query, key):
+    """A pattern of two labels, of which one differs between heads."""
+    (place, group), (key_place, key_group) = query, key
+    return ((place - key_place) % 3 == 0) | (group == key_group)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise", "traced offset"])
+def test_masks_and_logsumexp(implementation):
+    """Labels of tokens and of heads; queries that see nothing; the gradients of both outputs."""
+    B, T, H, G = 2, 23, 4, 2
+    q, k, v, dy = inputs(B, T, T, H, G, 4, 3)
+    random = np.random.default_rng(3)
+    place = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    groups = random.integers(0, 4, (B, T, H)).astype(np.int32)
+    key_groups = random.integers(4, 8, (B, T, G)).astype(np.int32) % 5  # 4 or 0, 1, 2
+    key_place = np.where(place % 2, place, place + 1).astype(np.int32)
+    seen = (place[:, :, None, None] - key_place[:, None, None]) % 3 == 0
+    seen = seen | (groups[..., None] == np.repeat(key_groups, H // G, 2).transpose(0, 2, 1)[:, None])
+    seen &= mask_of(B, T, T, window=7, segments=PACKED, key_segments=PACKED)[:, :, None]
+    weights = (dy, np.where(seen.any(-1), random.standard_normal((B, T, H)), 0).astype(np.float32))
+    assert not seen.any(-1)[PACKED != 0].all()
+    traced, form = implementation == "traced offset", implementation.replace("traced offset", "blockwise")
+
+    @jax.jit
+    def compute(q, k, v, slopes, offset):
+        def f(q, k, v, slopes):
+            return attention_with_logsumexp(
+                q, k, v, slopes=slopes, window=7, mask=coarse, query_labels=(place, groups),
+                key_labels=(key_place, key_groups), segment_ids=PACKED, block_size=8, implementation=form,
+                query_offset=offset if traced else 0,
+            )  # fmt: skip
+
+        y, pull_back = jax.vjp(f, q, k, v, slopes)
+        return *y, *pull_back(weights)
+
+    actual = list(compute(q, k, v, SLOPES, np.int32(0)))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(x, jnp.float64) for x in (q, k, v, SLOPES)]
+        y, pull_back = jax.vjp(lambda q, k, v, slopes: dense(q, k, v, seen, slopes), *wide)
+        expected = [np.array(x) for x in (*y, *pull_back(tuple(jnp.asarray(w, jnp.float64) for w in weights)))]
+    real = PACKED != 0  # the log-sum-exp of padding is of no use
+    actual[1], expected[1] = np.array(actual[1])[real], expected[1][real]
+    empty = expected[1] == NOTHING
+    np.testing.assert_array_equal(actual[1][empty], np.float32(NOTHING))
+    actual[1], expected[1] = actual[1][~empty], expected[1][~empty]
+    assert_close(actual, expected)
+
+
+def test_masks_by_index():
+    """Without labels a mask is told the indices, and what is not softmax honours it too."""
+    q, k, v, dy = inputs(1, 24, 24, 2, 2, 4, 4)
+    mask = mask_of(1, 24, 24) & (np.arange(24)[:, None] % 5 >= np.arange(24) % 5)
+    for activation in ("softmax", "relu2"):
+        f = functools.partial(
+            attention, activation=activation, block_size=8, mask=lambda i, j: i % 5 >= j % 5, implementation="blockwise"
+        )
+        actual = jax.jit(functools.partial(with_gradients, f))(dy, q, k, v)
+        assert_close(actual, oracle(q, k, v, dy, mask, activation=activation)[:4])
+
+
+def test_merge_is_the_softmax_over_the_union():
+    q, k, v, dy = inputs(2, 23, 23, 4, 2, 4, 3)
+    dlog = np.random.default_rng(3).standard_normal((2, 23, 4)).astype(np.float32)
+    options = {"segment_ids": PACKED, "block_size": 8, "implementation": "blockwise"}
+    # Disjoint; the first query of each document is in none of them.
+    patterns = [lambda i, j: (i > j) & (j % 2 == 0), lambda i, j: (i > j + 4) & (j % 2 == 1)]
+    patterns.append(lambda i, j: (i > j) & (i <= j + 4) & (j % 2 == 1))
+
+    @jax.jit
+    def compute(q, k, v):
+        def merged(q, k, v):
+            return merge([attention_with_logsumexp(q, k, v, mask=mask, **options) for mask in patterns])
+
+        def whole(q, k, v):
+            return attention_with_logsumexp(q, k, v, mask=lambda i, j: i > j, **options)
+
+        results = []
+        for f in (merged, whole):
+            y, pull_back = jax.vjp(f, q, k, v)
+            results.append((*y, *pull_back((jnp.asarray(dy), jnp.asarray(dlog)))))
+        return results
+
+    merged, whole = compute(q, k, v)
+    assert np.all(np.asarray(merged[1])[0, [0, 9, 10]] == np.float32(NOTHING))
+    assert np.all(np.asarray(merged[0])[0, [0, 9, 10]] == 0)
+    seen = np.asarray(whole[1]) > -1e19
+    np.testing.assert_array_equal(seen, np.asarray(merged[1]) > -1e19)
+    assert_close([merged[0], *merged[2:]], [np.asarray(x, np.float64) for x in (whole[0], *whole[2:])])
+    assert_close([np.asarray(merged[1])[seen]], [np.asarray(whole[1], np.float64)[seen]])
+
+
+def test_blocks_that_a_mask_hides_are_left_out_of_packed_rows():
+    calls = []
+
+    def mask(i, j):
+        jax.debug.callback(lambda: calls.append(1))
+        return j % 24 // 2 == 2  # in the blocks 0 and 3 of 5
+
+    q, k, v, dy = inputs(1, 40, 40, 2, 1, 4, 4)
+    segments = np.repeat([1, 2], [24, 16])[None]
+    f = functools.partial(attention, causal=False, mask=mask, segment_ids=segments, block_size=8)
+    actual = jax.jit(functools.partial(with_gradients, f))(dy, q, k, v)
+    jax.effects_barrier()
+    assert len(calls) == 25 + 2 * 5  # to find the 3 + 2 pairs, and to go over them forward and backward
+    seen = mask_of(1, 40, 40, causal=False, segments=segments, key_segments=segments) & (np.arange(40) % 24 // 2 == 2)
+    assert_close(actual, oracle(q, k, v, dy, seen, causal=False)[:4])
+
+
 def jaxprs(jaxpr):
     yield jaxpr
     for equation in jaxpr.eqns:
@@ -194,7 +314,10 @@ def test_only_blocks_with_something_visible_are_visited(options, T, S):
     assert lengths == [active, active]  # forward and backward
 
 
-@pytest.mark.parametrize("options", [{}, {"activation": "relu2"}, {"offset": jnp.int32(0)}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"activation": "relu2"}, {"offset": jnp.int32(0)}, {"causal": False, "mask": lambda i, j: (i - j) % 7 == 0}],
+)
 def test_memory_is_linear_in_the_length(options):
     def largest(length):
         jaxpr = gradient_jaxpr(length, length, implementation="auto", block_size=64, **options)
@@ -421,6 +544,11 @@ def test_the_run_wide_choice_is_obeyed_where_it_is_offered():
         ({"key_segment_ids": np.ones((2, 6), int)}, "needs segment_ids"),
         ({"segment_ids": np.ones((2, 5), int)}, "segment_ids must be"),
         ({"q": (2, 5, 4, 4), "segment_ids": np.ones((2, 5), int)}, "key_segment_ids"),
+        ({"query_labels": np.ones((2, 6), int)}, "give `mask`"),
+        ({"mask": np.equal, "query_labels": np.ones((2, 6, 2), int)}, "labels must be"),
+        ({"mask": np.equal, "key_labels": (np.ones((2, 5), int),)}, "labels must be"),
+        ({"q": (2, 5, 4, 4), "mask": np.equal, "query_labels": np.ones((2, 5), int)}, "key_labels are needed"),
+        ({"implementation": "library", "mask": np.equal}, "not offered"),
         ({"implementation": "chunked"}, "not offered"),
         ({"implementation": "library", "activation": "relu2"}, "not offered"),
         ({"implementation": "library", "slopes": np.zeros(4)}, "not offered"),

@@ -1,0 +1,161 @@
+"""Sparse Transformer: softmax attention to a factorised pattern."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.kv_cache import buffers, extend
+from models.mixer import Mixer, head_size
+from models.params import dense
+from models.partitioning import constrain
+from ops import segments
+from ops.attention import attention, attention_with_logsumexp, merge
+
+
+class SparseAttention(Mixer):
+    """y_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j over a sparse set of keys (arXiv 1904.10509, section 4.3).
+
+    With stride l, summary c and positions counted in each document, the two factors of the pattern are, for j <= i,
+
+        strided   A1 = {j : i - j < l}                       A2 = {j : (i - j) mod l = 0}
+        fixed     A1 = {j : floor(j / l) = floor(i / l)}     A2 = {j : j mod l >= l - c}
+
+    The paper's text has i - j <= l in the strided A1; its code, as here, has l keys. Factors are combined as in section 5.1:
+    "merged", one softmax over the union; "alternate", A1 in the layers 0, 2, ... and A2 in the others; or "heads", A1 in
+    the first half of the heads and A2 in the others. A query that sees no key (A2 of "fixed", before the first
+    summary) gives 0.
+
+    Whole sequences are folded so that only what is seen is computed. Packed rows and pieces of a stream mask the scores
+    of all pairs instead. As in the paper, positions are an embedding at the model's input.
+
+    Args:
+      heads: number of heads.
+      pattern: "strided" or "fixed".
+      combine: "merged", "alternate" or "heads".
+      stride: l, best near the square root of the length.
+      summary: c, at the end of each block of l, for the fixed pattern.
+    """
+
+    constant_carry = False
+    position_aware = False
+    uses_context = True
+    paper = "Sparse Transformer, arXiv 1904.10509"
+    primitive = "attention"
+    complexity = "T (stride + T summary / stride)"
+    tiny = {"stride": 4, "summary": 2}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        depth: int = 1,
+        heads: int = 4,
+        pattern: str = "fixed",
+        combine: str = "merged",
+        stride: int = 128,
+        summary: int = 32,
+    ):
+        size = head_size(width, heads, "width")
+        if pattern not in ("strided", "fixed"):
+            raise ValueError(f"sparse_attention's pattern must be 'strided' or 'fixed', got {pattern!r}")
+        if combine not in ("merged", "alternate", "heads"):
+            raise ValueError(f"sparse_attention's combine must be 'merged', 'alternate' or 'heads', got {combine!r}")
+        if combine == "heads" and heads % 2:
+            raise ValueError(f"sparse_attention with combine='heads' needs an even number of heads, got {heads}")
+        if stride < 1 or (pattern == "fixed" and not 1 <= summary <= stride):
+            raise ValueError(f"sparse_attention needs 1 <= summary <= stride, got {summary} and {stride}")
+        self.pattern = pattern
+        self.combine = combine
+        self.stride = stride
+        self.summary = summary
+        self.kv_shape = (heads, size)
+        self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_k = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
+        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions, context):
+        q, k, v = (
+            constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
+            for w in (self.w_q, self.w_k, self.w_v)
+        )
+        if state is None and segment_ids is None:
+            attend = self.folded
+        else:
+            where = {"segment_ids": segment_ids, "query_labels": positions}
+            if state is not None:
+                where["query_offset"] = state["length"]
+                place = segments.zero_padding(positions, segment_ids)
+                state = extend(state, {"key": k, "value": v, "position": place, "segment": segment_ids})
+                k, v = state["key"].astype(k.dtype), state["value"].astype(v.dtype)
+                where |= {"key_labels": state["position"], "key_segment_ids": state["segment"]}
+            attend = lambda factors, q, k, v: attention(q, k, v, mask=functools.partial(self.seen, factors), **where)
+        if self.combine == "merged":
+            y = attend((1, 2), q, k, v)
+        elif self.combine == "heads":
+            halves = zip(*(jnp.split(a, 2, axis=2) for a in (q, k, v)), strict=True)
+            y = jnp.concatenate([attend((factor,), *half) for factor, half in enumerate(halves, 1)], axis=2)
+        else:
+            factors = (functools.partial(attend, (1,)), functools.partial(attend, (2,)))
+            y = jax.lax.cond(context.layer % 2 == 0, *factors, q, k, v)
+        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
+
+    def seen(self, factors, i, j):
+        """Whether position i sees j <= i in one of the factors of the pattern."""
+        if self.pattern == "strided":
+            sets = {1: i - j < self.stride, 2: (i - j) % self.stride == 0}
+        else:
+            sets = {1: i // self.stride == j // self.stride, 2: j % self.stride >= self.stride - self.summary}
+        return functools.reduce(jnp.logical_or, (sets[factor] for factor in factors))
+
+    def folded(self, factors, q, k, v):
+        """The same of whole sequences, at the cost of the pairs that are seen."""
+        first, second = (self.window, self.columns) if self.pattern == "strided" else (self.blocks, self.summaries)
+        if len(factors) == 2:
+            return merge([first(q, k, v), second(q, k, v, fresh=True)])[0]
+        return (first if factors == (1,) else functools.partial(second, fresh=False))(q, k, v)[0]
+
+    # The factors as (y, logsumexp); with `fresh`, the second without the keys that are in the first as well.
+
+    def window(self, q, k, v):
+        return attention_with_logsumexp(q, k, v, window=self.stride)
+
+    def columns(self, q, k, v, fresh):
+        """Positions that are equal modulo the stride are the sequences of a batch; `fresh` leaves out the query's own."""
+        B, T = q.shape[:2]
+        split = lambda a: cut(a, self.stride).swapaxes(1, 2).reshape(B * self.stride, -1, *a.shape[2:])
+        join = lambda a: a.reshape(B, self.stride, -1, *a.shape[2:]).swapaxes(1, 2).reshape(B, -1, *a.shape[2:])[:, :T]
+        y, log = attention_with_logsumexp(split(q), split(k), split(v), query_offset=-1 if fresh else 0)
+        return join(y), join(log)
+
+    def blocks(self, q, k, v):
+        B, T = q.shape[:2]
+        split = lambda a: cut(a, self.stride).reshape(-1, self.stride, *a.shape[2:])
+        join = lambda a: a.reshape(B, -1, *a.shape[2:])[:, :T]
+        y, log = attention_with_logsumexp(split(q), split(k), split(v))
+        return join(y), join(log)
+
+    def summaries(self, q, k, v, fresh):
+        """`fresh` leaves out the query's own block."""
+        B, T = q.shape[:2]
+        pick = lambda a: cut(a, self.stride)[:, :, self.stride - self.summary :].reshape(B, -1, *a.shape[2:])
+        i = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+        j = pick(jnp.pad(i, ((0, 0), (0, -T % self.stride)), constant_values=T))
+        if fresh:
+            mask = lambda i, j: j // self.stride < i // self.stride
+        else:
+            mask = lambda i, j: j <= i
+        return attention_with_logsumexp(q, pick(k), pick(v), causal=False, mask=mask, query_labels=i, key_labels=j)
+
+    def initial_state(self, batch, capacity):
+        state = buffers(batch, capacity, key=self.kv_shape, value=self.kv_shape)
+        return state | {"position": jnp.zeros((batch, capacity), jnp.int32)}
+
+
+def cut(a, size):
+    """[B, T, ...] to blocks [B, N, size, ...], padded with zeros at the end."""
+    a = jnp.pad(a, ((0, 0), (0, -a.shape[1] % size)) + ((0, 0),) * (a.ndim - 2))
+    return a.reshape(a.shape[0], -1, size, *a.shape[2:])

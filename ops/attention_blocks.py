@@ -1,0 +1,320 @@
+"""How `ops.attention` computes: blocks of queries against blocks of keys.
+
+`blockwise` is one loop over the list of (query block, key block) pairs in which the causal mask or the window leave
+anything visible; the list is static, but for masks on packed rows, where it is found out at run time. The softmax is the
+online one (arXiv 1805.02867), and the backward pass recomputes the scores from the saved output and statistics of each
+row (FlashAttention-2, arXiv 2307.08691), so that memory is linear in the length.
+
+Inside, arrays are blocks [batch, key heads, rows, ...]. The query heads that share a key head lie under each other as
+rows of one block, so that grouped queries (arXiv 2305.13245) never repeat keys and every product is a batched matrix
+product. Batch and key heads stay apart: merged, they could not be sharded over two axes of a mesh.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ops import dispatch
+
+# Finite stand-ins for minus infinity. Running maxima start above the masked score, so that the weights of a row that
+# sees no key are exp(_MASKED - FLOOR) = 0 and not 1.
+_MASKED, FLOOR = -1e30, -1e20
+
+
+def _laplace(s):
+    # Agrees with relu2 in value and slope at sqrt(1/2), arXiv 2209.10655.
+    mean, deviation = math.sqrt(0.5), math.sqrt(0.25 / math.pi)
+    return 0.5 * (1.0 + jax.lax.erf((s - mean) / (deviation * math.sqrt(2.0))))
+
+
+UNNORMALISED = {"relu2": lambda s: jnp.square(jax.nn.relu(s)), "laplace": _laplace}
+
+
+class Form(NamedTuple):
+    """What is static of a call."""
+
+    activation: str
+    causal: bool
+    window: int | None
+    scale: float
+    mask: Callable | None
+
+
+class Inputs(NamedTuple):
+    """The arrays of a call, as they were given or as blocks."""
+
+    q: Array
+    k: Array
+    v: Array
+    slopes: Array | None
+    segment_ids: Array | None
+    key_segment_ids: Array | None
+    query_labels: Any
+    key_labels: Any
+
+
+def block_length(length):
+    """At most 128, such that the padding of the last block is small."""
+    count = -(-length // 128)
+    return -(-length // (16 * count)) * 16
+
+
+def _to_blocks(x, groups, size):
+    """[B, L, H, ...] -> [blocks, B, groups, (H / groups) * size, ...], padded with zeros at the end."""
+    B, L, H, *rest = x.shape
+    count = -(-L // size)
+    x = jnp.pad(x, ((0, 0), (0, count * size - L)) + ((0, 0),) * (x.ndim - 2))
+    x = x.reshape(B, count, size, groups, H // groups, *rest)
+    x = x.transpose(1, 0, 3, 4, 2, *range(5, x.ndim))
+    return x.reshape(count, B, groups, H // groups * size, *rest)
+
+
+def _from_blocks(x, shape, groups):
+    """The inverse of `_to_blocks`, to [B, L, H, channels] = shape."""
+    B, L, H, channels = shape
+    x = x.reshape(-1, B, groups, H // groups, x.shape[3] // (H // groups), channels).transpose(1, 0, 4, 2, 3, 5)
+    return x.reshape(B, -1, H, channels)[:, :L]
+
+
+def _labels_to_blocks(labels, heads, groups, size):
+    """Labels [B, L] or [B, L, heads] to [blocks, B, 1 or groups, rows]."""
+
+    def one(x):
+        if x.ndim == 3:
+            return _to_blocks(x, groups, size)
+        return _to_blocks(jnp.broadcast_to(x[:, :, None], (*x.shape, heads // groups)), 1, size)
+
+    return jax.tree.map(one, labels)
+
+
+def _in_blocks(x, q_size, k_size):
+    """All inputs as blocks. Slopes are those of the rows of any query block [G, rows]; segments have one key head."""
+    H, G = x.q.shape[2], x.k.shape[2]
+    slopes = x.slopes
+    if slopes is not None:
+        slopes = jnp.repeat(slopes.astype(_wide(*x[:3])), q_size).reshape(G, -1)
+    q, k, v = _to_blocks(x.q, G, q_size), _to_blocks(x.k, G, k_size), _to_blocks(x.v, G, k_size)
+    of_queries = _labels_to_blocks((x.segment_ids, x.query_labels), H, G, q_size)
+    of_keys = _labels_to_blocks((x.key_segment_ids, x.key_labels), G, G, k_size)
+    return Inputs(q, k, v, slopes, of_queries[0], of_keys[0], of_queries[1], of_keys[1])
+
+
+def _wide(*arrays):
+    """The type of scores, statistics and sums."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def _dot(subscripts, a, b):
+    precision = dispatch.matmul_precision(jnp.result_type(a, b))
+    return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=_wide(a, b))
+
+
+def distances(form, start, size, count, cols):
+    """i - j, or |i - j|, for `count` rows, which are heads of `size` queries each from index `start` on."""
+    rows = start + jnp.arange(count, dtype=jnp.int32) % size
+    distance = rows[:, None] - cols[None, :]
+    return distance if form.causal else jnp.abs(distance)
+
+
+def _scores(form, x, distance):
+    s = form.scale * _dot("bgik,bgjk->bgij", x.q, x.k)
+    return s if x.slopes is None else s - x.slopes[..., None] * distance
+
+
+def visible(form, distance, real, x):
+    """Which columns each row sees, [rows, cols] or [B, 1 or G, rows, cols]. `real` [cols] is False in the padded tail."""
+    mask = jnp.broadcast_to(real, distance.shape)
+    if form.causal:
+        mask &= distance >= 0
+    if form.window is not None:
+        mask &= distance < (form.window if form.causal else form.window // 2 + 1)
+    if x.segment_ids is not None:
+        # Padding sees padding, whose values are zeros.
+        mask = mask & (x.segment_ids[..., :, None] == x.key_segment_ids[..., None, :])
+    if form.mask is not None:
+        rows = jax.tree.map(lambda a: a[..., :, None], x.query_labels)
+        mask = mask & form.mask(rows, jax.tree.map(lambda a: a[..., None, :], x.key_labels))
+    return mask
+
+
+def _weights(form, s, mask):
+    return jnp.where(mask, UNNORMALISED[form.activation](s), 0.0)
+
+
+def by_queries(form, size, x, query_offset):
+    """Blocks of `size` queries, each against all keys at once: any query_offset, memory linear in S.
+
+    Returns, like `blockwise`, the output [B, T, H, V] and, of the softmax, the log-sum-exp of each row [B, T, H].
+    """
+    (B, T, H, _), (S, G, V) = x.q.shape, x.v.shape[1:]
+    blocks = _in_blocks(x, size, S)
+    cols = jnp.arange(S, dtype=jnp.int32)
+    keys = jax.tree.map(lambda a: a[0], (blocks.k, blocks.v, blocks.key_segment_ids, blocks.key_labels))
+
+    def one(block):
+        q, segment_ids, labels, start = block
+        x = Inputs(q, keys[0], keys[1], blocks.slopes, segment_ids, keys[2], labels, keys[3])
+        distance = distances(form, start, size, x.q.shape[2], cols)
+        s = _scores(form, x, distance)
+        mask = visible(form, distance, cols < S, x)
+        if form.activation != "softmax":
+            return _dot("bgij,bgjv->bgiv", _weights(form, s, mask).astype(x.v.dtype), x.v), None
+        s = jnp.where(mask, s, _MASKED)
+        top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=FLOOR))
+        p = jnp.exp(s - top)
+        total = jnp.sum(p, axis=-1, keepdims=True)
+        total = jnp.where(total > 0, total, 1.0)
+        return _dot("bgij,bgjv->bgiv", p.astype(x.v.dtype), x.v) / total, top + jnp.log(total)
+
+    starts = query_offset + size * jnp.arange(len(blocks.q), dtype=jnp.int32)
+    rows = (blocks.q, blocks.segment_ids, blocks.query_labels, starts)
+    if len(starts) == 1:
+        y, log = jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], rows)))
+    else:
+        y, log = jax.lax.map(jax.checkpoint(one, prevent_cse=False), rows)
+    log = None if log is None else _from_blocks(log, (B, T, H, 1), G)[..., 0]
+    return _from_blocks(y, (B, T, H, V), G).astype(x.v.dtype), log
+
+
+def _schedule(form, offset, sizes, T, S):
+    """Pairs (query block, key block) with anything visible, [pairs, 2]."""
+    q_size, k_size = sizes
+    pairs = []
+    for i in range(-(-T // q_size)):
+        first, last = offset + i * q_size, offset + min((i + 1) * q_size, T) - 1
+        low, high = 0, S - 1
+        if form.causal:
+            high = min(high, last)
+        if form.window is not None:
+            low = max(low, first - (form.window - 1 if form.causal else form.window // 2))
+            high = min(high, last if form.causal else last + form.window // 2)
+        pairs += [(i, j) for j in range(low // k_size, high // k_size + 1) if low <= high]
+    return np.array(pairs, np.int32).reshape(-1, 2)
+
+
+def _at(x, i):
+    return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
+def _put(x, value, i):
+    return jax.lax.dynamic_update_index_in_dim(x, value, i, axis=0)
+
+
+def _tile(form, offset, sizes, S, blocks, i, j):
+    """Query block i and key block j: the inputs, scores, mask and distances."""
+    rows = (blocks.q, blocks.segment_ids, blocks.query_labels)
+    q, segment_ids, labels = jax.tree.map(lambda a: _at(a, i), rows)
+    keys = (blocks.k, blocks.v, blocks.key_segment_ids, blocks.key_labels)
+    k, v, key_segment_ids, key_labels = jax.tree.map(lambda a: _at(a, j), keys)
+    x = Inputs(q, k, v, blocks.slopes, segment_ids, key_segment_ids, labels, key_labels)
+    cols = j * sizes[1] + jnp.arange(sizes[1], dtype=jnp.int32)
+    distance = distances(form, offset + i * sizes[0], sizes[0], x.q.shape[2], cols)
+    return x, _scores(form, x, distance), visible(form, distance, cols < S, x), distance
+
+
+def _visits(form, offset, sizes, lengths, blocks):
+    """The pairs of blocks to go over, and how many of them from the first on, None for all."""
+    pairs = tuple(_schedule(form, offset, sizes, *lengths).T)
+    if form.mask is None or form.window is not None or blocks.segment_ids is None or not len(pairs[0]):
+        return pairs, None
+    # Where documents lie in a row, and so what a pattern that goes by them hides, shows at run time only.
+    some = jax.lax.map(
+        lambda pair: jnp.any(_tile(form, offset, sizes, lengths[1], blocks, *pair)[2], axis=(-2, -1)), pairs
+    )
+    active = jnp.any(some, axis=(1, 2))
+    order = jnp.argsort(~active, stable=True)
+    return tuple(jnp.asarray(p)[order] for p in pairs), jnp.sum(active)
+
+
+def _go_over(visits, add, carry):
+    pairs, count = visits
+    if count is None:
+        return jax.lax.scan(lambda carry, pair: (add(carry, *pair), None), carry, pairs)[0]
+    return jax.lax.fori_loop(0, count, lambda n, carry: add(carry, *(p[n] for p in pairs)), carry)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def blockwise(form, offset, sizes, x):
+    """One loop over the pairs of blocks with anything visible; a static query_offset. Returns as `by_queries`."""
+    return _blockwise_forward(form, offset, sizes, x)[0]
+
+
+def _blockwise_forward(form, offset, sizes, x):
+    (B, T, H, _), (S, G, V) = x.q.shape, x.v.shape[1:]
+    blocks = _in_blocks(x, *sizes)
+    rows, dtype = blocks.q.shape[:4], _wide(*x[:3])
+
+    def add_softmax(carry, i, j):
+        y, top, total = carry
+        x, s, mask, _ = _tile(form, offset, sizes, S, blocks, i, j)
+        s = jnp.where(mask, s, _MASKED)
+        old = _at(top, i)
+        new = jnp.maximum(old, jnp.max(s, axis=-1))
+        p, shrink = jnp.exp(s - new[..., None]), jnp.exp(old - new)
+        y = _put(y, _at(y, i) * shrink[..., None] + _dot("bgij,bgjv->bgiv", p.astype(x.v.dtype), x.v), i)
+        return y, _put(top, new, i), _put(total, _at(total, i) * shrink + jnp.sum(p, axis=-1), i)
+
+    def add_unnormalised(y, i, j):
+        x, s, mask, _ = _tile(form, offset, sizes, S, blocks, i, j)
+        p = _weights(form, s, mask).astype(x.v.dtype)
+        return _put(y, _at(y, i) + _dot("bgij,bgjv->bgiv", p, x.v), i)
+
+    visits = _visits(form, offset, sizes, (T, S), blocks)
+    y, top, total, log = jnp.zeros((*rows, V), dtype), None, None, None
+    if form.activation == "softmax":
+        start = (y, jnp.full(rows, FLOOR, dtype), jnp.zeros(rows, dtype))
+        y, top, total = _go_over(visits, add_softmax, start)
+        total = jnp.where(total > 0, total, 1.0)
+        y = y / total[..., None]
+        log = _from_blocks((top + jnp.log(total))[..., None], (B, T, H, 1), G)[..., 0]
+    else:
+        y = _go_over(visits, add_unnormalised, y)
+    y = _from_blocks(y, (B, T, H, V), G).astype(x.v.dtype)
+    # The log-sum-exp would not do: in float32, top + log(total) loses log(total) where the scores are large.
+    return (y, log), (x, visits, y, top, total)
+
+
+def _blockwise_backward(form, offset, sizes, saved, cotangents):
+    (inputs, visits, y, top, total), (dy, dlog) = saved, cotangents
+    H, (S, G) = inputs.q.shape[2], inputs.k.shape[1:3]
+    blocks, grads = _in_blocks(inputs, *sizes), _to_blocks(dy, G, sizes[0])
+    dtype = _wide(*inputs[:3])
+    if form.activation == "softmax":
+        # d logsumexp / d s = p.
+        mean = _to_blocks(jnp.sum(y.astype(dtype) * dy.astype(dtype), axis=-1) - dlog, G, sizes[0])
+
+    def add(carry, i, j):
+        dq, dk, dv, dslopes = carry
+        x, s, mask, distance = _tile(form, offset, sizes, S, blocks, i, j)
+        dy = _at(grads, i)
+        dp = _dot("bgiv,bgjv->bgij", dy, x.v)
+        if form.activation == "softmax":
+            p = jnp.exp(jnp.where(mask, s, _MASKED) - _at(top, i)[..., None]) / _at(total, i)[..., None]
+            ds = p * (dp - _at(mean, i)[..., None])
+        else:
+            p, pull_back = jax.vjp(lambda s: _weights(form, s, mask), s)
+            (ds,) = pull_back(dp)
+        if dslopes is not None:
+            dslopes -= jnp.sum(ds * distance, axis=(0, -1))
+        dv = _put(dv, _at(dv, j) + _dot("bgij,bgiv->bgjv", p.astype(dy.dtype), dy), j)
+        ds = ds.astype(x.k.dtype)
+        dk = _put(dk, _at(dk, j) + _dot("bgij,bgik->bgjk", ds, x.q), j)
+        dq = _put(dq, _at(dq, i) + _dot("bgij,bgjk->bgik", ds, x.k), i)
+        return dq, dk, dv, dslopes
+
+    zeros = jax.tree.map(lambda b: jnp.zeros(b.shape, dtype), (blocks.q, blocks.k, blocks.v, blocks.slopes))
+    dq, dk, dv, dslopes = _go_over(visits, add, zeros)
+    totals = (form.scale * dq, form.scale * dk, dv)
+    dq, dk, dv = (_from_blocks(d, x.shape, G).astype(x.dtype) for d, x in zip(totals, inputs[:3], strict=True))
+    if dslopes is not None:
+        dslopes = jnp.sum(dslopes.reshape(H, -1), axis=1).astype(inputs.slopes.dtype)
+    return (Inputs(dq, dk, dv, dslopes, None, None, None, None),)
+
+
+blockwise.defvjp(_blockwise_forward, _blockwise_backward)
