@@ -22,8 +22,7 @@ class RWKV4(Mixer):
     there are no heads. Both sums are one recurrence in units of a running maximum of the exponents. The initial values go by
     layer and channel as in the authors' code; those of W_k, W_r and W_o are zero.
 
-    This is time mixing alone. The paper's channel mixing, the MLP relu(W_k x')^2 gated by sigmoid(W_r x') with token shifts of
-    its own, is the block's business.
+    This is time mixing alone; the paper's channel mixing, which shifts tokens too, is `rwkv_channel_mix`.
     """
 
     paper = "RWKV-4, arXiv 2305.13048"

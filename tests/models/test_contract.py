@@ -51,7 +51,7 @@ def forms() -> list[tuple[str, bool]]:
 
 @functools.lru_cache(maxsize=2)
 def build(name: str, causal: bool = True):
-    mixer = mixers.create(name, WIDTH, rngs=nnx.Rngs(0), causal=causal, **{"length": LENGTH, **mixers.find(name).tiny})
+    mixer = mixers.create(name, WIDTH, rngs=nnx.Rngs(0), causal=causal, length=LENGTH, **mixers.find(name).tiny)
     # Some initialisers (gains of zero, tiny scales) would hide errors: move every parameter off its initial value.
     graph, params = nnx.split(mixer)
     numbers = np.random.default_rng(1)
@@ -63,7 +63,7 @@ def sketch(name: str, **surroundings):
     """A mixer without values."""
     return nnx.eval_shape(
         lambda: mixers.create(
-            name, WIDTH, rngs=nnx.Rngs(0), **{"length": LENGTH, **mixers.find(name).tiny}, **surroundings
+            name, WIDTH, rngs=nnx.Rngs(0), length=LENGTH, **mixers.find(name).tiny, **surroundings
         )
     )
 

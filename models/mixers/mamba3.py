@@ -1,0 +1,149 @@
+"""Mamba-3 with a single input and output (SISO)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer, head_size
+from models.norms import RMSNorm
+from models.params import dense, inverse_softplus, log_uniform, ones, param
+from models.partitioning import constrain
+from ops import segments
+from ops.linear_attention import linear_attention
+from ops.linear_recurrence import linear_recurrence
+from ops.token_shift import token_shift
+
+
+class Mamba3(Mixer):
+    """S_t = alpha_t S_{t-1} + alpha_t (1 - lambda_t) dt_t B_{t-1} x_{t-1}^T + lambda_t dt_t B_t x_t^T, o_t = S_t^T C_t + D x_t,
+    y = W_out (o * silu(z)) (arXiv 2603.15569, sections 3.1 and 3.2).
+
+    alpha = exp(dt A): a trapezoid between two inputs in place of Mamba-2's step. A complex state is a rotation of B and C: of
+    both, pairs of neighbouring channels are turned by angles theta_t = theta_{t-1} + pi dt_t tanh(W x). As in the authors' code,
+    dt = softplus(W x + b), lambda = sigmoid(W x), -A = 1 + a for a = W x >= 0 and 1 / (1 - a) below (1e-4 at least), B and C are
+    RMS-normalised maps of x shared by all heads, to which each head adds a bias, and a share of their channels is rotated.
+    There is no short convolution. MIMO is left out.
+
+    B_s x_s^T reaches a later state with the sum of two weights, of which the second is known at s + 1; so it is written then
+    (one token late) and the token's own term is added to what is read.
+
+    Args:
+      state: size of B and C.
+      expand: channels over the width.
+      heads: number of heads; by default one for every 64 channels.
+      rotated: share of B's and C's channels that turn.
+      dt_min, dt_max: range of the step size at initialisation.
+    """
+
+    paper = "Mamba-3 (SISO), arXiv 2603.15569"
+    primitive = "linear_attention"
+    tiny = {"state": 8, "heads": 2}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        depth: int = 1,
+        state: int = 128,
+        expand: float = 2.0,
+        heads: int | None = None,
+        rotated: float = 0.5,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+    ):
+        inner = int(expand * width)
+        heads = max(1, inner // 64) if heads is None else heads
+        channels = head_size(inner, heads, "the number of channels")
+        angles = int(state * rotated) // 2
+        if not 0 < angles <= state // 2:
+            raise ValueError(f"mamba3 needs 2 <= state * rotated <= state, got state={state} and rotated={rotated}")
+        self.sizes = (heads, state, channels, angles)
+        self.w_z = dense(rngs, (width, heads, channels), ("embed", "heads", None))
+        self.w_x = dense(rngs, (width, heads, channels), ("embed", "heads", None))
+        self.w_bc = dense(rngs, (width, 2, state), ("embed", None, None))
+        self.w_gates = dense(rngs, (width, 3, heads), ("embed", None, None))
+        self.w_angle = dense(rngs, (width, angles), ("embed", None))
+        facts = {"decay": False, "keep_float32": True}
+        dt_bias = inverse_softplus(log_uniform(max(dt_min, 1e-4), dt_max))
+        self.dt_bias = param(rngs, dt_bias, (heads,), (None,), **facts)
+        self.b_norm = RMSNorm(state, rngs=rngs, eps=1e-5)
+        self.c_norm = RMSNorm(state, rngs=rngs, eps=1e-5)
+        self.b_bias = param(rngs, ones, (heads, state), ("heads", None), **facts)
+        self.c_bias = param(rngs, ones, (heads, state), ("heads", None), **facts)
+        self.d = param(rngs, ones, (heads,), (None,), **facts)
+        self.w_out = dense(rngs, (heads, channels, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        initial = dict.fromkeys(("b", "x", "weight", "turn", "memory")) if state is None else state
+        new = {}
+
+        def shift(name, value):
+            value, new[name] = token_shift(value, initial_state=initial[name], segment_ids=segment_ids)
+            return value
+
+        project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
+        z, u = project(self.w_z), project(self.w_x)
+        dt, a, mix = jnp.einsum("btd,dgh->gbth", x, self.w_gates[...]).astype(jnp.float32)
+        dt = jax.nn.softplus(dt + self.dt_bias[...])
+        log_alpha = -dt * jnp.maximum(heavy_tail(a), 1e-4)
+        mix = jax.nn.sigmoid(mix)
+
+        angle = math.pi * jnp.tanh((x @ self.w_angle[...]).astype(jnp.float32))[:, :, None] * dt[..., None]
+        turn, new["turn"] = turns(angle, initial["turn"], segment_ids)
+        b, c = jnp.moveaxis(jnp.einsum("btd,dgn->btgn", x, self.w_bc[...]), 2, 0)
+        by_head = lambda a, bias: a.astype(jnp.float32)[:, :, None] + bias[...]
+        b = rotate(by_head(self.b_norm(b), self.b_bias), turn)
+        c = rotate(by_head(self.c_norm(c), self.c_bias), turn)
+
+        own = mix * dt
+        late = jnp.exp(log_alpha) * (shift("weight", own) + (1 - mix) * dt)
+        o, new["memory"] = linear_attention(
+            c.astype(x.dtype),
+            shift("b", b).astype(x.dtype),
+            (late[..., None] * shift("x", u)).astype(x.dtype),
+            log_alpha,
+            initial_state=initial["memory"],
+            segment_ids=segment_ids,
+        )
+        read = own * jnp.sum(b * c, -1) + self.d[...]
+        o = (o + read[..., None] * u).astype(x.dtype)
+        return jnp.einsum("bthp,hpd->btd", o * jax.nn.silu(z), self.w_out[...]), new
+
+    def initial_state(self, batch, capacity):
+        heads, size, channels, angles = self.sizes
+        zeros = lambda *shape: jnp.zeros((batch, heads, *shape), jnp.float32)
+        turn = (zeros(angles) + 1, zeros(angles))
+        memory = zeros(size, channels)
+        return {"b": zeros(size), "x": zeros(channels), "weight": zeros(), "turn": turn, "memory": memory}
+
+
+def heavy_tail(a):
+    """1 + a above 0 and 1 / (1 - a) below: positive, and slow to vanish."""
+    return jnp.where(a >= 0, 1 + a, 1 / (1 - jnp.minimum(a, 0)))
+
+
+def turns(angle, initial, segment_ids):
+    """(cos, sin) of the sum of a segment's angles so far [B, T, H, N], by products of rotations: sums would lose digits."""
+    step = (jnp.cos(angle), jnp.sin(angle))
+    none = (jnp.ones_like(angle[:, 0]), jnp.zeros_like(angle[:, 0]))
+    initial = none if initial is None else initial
+    if segment_ids is None:
+        return linear_recurrence(step, tuple(map(jnp.zeros_like, step)), initial_state=initial)
+    # A restart, and padding, leave 0 of the product where 1 is meant.
+    start = segments.is_start(segment_ids)[..., None, None]
+    first = tuple(jnp.where(start, part, 0) for part in step)
+    turn, final = linear_recurrence(step, first, initial_state=initial, segment_ids=segment_ids)
+    empty = segment_ids[:, -1, None, None] == 0
+    return turn, tuple(jnp.where(empty, a, b) for a, b in zip(none, final))
+
+
+def rotate(x, turn):
+    """Turns the first pairs of neighbouring channels of x [B, T, H, N], as many as `turn` has."""
+    cos, sin = turn
+    size = 2 * cos.shape[-1]
+    even, odd = x[..., 0:size:2], x[..., 1:size:2]
+    turned = jnp.stack([cos * even - sin * odd, sin * even + cos * odd], -1).reshape(*x.shape[:-1], size)
+    return jnp.concatenate([turned, x[..., size:]], -1)

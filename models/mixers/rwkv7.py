@@ -1,0 +1,163 @@
+"""RWKV-7's time mixing."""
+
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer, head_size
+from models.norms import l2_normalize
+from models.params import constant, ones, param, uniform, zeros
+from models.partitioning import constrain
+from ops.delta_rule import delta_rule
+from ops.token_shift import token_shift
+
+
+class NoValue(nnx.Module):
+    """The values before the first layer: none yet."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        pass
+
+    def __call__(self, x, *, segment_ids, positions):
+        return jnp.zeros_like(x)
+
+
+class RWKV7(Mixer):
+    """S_t = (Diag(w_t) - (a_t * n_t) n_t^T) S_{t-1} + k'_t v_t^T, o_t = S_t^T r_t,
+    y = W_o (g * (norm(o) + (r . (r_k * k')) v)) (Goose, arXiv 2503.14456, section 4).
+
+    n is k * k_k with each head of unit length and k' = k (1 + (a - 1) k_a); what is removed is what the state held before it
+    decayed. All inputs are maps of x + mu (x_{t-1} - x), with a mu for each: r, k, v linear; and, of low rank,
+    w = exp(-e^(-1/2) sigmoid(w_0 + tanh(. W_1) W_2)), the in-context learning rate a = sigmoid(a_0 + . A_1 A_2) and the gate
+    g = sigmoid(. G_1) G_2. From the second layer on, v moves towards the first layer's values by the share
+    sigmoid(v_0 + . V_1 V_2). The norm is a LayerNorm for each head. The initial values go by layer and channel as in the
+    authors' code; W_o and the first factors start at zero.
+
+    This is time mixing alone; the paper's channel mixing, which shifts tokens too, is `rwkv_channel_mix` without its gate.
+
+    Args:
+      heads: number of heads; by default one for every 64 channels.
+      decay_rank, rate_rank, value_rank, gate_rank: ranks of W, A, V and G; by default 2.5, 2.5, 1.7 and 5 times
+        sqrt(width), rounded to a multiple of 32.
+      eps: of the norm.
+    """
+
+    paper = "RWKV-7 (Goose), arXiv 2503.14456"
+    primitive = "delta_rule"
+    uses_context = True
+    Shared: ClassVar[type[nnx.Module]] = NoValue
+    tiny = {"heads": 2, "decay_rank": 4, "rate_rank": 4, "value_rank": 4, "gate_rank": 4}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        layer: int = 0,
+        layers: int = 1,
+        heads: int | None = None,
+        decay_rank: int | None = None,
+        rate_rank: int | None = None,
+        value_rank: int | None = None,
+        gate_rank: int | None = None,
+        eps: float = 64e-5,
+    ):
+        heads = max(1, width // 64) if heads is None else heads
+        size = head_size(width, heads, "width")
+        shape, axes = (heads, size), ("heads", None)
+        self.eps = eps
+        deep, left = layer / max(layers - 1, 1), 1 - layer / layers  # 0 to 1, and 1 to almost 0
+        channel = jnp.arange(width)
+        place, fraction = channel / width, channel / max(width - 1, 1)
+        linear = (fraction - 0.5).reshape(shape)
+        across = (2 * jnp.arange(size) - (size - 1)) / max(size - 1, 1)  # -1 to 1 over a head
+        zigzag = jnp.broadcast_to(across * jnp.abs(across), shape)
+        facts = {"decay": False, "keep_float32": True}
+        vector = lambda value: param(rngs, constant(value), shape, axes, **facts)
+
+        powers = jnp.array([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])  # of r, w, k, v, a, g
+        mu = 1 - place ** (powers[:, None] * left)
+        self.mu = param(rngs, constant(mu), (6, width), (None, None), decay=False)
+        bound = width**-0.5
+        for name, scale in (("w_r", 0.5), ("w_k", 0.05), ("w_v", 0.5)):
+            w = param(rngs, uniform(-scale * bound, scale * bound), (width, heads, size), ("embed", *axes))
+            setattr(self, name, w)
+
+        def low_rank(rank, factor):
+            rank = max(32, 32 * round(factor * math.sqrt(width) / 32)) if rank is None else rank
+            first = param(rngs, zeros, (width, rank), ("embed", None))
+            return first, param(rngs, orthogonal(0.1), (rank, heads, size), (None, *axes))
+
+        self.decay_in, self.decay_out = low_rank(decay_rank, 2.5)
+        self.rate_in, self.rate_out = low_rank(rate_rank, 2.5)
+        self.value_in, self.value_out = low_rank(value_rank, 1.7)
+        self.gate_in, self.gate_out = low_rank(gate_rank, 5.0)
+        self.w_0 = vector((-6 + 6 * fraction ** (1 + deep**0.3)).reshape(shape) + 0.5 + 2.5 * zigzag)
+        self.a_0 = vector(-0.19 + 0.3 * zigzag + 0.4 * linear)
+        self.v_0 = vector(0.73 - 0.4 * linear)
+        self.k_k = vector(0.71 - 0.1 * linear)
+        self.k_a = vector(1.02)
+        self.r_k = vector(-0.04)
+        self.norm_weight = param(rngs, ones, shape, axes, **facts)
+        self.norm_bias = param(rngs, zeros, shape, axes, **facts)
+        self.w_o = param(rngs, zeros, (*shape, width), (*axes, "embed"))
+
+    def mix(self, x, state, *, segment_ids, positions, context):
+        initial = {"shift": None, "memory": None} if state is None else state
+        before, last = token_shift(x, initial_state=initial["shift"], segment_ids=segment_ids)
+        x_r, x_w, x_k, x_v, x_a, x_g = x + (before - x) * self.mu[...][:, None, None]
+        project = lambda x, w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
+        r, k, v = project(x_r, self.w_r), project(x_k, self.w_k), project(x_v, self.w_v)
+        w = self.w_0[...] + project(jnp.tanh(x_w @ self.decay_in[...]), self.decay_out).astype(jnp.float32)
+        a = jax.nn.sigmoid(self.a_0[...] + project(x_a @ self.rate_in[...], self.rate_out).astype(jnp.float32))
+        g = project(jax.nn.sigmoid(x_g @ self.gate_in[...]), self.gate_out)
+
+        share = jax.nn.sigmoid(self.v_0[...] + project(x_v @ self.value_in[...], self.value_out).astype(jnp.float32))
+        first = context.stream.reshape(v.shape)
+        later = (v + (first - v) * share).astype(v.dtype)
+        v, stream = jnp.where(context.layer == 0, v, later), jnp.where(context.layer == 0, v, first)
+
+        n = l2_normalize(k.astype(jnp.float32) * self.k_k[...], 1e-12)
+        k = (k * (1 + (a - 1) * self.k_a[...])).astype(x.dtype)
+        o, memory = delta_rule(
+            r,
+            k,
+            v,
+            log_decay=-math.exp(-0.5) * jax.nn.sigmoid(w),
+            a=a * n,
+            b=-n,
+            initial_state=initial["memory"],
+            segment_ids=segment_ids,
+        )
+        own = jnp.sum(r.astype(jnp.float32) * k * self.r_k[...], -1, keepdims=True) * v
+        y = g * (self.norm(o) + own).astype(x.dtype)
+        y = jnp.einsum("bthk,hkd->btd", y, self.w_o[...])
+        return y, {"shift": last, "memory": memory}, stream.reshape(x.shape)
+
+    def norm(self, o):
+        """LayerNorm of each head, in float32."""
+        o = o.astype(jnp.float32)
+        o = o - jnp.mean(o, -1, keepdims=True)
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(o), -1, keepdims=True) + self.eps)
+        return o * scale * self.norm_weight[...] + self.norm_bias[...]
+
+    def initial_state(self, batch, capacity):
+        heads, size = self.r_k.shape
+        return {
+            "shift": jnp.zeros((batch, heads * size), jnp.float32),
+            "memory": jnp.zeros((batch, heads, size, size), jnp.float32),
+        }
+
+
+def orthogonal(gain):
+    """An orthogonal matrix, its columns split into heads, times gain sqrt(max(1, rows / columns))."""
+
+    def draw(key, shape, dtype):
+        rows, columns = shape[0], math.prod(shape[1:])
+        init = jax.nn.initializers.orthogonal(gain * math.sqrt(max(1, rows / columns)))
+        return init(key, (rows, columns), dtype).reshape(shape)
+
+    return draw
