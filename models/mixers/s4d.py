@@ -9,6 +9,7 @@ from models.mixer import Mixer
 from models.params import dense, log_uniform, normal, param
 from models.partitioning import constrain
 from ops import segments
+from ops.hippo import normal_plus_low_rank
 from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.state_space_scan import state_space_scan
 
@@ -121,9 +122,5 @@ def eigenvalues(init: str, state: int) -> tuple[np.ndarray, np.ndarray]:
     if init == "inv":
         return real, state / np.pi * (state / (2 * n + 1) - 1)
     if init == "legs":
-        # The skew part of A + P P^T, A being HiPPO-LegS' matrix and P_n = sqrt(n + 1/2); its diagonal part is -1/2.
-        root = np.sqrt(2 * np.arange(state) + 1)
-        skew = -np.tril(np.outer(root, root), -1) / 2
-        frequencies = np.linalg.eigvalsh(-1j * (skew - skew.T))
-        return real, np.sort(frequencies[frequencies > 0])
+        return real, normal_plus_low_rank("legs", state)[0].imag[state // 2 :]
     raise ValueError(f"s4d's init must be 'lin', 'inv' or 'legs', got {init!r}")

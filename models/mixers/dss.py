@@ -1,0 +1,132 @@
+"""DSS, the diagonal state space with complex read-outs."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer
+from models.params import constant, dense, log_uniform, normal, param
+from models.partitioning import constrain
+from ops import segments
+from ops.hippo import normal_plus_low_rank
+from ops.long_convolution import long_convolution, vandermonde_kernel
+from ops.state_space_scan import state_space_scan
+
+MAX_GROWTH = 40.0
+
+
+class DSS(Mixer):
+    """y = K * x + D x for each channel, K_l = Re sum_n W_n k_n(l), then GELU and a linear map (arXiv 2203.14343, proposition 1),
+    with N eigenvalues Lambda_n that the channels share, steps dt and complex W of each channel, and
+
+      exp:      k_n(l) = (e^{dt Lambda_n} - 1) / Lambda_n e^{l dt Lambda_n},            Re Lambda < 0
+      softmax:  k_n(l) = 1 / Lambda_n e^{l dt Lambda_n} / sum_{r < L} e^{r dt Lambda_n},   any Lambda.
+
+    L is the length of the sequence in the paper; it is the model's `length` here, whatever the sequence's, so that K is one
+    kernel and its recurrence exists; sequences (and streams) may not be longer. For that recurrence to stay in float32's
+    range, Re(dt Lambda) L is cut off at 40. 1/z is conj(z) / max(|z|^2, 1e-7) under "softmax" (the
+    authors add the 1e-7). One dt serves the real and the imaginary parts, as in the paper. Two-sided: a second kernel with
+    its own W acts on the future, from lag 1 on.
+
+    Args:
+      kernel: "exp" or "softmax".
+      state: N.
+      dt_min, dt_max: range of the step size at initialisation.
+    """
+
+    bidirectional = True
+    paper = "DSS, arXiv 2203.14343"
+    primitive = "long_convolution"
+    complexity = "T log T"
+    tiny = {"state": 8}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        causal: bool = True,
+        length: int = 512,
+        kernel: str = "exp",
+        state: int = 64,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+    ):
+        if kernel not in ("exp", "softmax"):
+            raise ValueError(f"dss's kernel must be 'exp' or 'softmax', got {kernel!r}")
+        if state < 1:
+            raise ValueError(f"dss needs state >= 1, got {state}")
+        self.causal = causal
+        self.kernel = kernel
+        self.length = length
+        self.fixed_length = kernel == "softmax"
+        facts = {"decay": False, "group": "ssm", "keep_float32": True}
+        log_dt = lambda *args: jnp.log(log_uniform(dt_min, dt_max)(*args))
+        # Channels are split over no device: XLA's partitioner cannot cut the batch of a Fourier transform.
+        self.log_dt = param(rngs, log_dt, (width,), (None,), **facts)
+        # Re Lambda, which starts at -1/2 as that of HiPPO-LegS' normal part; the logarithm of its negative under "exp".
+        self.a_real = param(rngs, constant(jnp.log(0.5) if kernel == "exp" else -0.5), (state,), (None,), **facts)
+        frequencies = normal_plus_low_rank("legs", 2 * state)[0].imag[state:]
+        self.a_imag = param(rngs, constant(frequencies), (state,), (None,), **facts)
+        # Real and imaginary parts of W, for each direction.
+        w_shape, w_axes = (1 if causal else 2, 2, width, state), (None, None, None, None)
+        self.w = param(rngs, normal(1.0), w_shape, w_axes, decay=False, keep_float32=True)
+        self.d = param(rngs, normal(1.0), (width,), (None,), decay=False, keep_float32=True)
+        self.w_out = dense(rngs, (width, width), ("embed", "mlp"))
+
+    def modes(self):
+        """log k_n(l) / k_n(l - 1) and k_n(0), complex [width, N]."""
+        dt = jnp.exp(self.log_dt[...])[:, None]
+        if self.kernel == "exp":
+            a = jax.lax.complex(-jnp.exp(self.a_real[...]), self.a_imag[...])
+            return dt * a, jnp.expm1(dt * a) / a
+        a = jax.lax.complex(self.a_real[...], self.a_imag[...])
+        step = jax.lax.complex(jnp.minimum(dt * a.real, MAX_GROWTH / self.length), dt * a.imag)
+        # A growing mode is normalised from its end: sum_r e^{r s} = e^{(L-1) s} sum_r e^{-r s}.
+        grows = step.real > 0
+        decaying = jnp.where(grows, -step, step)
+        first = jnp.exp(jnp.where(grows, -(self.length - 1) * step, 0))
+        return step, first * jnp.expm1(decaying) * reciprocal(a * jnp.expm1(self.length * decaying))
+
+    def mix(self, x, state, *, segment_ids, positions):
+        if self.fixed_length and x.shape[1] > self.length:
+            raise ValueError(f"this dss was built for length {self.length}, got {x.shape[1]} tokens; use kernel='exp'")
+        step, k = self.modes()
+        # The operations take twice the real part, for conjugate pairs; these modes stand alone.
+        w = [jax.lax.complex(self.w[i, 0], self.w[i, 1]) * k / 2 for i in range(self.w.shape[0])]
+        x32 = constrain(x.astype(jnp.float32), "batch", None, "activation")
+        if state is None and segment_ids is None:
+            kernels = [vandermonde_kernel(pair(step), pair(w_i), x.shape[1]) for w_i in w]
+            # Lag l of the second kernel acts on the token l + 1 ahead.
+            future = None if self.causal else jnp.pad(kernels[1], ((0, 0), (1, 0)))[:, :-1]
+            y = long_convolution(x32, kernels[0], bidirectional_kernel=future)
+        else:
+            a = pair(jnp.exp(step))
+            y, state = state_space_scan(x32, a, pair(w[0]), ones(step), initial_state=state, segment_ids=segment_ids)
+            if not self.causal:
+                backwards = segments.reverse(x32, segment_ids)
+                z, _ = state_space_scan(backwards, a, pair(w[1]), ones(step), segment_ids=segment_ids)
+                z = jnp.pad(z, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+                z = jnp.where(segments.is_start(segment_ids)[..., None], 0, z)
+                y = y + segments.reverse(z, segment_ids)
+        y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
+        return y @ self.w_out[...], state
+
+    def initial_state(self, batch, capacity):
+        width, size = self.w.shape[2:]
+        return (jnp.zeros((batch, size, width), jnp.float32), jnp.zeros((batch, size, width), jnp.float32))
+
+
+def pair(z):
+    """(real, imaginary)."""
+    return jnp.real(z), jnp.imag(z)
+
+
+def ones(z):
+    """1 + 0i in the shape of z."""
+    return jnp.ones(z.shape, jnp.float32), jnp.zeros(z.shape, jnp.float32)
+
+
+def reciprocal(z):
+    """1/z, bounded at z = 0."""
+    return jnp.conj(z) / jnp.maximum(jnp.real(z) ** 2 + jnp.imag(z) ** 2, 1e-7)

@@ -1,0 +1,71 @@
+"""HiPPO, a linear memory with a fixed transition."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer
+from models.params import dense
+from models.partitioning import constrain
+from ops.hippo import transition
+from ops.hippo_memory import hippo_memory
+
+
+class HiPPO(Mixer):
+    """f_t = W_f x_t, c_t = Abar_t c_{t-1} + Bbar_t f_t for each signal f, y_t = W_o c_t (arXiv 2008.07669, equations 3 and 4
+    with the matrices of theorems 1 and 2).
+
+    c holds the coefficients of the signal's past on N basis functions; only W_f and W_o are trained. Under "legs", the
+    paper's scaled measure, the past is the whole segment, and Abar_t and Bbar_t depend on the position t in it. This is the
+    memory of the paper's HiPPO-RNN (its figure 2) as a layer of its own: there the signal is read from a gated RNN's hidden
+    state, to which c is fed back; here it is read from the layer's input, so that nothing but the memory is recurrent.
+
+    Discretised by a zero-order hold, so that c_t is the exact projection of the tokens. The paper's bilinear rule (in
+    `ops.hippo`) approximates it, badly at the first tokens, where 1/t is large.
+
+    Args:
+      measure: "legs" (all the past, uniformly), "legt" (a sliding window, Legendre polynomials), "fourier" (a sliding window,
+        sines and cosines) or "lagt" (fading past, Laguerre functions).
+      state: N.
+      signals: number of signals that are kept; the paper keeps one.
+      window: tokens in the window, or in the unit of time of "lagt"; without meaning for "legs".
+    """
+
+    paper = "HiPPO, arXiv 2008.07669"
+    primitive = "hippo_memory"
+    tiny = {"state": 8, "window": 8}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        depth: int = 1,
+        measure: str = "legs",
+        state: int = 64,
+        signals: int = 4,
+        window: int = 256,
+    ):
+        transition(measure, state)  # refuses what does not exist
+        if window < 1 or signals < 1:
+            raise ValueError(f"hippo needs window >= 1 and signals >= 1, got {window} and {signals}")
+        self.measure = measure
+        self.window = window
+        self.state_shape = (signals, state)
+        self.w_f = dense(rngs, (width, signals), ("embed", None))
+        self.w_o = dense(rngs, (signals, state, width), (None, None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        f = constrain(x @ self.w_f[...], "batch", "length", None)
+        c, state = hippo_memory(
+            f,
+            self.measure,
+            self.state_shape[1],
+            window=self.window,
+            initial_state=state,
+            segment_ids=segment_ids,
+            positions=None if state is None and segment_ids is None else positions,
+        )
+        return jnp.einsum("bthn,hnd->btd", c.astype(x.dtype), self.w_o[...]), state
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, *self.state_shape), jnp.float32)

@@ -1,0 +1,71 @@
+"""LinOSS, a state space of oscillators."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer
+from models.params import dense, normal, param, uniform
+from models.partitioning import constrain
+from ops.block_recurrence import block_recurrence
+
+
+class LinOSS(Mixer):
+    """Forced oscillators p'' = -A p + B x, y = Re(C p) + D x (arXiv 2410.03943, section 2), then GELU and a gated linear map.
+
+    Each state is a place p and a velocity v, with A = relu(a) >= 0 and its own step dt = sigmoid(s). Discretised
+
+      im (implicit):            v_t = v_{t-1} + dt (B x_t - A p_t),      p_t = p_{t-1} + dt v_t
+      imex (implicit-explicit): v_t = v_{t-1} + dt (B x_t - A p_{t-1}),  p_t = p_{t-1} + dt v_t
+
+    "im" forgets; "imex" keeps the oscillators' energy (eigenvalues of modulus 1), for long conservative dynamics. B and C are
+    complex.
+
+    Args:
+      state: number of oscillators.
+      discretization: "im" or "imex".
+    """
+
+    paper = "LinOSS, arXiv 2410.03943"
+    primitive = "block_recurrence"
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, state: int = 64, discretization: str = "im"):
+        if discretization not in ("im", "imex"):
+            raise ValueError(f"linoss's discretization must be 'im' or 'imex', got {discretization!r}")
+        if state < 1:
+            raise ValueError(f"linoss needs state >= 1, got {state}")
+        self.discretization = discretization
+        facts = {"decay": False, "group": "ssm"}
+        self.a = param(rngs, uniform(0.0, 1.0), (state,), ("state",), keep_float32=True, **facts)
+        self.s = param(rngs, uniform(0.0, 1.0), (state,), ("state",), keep_float32=True, **facts)
+        b_init, c_init = uniform(-(width**-0.5), width**-0.5), uniform(-(state**-0.5), state**-0.5)
+        self.b = param(rngs, b_init, (width, 2, state), ("embed", None, "state"), **facts)
+        self.c = param(rngs, c_init, (2, state, width), (None, "state", "embed"))
+        self.d = param(rngs, normal(1.0), (width,), (None,), decay=False)
+        self.w_out = dense(rngs, (width, 2, width), ("embed", None, "mlp"))
+
+    def discretize(self):
+        """M [2, 2, N] and F [2, N] of (v, p)_t = M (v, p)_{t-1} + F B x_t."""
+        a, dt = jax.nn.relu(self.a[...]), jax.nn.sigmoid(self.s[...])
+        one = jnp.ones_like(a)
+        if self.discretization == "imex":
+            return jnp.stack([jnp.stack([one, -dt * a]), jnp.stack([dt, 1 - dt**2 * a])]), jnp.stack([dt, dt**2])
+        inverse = 1 / (1 + dt**2 * a)
+        return inverse * jnp.stack([jnp.stack([one, -dt * a]), jnp.stack([dt, one])]), inverse * jnp.stack([dt, dt**2])
+
+    def mix(self, x, state, *, segment_ids, positions):
+        m, f = self.discretize()
+        force = jnp.einsum("btd,dcn->btcn", x, self.b[...]).astype(jnp.float32)
+        # The real and the imaginary parts do not mix: they are states of their own.
+        force = constrain(force[:, :, None] * f[:, None], "batch", "length", None, None, "state")
+        both = lambda z: z.reshape(*z.shape[:-2], -1)
+        h, state = block_recurrence(
+            jnp.concatenate([m, m], -1), both(force), initial_state=state, segment_ids=segment_ids
+        )
+        real, imag = jnp.split(h[:, :, 1].astype(x.dtype), 2, axis=-1)
+        y = jax.nn.gelu(real @ self.c[0] - imag @ self.c[1] + self.d[...] * x)
+        value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
+        return value * jax.nn.sigmoid(gate), state
+
+    def initial_state(self, batch, capacity):
+        return jnp.zeros((batch, 2, 2 * self.a.shape[0]), jnp.float32)
