@@ -22,7 +22,15 @@ from ml_collections import config_dict
 
 import data.tasks
 
-OBJECTIVES = ("causal_lm",)
+# What a row's targets are, and so which head and loss a model gets. T is the length, K the number of targets.
+OBJECTIVES = {
+    "causal_lm": "targets[t] is the class that follows inputs[..t]: [T] integers",
+    "token_labels": "a class at every position whose weight is not 0: [T] integers",
+    "classification": "a class of the row: one integer; weights: one number",
+    "pair_classification": "a class of two rows, inputs [2, T]: one integer",
+    "regression": "real numbers of the row: [K] float32; weights: one number",
+    "token_regression": "real numbers at every position: [T, K] float32",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +41,14 @@ class Spec:
       vocab_size: number of input token ids, or None where inputs are real.
       channels: number of real input channels, or None where inputs are tokens.
       targets: size of the model's output.
-      objective: one of `OBJECTIVES`. "causal_lm": `targets[t]` is the class that follows `inputs[..t]`.
+      objective: one of `OBJECTIVES`.
       length: number of positions of an example.
-      unit: what a weight of 1 stands for; "byte" makes the metric bits per byte,
+      unit: what a weight of 1 stands for; "byte" makes the metric of language models bits per byte,
         sum(weight * nats) / (ln 2 * sum(weight)).
+      causal: whether the model must be causal (True) or two-sided (False); None leaves it to the configuration, two-sided
+        by default.
+      metric: what the task is judged by: "bits_per_<unit>", "accuracy", "row_accuracy" (all labels of a row are right),
+        "rmse", "mae" or "angular_error". By default the first for language models, accuracy for classes, rmse for numbers.
       segmented: whether rows hold several segments, or padding that a model must see. Otherwise models get no segment_ids
         and take their fast paths (the unscored tail of a split's last row harms nobody).
     """
@@ -48,6 +60,8 @@ class Spec:
     length: int
     unit: str = "byte"
     segmented: bool = False
+    causal: bool | None = None
+    metric: str = ""
 
     def __post_init__(self):
         if (self.vocab_size is None) == (self.channels is None):
@@ -55,6 +69,17 @@ class Spec:
         check_choice("objective", self.objective, OBJECTIVES)
         if self.length < 1:
             raise ValueError(f"length={self.length} must be at least 1")
+        if self.objective == "causal_lm":
+            object.__setattr__(self, "causal", True)
+        if not self.metric:
+            real = self.objective in ("regression", "token_regression")
+            usual = f"bits_per_{self.unit}" if self.objective == "causal_lm" else "rmse" if real else "accuracy"
+            object.__setattr__(self, "metric", usual)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value of the metric is better."""
+        return self.metric.endswith("accuracy")
 
 
 class Task(abc.ABC):
@@ -87,13 +112,13 @@ class Task(abc.ABC):
     def fingerprint(self) -> str:
         """SHA-256 of the data, in hexadecimal."""
 
-    @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Token ids, int32, of a text."""
+        """Token ids, int32, of a text; for tasks of text."""
+        raise ValueError(f"task {self.name!r} has no text")
 
-    @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; what is no valid text is replaced, never an error."""
+        """The text of token ids; what is no valid text is replaced, never an error. For tasks of text."""
+        raise ValueError(f"task {self.name!r} has no text")
 
     def example(self, split: str, index: int, seed: int | None = None) -> dict[str, np.ndarray]:
         """One row of the split.
@@ -107,9 +132,10 @@ class Task(abc.ABC):
           seed: of the training rows' order and cutting; the task's own by default.
 
         Returns:
-          inputs, targets: [length] int32. weights: [length] float32, 0 where the target is not scored.
-          segment_ids: [length] int32, 0 for padding, else the documents of the row counted from 1.
-          positions: [length] int32, counted from 0 in each segment.
+          inputs: [length] int32, or [length, channels] float32 where inputs are real, or [2, length] for pairs.
+          targets, weights: as `OBJECTIVES` says; int32 or float32, and float32, 0 where the target is not scored.
+          segment_ids: [length] int32 ([2, length] for pairs), 0 for padding, else the documents of the row counted from 1.
+          positions: like segment_ids, counted from 0 in each segment.
 
         Raises:
           ValueError: for an unknown split.

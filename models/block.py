@@ -1,5 +1,7 @@
 """The residual block: a token mixer, then (where the mixer's paper has one) a channel mixer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
 from models.mixer import Context
+from models.norms import BatchNorm
 from models.partitioning import constrain
 
 
@@ -73,6 +76,8 @@ class Block(nnx.Module):
             return y, rest
 
         def residual(x, norm, f, key):
+            if isinstance(norm, BatchNorm):
+                norm = functools.partial(norm, training=context.key is not None, segment_ids=segment_ids)
             y, aux = f(norm(x) if self.pre_norm else x)
             if key is not None and self.dropout > 0:
                 keep = jax.random.bernoulli(key, 1 - self.dropout, y.shape)

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from models.params import constant, ones, param, zeros
 
@@ -62,9 +62,57 @@ class ScaleNorm(nnx.Module):
         return (self.scale[...] * rms_normalize(x.astype(jnp.float32), self.eps)).astype(x.dtype)
 
 
+class BatchNorm(nnx.Module):
+    """w * (x - mean) / sqrt(var + eps) + b with statistics of each channel over the tokens of the batch, padding left out
+    (arXiv 1502.03167); in evaluation, with running averages of them.
+
+    The averages are parameters of group "statistics", whose gradient is made to be their distance from what the batch
+    shows: the optimiser moves them by a tenth of it, and nothing else is needed for stacked, rematerialised or
+    distributed layers.
+    """
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs, axis: str | None = None, eps: float = 1e-5):
+        facts = {"decay": False, "keep_float32": True}
+        self.weight = param(rngs, ones, (size,), (axis,), **facts)
+        self.bias = param(rngs, zeros, (size,), (axis,), **facts)
+        self.mean = param(rngs, zeros, (size,), (axis,), group="statistics", **facts)
+        self.variance = param(rngs, ones, (size,), (axis,), group="statistics", **facts)
+        self.eps = eps
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        training: bool = False,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        x32 = x.astype(jnp.float32)
+        mean, variance = self.mean[...], self.variance[...]
+        if training:
+            valid = jnp.ones(x.shape[:2]) if segment_ids is None else (segment_ids != 0).astype(jnp.float32)
+            count = jnp.maximum(jnp.sum(valid), 1)
+            over = lambda a: jnp.einsum("bt,btd->d", valid, a, precision="highest") / count
+            batch_mean = over(x32)
+            batch_variance = over(jnp.square(x32 - batch_mean))
+            mean = _follow(mean, batch_mean)
+            variance = _follow(variance, batch_variance)
+        x32 = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
+        return (x32 * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _follow(average, value):
+    """`value`; but the gradient to `average` is its distance from the value."""
+    return value
+
+
+_follow.defvjp(lambda average, value: (value, average - value), lambda distance, gradient: (distance, gradient))
+
+
 NORMS = {
     "rmsnorm": RMSNorm,
     "rmsnorm1p": functools.partial(RMSNorm, offset=1.0),
     "layernorm": LayerNorm,
     "scalenorm": ScaleNorm,
+    "batchnorm": BatchNorm,
 }

@@ -35,7 +35,8 @@ def param(
         `training/sharding.py`.
       decay: whether weight decay applies; by default to matrices (two dimensions or more) and not to vectors.
       group: learning-rate group; its multiplier is `config.optimizer.group_scale[group]`. Group "fixed" is never trained
-        (read such parameters through `jax.lax.stop_gradient`).
+        (read such parameters through `jax.lax.stop_gradient`); group "statistics" moves by a tenth of minus its gradient,
+        which is no part of the loss's (see `models.norms.BatchNorm`).
       keep_float32: whether the parameter stays in float32 when the model computes in bfloat16.
 
     Raises:

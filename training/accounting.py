@@ -82,13 +82,16 @@ class Summary:
     carry_bytes: int | None
 
 
-def summarize(name: str, model: nnx.Module, inputs: jax.ShapeDtypeStruct, capacity: int | None) -> Summary:
+def summarize(
+    name: str, model: nnx.Module, inputs: jax.ShapeDtypeStruct, tokens: int, capacity: int | None
+) -> Summary:
     """Sums up a model.
 
     Args:
       name: what the table calls it.
       model: the model, with arrays or abstract (`nnx.eval_shape`).
-      inputs: its first argument, [batch, length, ...].
+      inputs: its first argument.
+      tokens: that the inputs hold (of pairs of rows, those of one).
       capacity: tokens that the carry is to hold; None for a model that has no carry.
 
     Returns:
@@ -97,7 +100,7 @@ def summarize(name: str, model: nnx.Module, inputs: jax.ShapeDtypeStruct, capaci
     graphdef, variables = nnx.split(model)
     forward = flops(lambda variables, x: nnx.merge(graphdef, variables)(x)[0], variables, inputs)
     carry = None if capacity is None else carry_bytes(model, 1, capacity)
-    return Summary(name, parameter_count(variables), forward.total / math.prod(inputs.shape[:2]), carry)
+    return Summary(name, parameter_count(variables), forward.total / tokens, carry)
 
 
 def table(rows: Sequence[Summary]) -> str:

@@ -103,10 +103,21 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
     options.setdefault("seed", raw["seed"])
     task = tasks.create(name, **options)
     spec = task.spec
-    given = {"vocab_size": spec.vocab_size, "targets": spec.targets, "causal": spec.objective == "causal_lm"}
+    given = {"vocab_size": spec.vocab_size, "channels": spec.channels, "targets": spec.targets, "head": head(spec)}
     model = dict(raw["model"]) | {"pattern": tuple(raw["model"].get("pattern", ()))}
-    if model.get("length") is None:
-        model["length"] = spec.length
+    fill(model, "length", spec.length)
+    fill(model, "causal", bool(spec.causal))
+    if spec.causal is not None and model["causal"] != spec.causal:
+        raise ValueError(
+            f"task {task.name!r} needs a {'causal' if spec.causal else 'two-sided'} model: leave config.model.causal out"
+        )
+    real = spec.objective in ("regression", "token_regression")
+    if real:
+        fill(model, "loss", "squared")
+    elif model.get("loss") is not None:
+        raise ValueError(f"config.model.loss is for real targets; task {task.name!r} has classes: leave it out")
+    # The head can be the embedding only where what is scored are the ids that are read.
+    fill(model, "tie_embeddings", spec.objective == "causal_lm")
     return Config(
         task=task,
         model=section(ModelConfig, model, "config.model", given),
@@ -116,6 +127,19 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
         seed=raw["seed"],
         raw=raw,
     )
+
+
+def head(spec: tasks.Spec) -> str:
+    """The kind of head that a task's objective needs."""
+    return {"classification": "pooled", "regression": "pooled", "pair_classification": "pair"}.get(
+        spec.objective, "token"
+    )
+
+
+def fill(options: dict[str, Any], key: str, value) -> None:
+    """Sets an option that was left out (None)."""
+    if options.get(key) is None:
+        options[key] = value
 
 
 def section(cls: type, values: Mapping[str, Any], where: str, given: Mapping[str, Any] | None = None):

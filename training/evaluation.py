@@ -1,50 +1,64 @@
-"""Scores on a split, with exact token weighting."""
+"""Scores on a split, with exact weighting of whatever is scored: tokens, labelled positions, rows."""
 
 import math
 from collections.abc import Iterable
 
 import jax
 
+from data.task import Spec
 
-def evaluate(eval_step, params, batches: Iterable, unit: str) -> dict[str, float]:
+
+def evaluate(eval_step, params, batches: Iterable, spec: Spec) -> dict[str, float]:
     """Scores a model on batches.
 
     Args:
-      eval_step: `(params, batch) -> {"nats", "weight", "correct"}`, sums over the batch.
+      eval_step: `(params, batch) -> sums` of `training.step.class_sums` or `real_sums`.
       params: parameters.
-      batches: of a split, in which every token counts once.
-      unit: what a token of weight 1 is ("byte").
+      batches: of a split, in which everything counts once.
+      spec: of the task.
 
     Returns:
-      loss (nats per unit), bits_per_<unit>, perplexity, accuracy and tokens (the number of units scored).
+      the metrics of `summary`.
 
     Raises:
       ValueError: if nothing is scored.
     """
-    total, pending = {"nats": 0.0, "weight": 0.0, "correct": 0.0}, None
+    total, pending = {}, None
     for batch in batches:
         sums = eval_step(params, batch)
         _add(total, pending)  # a batch late, so that the device is never waited for
         pending = sums
     _add(total, pending)
-    if total["weight"] == 0:
+    if not total.get("weight"):
         raise ValueError("there is nothing to score: every weight of the split is zero")
-    return summary(unit, **total)
+    return summary(spec, total)
 
 
-def summary(unit: str, nats: float, weight: float, correct: float) -> dict[str, float]:
-    """The metrics of summed scores."""
-    loss = nats / weight
-    return {
-        "loss": loss,
-        f"bits_per_{unit}": loss / math.log(2),
-        "perplexity": math.exp(min(loss, 700.0)),
-        "accuracy": correct / weight,
-        "tokens": weight,
-    }
+def summary(spec: Spec, sums: dict[str, float]) -> dict[str, float]:
+    """The metrics of summed scores.
+
+    Returns:
+      "loss", the mean over all that is scored, and "tokens", its amount; of classes "accuracy", "row_accuracy" where a row has
+      several; of language models "bits_per_<unit>" and "perplexity"; of real targets "rmse", "mae" and (if there are two)
+      "angular_error", in degrees.
+    """
+    weight = sums["weight"]
+    loss = sums["nats"] / weight
+    result = {"loss": loss}
+    if spec.metric.startswith("bits_per_"):
+        result |= {spec.metric: loss / math.log(2), "perplexity": math.exp(min(loss, 700.0))}
+    if "correct" in sums:
+        result["accuracy"] = sums["correct"] / weight
+        if spec.objective in ("causal_lm", "token_labels"):
+            result["row_accuracy"] = sums["rows_correct"] / sums["rows"]
+    else:
+        result |= {"rmse": math.sqrt(sums["squared"] / weight), "mae": sums["absolute"] / weight}
+        if "angle" in sums:
+            result["angular_error"] = sums["angle"] / weight
+    return result | {"tokens": weight}
 
 
 def _add(total, sums):
     if sums is not None:
-        for key, value in jax.device_get({key: sums[key] for key in total}).items():
-            total[key] += float(value)
+        for key, value in jax.device_get(sums).items():
+            total[key] = total.get(key, 0.0) + float(value)

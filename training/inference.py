@@ -68,11 +68,11 @@ def score(model: Loaded, split: str, lengths: list[int], batches: int = 0) -> li
         loader = loop.Batches(config, model.built, split, rows, task)
         with jax.set_mesh(model.built.mesh), dispatch.implementation(config.train.implementation):
             result = loop.evaluate_split(eval_step, model.params, loader, batches)
-        loop.say(f"{split}, length {length}: {loop.describe(result, task.spec.unit)}")
+        loop.say(f"{split}, length {length}: {loop.describe(result, task.spec)}")
         results.append((length, result))
     if jax.process_index() == 0:
         if len(results) > 1:
-            report.lengths(results, trained, config.task.spec.unit)
+            report.lengths(results, trained)
         if split != "train":
             report.floors(config.task, split, dict(results).get(trained, results[-1][1]))
     return results

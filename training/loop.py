@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data.loader import Loader, prefetch
+from data.task import Spec
 from models import mixer as mixers
 from models.sequence_model import SequenceModel
 from ops import dispatch
@@ -37,11 +38,19 @@ def build(config: Config, for_training: bool = True) -> state.Built:
 
 def check_capabilities(config: Config) -> None:
     """Raises a ValueError if the task packs or pads its rows and a mixer cannot honour that."""
+    spec = config.task.spec
     for name in config.model.pattern:
-        if config.task.spec.segmented and not mixers.find(name).packing:
+        mixer = mixers.find(name)
+        if spec.objective == "causal_lm":
+            if spec.segmented and not mixer.packing:
+                raise ValueError(
+                    f"the rows of task {config.task.name!r} hold several segments, and mixer {name!r} has packing=False; "
+                    "set config.task.packing='windows' or choose another mixer"
+                )
+        elif spec.segmented and not mixer.padding:
             raise ValueError(
-                f"the rows of task {config.task.name!r} hold several segments, and mixer {name!r} has packing=False; "
-                "set config.task.packing='windows' or choose another mixer"
+                f"the rows of task {config.task.name!r} are padded, and mixer {name!r} has padding=False; choose another "
+                "mixer"
             )
 
 
@@ -63,13 +72,15 @@ def cost_table(config: Config) -> tuple[str, float]:
     FLOPs are those of matrix products and Fourier transforms with every primitive in its matmul form, whatever form this
     platform runs.
     """
-    length = config.task.spec.length
-    shape = (1, length)
+    spec, length = config.task.spec, config.task.spec.length
     model = nnx.eval_shape(lambda: SequenceModel(config.model, rngs=nnx.Rngs(0)))
     streams = all(mixers.find(name).streaming for name in config.model.pattern) and config.model.causal
     with dispatch.implementation("chunked"):
-        ids = jax.ShapeDtypeStruct(shape, jnp.int32)
-        rows = [accounting.summarize("model", model, ids, length if streams else None)]
+        if spec.channels is not None:
+            inputs = jax.ShapeDtypeStruct((1, length, spec.channels), jnp.float32)
+        else:
+            inputs = jax.ShapeDtypeStruct((1, 2, length) if config.model.head == "pair" else (1, length), jnp.int32)
+        rows = [accounting.summarize("model", model, inputs, length, length if streams else None)]
         for name in dict.fromkeys(config.model.pattern):
             make = lambda name=name: mixers.create(
                 name,
@@ -80,9 +91,9 @@ def cost_table(config: Config) -> tuple[str, float]:
                 length=config.model.length,
                 **config.model.mixer.get(name, {}),
             )
-            x = jax.ShapeDtypeStruct((*shape, config.model.width), jnp.float32)
+            x = jax.ShapeDtypeStruct((1, length, config.model.width), jnp.float32)
             capacity = length if streams else None
-            rows.append(accounting.summarize(f"  one {name}", nnx.eval_shape(make), x, capacity))
+            rows.append(accounting.summarize(f"  one {name}", nnx.eval_shape(make), x, length, capacity))
     return accounting.table(rows), rows[0].flops_per_token
 
 
@@ -100,7 +111,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
       ValueError: for a configuration that does not fit; nothing is written then.
     """
     built = build(config)
-    options, unit = config.train, config.task.spec.unit
+    options, spec = config.train, config.task.spec
     batches = Batches(config, built, "train", options.batch_size)
     valid = Batches(config, built, "valid", options.batch_size)
     train_step = make_train_step(
@@ -108,7 +119,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         accumulation=options.accumulation,
         z_loss=options.z_loss,
         compute_dtype=options.compute_dtype,
-        random=config.model.dropout > 0 or any(mixers.find(name).random for name in config.model.pattern),
+        random=config.model.random,
     )
     eval_step = make_eval_step(built, compute_dtype=options.compute_dtype)
     run = run_directory.open_run(workdir, config.raw, environment_extra={"data": config.task.fingerprint()})
@@ -142,7 +153,8 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
                 skipped = metrics["skipped"]
                 say(f"step {step}: the update was not finite and is left out ({skipped:.0f} so far)")
             if due(step, options.log_every, options.steps):
-                metrics[f"bits_per_{unit}"] = metrics["loss"] / math.log(2)
+                if spec.metric.startswith("bits_per_"):
+                    metrics[spec.metric] = metrics["loss"] / math.log(2)
                 metrics |= progress.rates(step)
                 writer.write(step, "train", metrics)
                 say(progress.line(step, metrics))
@@ -173,9 +185,10 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
                 if evaluating:
                     result = evaluate_split(eval_step, current["params"], valid, options.eval_batches)
                     writer.write(step, "valid", result)
-                    say(f"step {step:>{len(str(options.steps))}}/{options.steps}  valid  {describe(result, unit)}")
+                    say(f"step {step:>{len(str(options.steps))}}/{options.steps}  valid  {describe(result, spec)}")
                 if saving:
-                    checkpoints.save(step, current, {"config": config.raw}, result["loss"] if evaluating else None)
+                    score = (-1 if spec.higher_is_better else 1) * result[spec.metric] if evaluating else None
+                    checkpoints.save(step, current, {"config": config.raw}, score)
                 if evaluating:
                     progress.start(step)  # the speed of training leaves evaluations out, and only them
                 if stopping and step < options.steps:
@@ -196,16 +209,24 @@ def evaluate_split(eval_step, params, batches: Batches, count: int = 0) -> dict[
     total = len(batches) if count == 0 else min(count, len(batches))
     stream = prefetch(batches)
     try:
-        return evaluate(eval_step, params, (next(stream) for _ in range(total)), batches.task.spec.unit)
+        return evaluate(eval_step, params, (next(stream) for _ in range(total)), batches.task.spec)
     finally:
         stream.close()
 
 
-def describe(result: dict[str, float], unit: str) -> str:
-    """One line of scores."""
+def describe(result: dict[str, float], spec: Spec) -> str:
+    """One line of scores, the task's metric first."""
+    names = [spec.metric, *(name for name in result if name not in (spec.metric, "tokens"))]
+    shown = "  ".join(show(name, result[name]) for name in names)
+    return f"{shown}  ({result['tokens']:,.0f} {spec.unit}s)"
+
+
+def show(name: str, value: float) -> str:
+    """A metric in words."""
+    if name.endswith("accuracy"):
+        return f"{name.replace('_', ' ')} {100 * value:.2f} %"
     return (
-        f"{result[f'bits_per_{unit}']:.4f} bits per {unit}  perplexity {result['perplexity']:.3f}  "
-        f"accuracy {100 * result['accuracy']:.2f} %  ({result['tokens']:,.0f} {unit}s)"
+        f"{value:.4f} {name.replace('_', ' ')}" if name.startswith("bits") else f"{name.replace('_', ' ')} {value:.4g}"
     )
 
 

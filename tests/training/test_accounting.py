@@ -156,10 +156,10 @@ def test_summary_of_a_model(abstract):
     carry = lambda batch, capacity: LAYERS * batch * (4 * D + 2 * capacity * D + 4)
     assert accounting.parameter_count(nnx.state(model)) == accounting.parameter_count(model) == parameters
     assert accounting.carry_bytes(model, 3, 7) == carry(3, 7)
-    summary = accounting.summarize("toy", model, array(2, 6, dtype=jnp.int32), capacity=100)
+    summary = accounting.summarize("toy", model, array(2, 6, dtype=jnp.int32), 12, capacity=100)
     per_token = LAYERS * 2 * D * D + 2 * D * 11
     assert summary == accounting.Summary("toy", parameters, per_token, carry(1, 100))
-    assert accounting.summarize("toy", model, array(2, 6, dtype=jnp.int32), capacity=None).carry_bytes is None
+    assert accounting.summarize("toy", model, array(2, 6, dtype=jnp.int32), 12, capacity=None).carry_bytes is None
 
 
 def test_table_is_aligned():

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from models.partitioning import constrain
 from training import optimizer, sharding, state
 from training.optimizer import OPTIMIZERS, OptimizerConfig
-from training.step import make_eval_step, make_train_step, token_sums
+from training.step import make_eval_step, make_train_step, class_sums
 
 VOCAB, WIDTH, HIDDEN, LAYERS, ROWS, LENGTH = 16, 8, 12, 3, 8, 6
 
@@ -360,10 +360,10 @@ def test_rows_and_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="accumulation must be 1 or more"):
         make_train_step(built, accumulation=0)
     with pytest.raises(ValueError, match=r"weights \(2,\)"):
-        token_sums(jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), int), jnp.zeros(2))
+        class_sums(jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), int), jnp.zeros(2))
 
 
 def test_a_tie_and_a_target_out_of_range():
-    sums = token_sums(jnp.zeros((4, 5)), jnp.array([0, 1, -1, 9]), jnp.array([1.0, 2.0, 0.0, 0.0]))
+    sums = class_sums(jnp.zeros((4, 5)), jnp.array([0, 1, -1, 9]), jnp.array([1.0, 2.0, 0.0, 0.0]))
     np.testing.assert_allclose(sums["nats"], 3 * math.log(5), rtol=1e-6)
     assert sums["correct"] == 1

@@ -1,0 +1,42 @@
+"""Long Range Arena and its stand-ins: classification of long sequences.
+
+    python train.py --config=configs/lra.py:task=listops,mixer=s4d --workdir=runs/listops
+    python train.py --config=configs/lra.py:task=image,mixer=s4d,size=paper --workdir=runs/image --config.task.protocol=s4
+
+Keys of the argument:
+  task: listops, text, retrieval, image, pathfinder; or fashion_mnist_pixels, digits_pixels, mnist1d.
+  mixer: a mixer, or several joined by "+", a pattern that the depth repeats.
+  size: "cpu" (minutes on two cores) or "paper" (the task's published size, in a model of the S4 line's size).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from data import task as tasks
+
+TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "fashion_mnist_pixels", "digits_pixels", "mnist1d")
+# width, depth, norm, batch size, learning rate, steps
+SIZES = {
+    "cpu": (64, 2, "rmsnorm", 32, 3e-3, 2000),
+    "paper": (256, 6, "batchnorm", 32, 4e-3, 120_000),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The configuration for `--config=configs/lra.py:<arg>`.
+
+    Raises:
+      ValueError: for a key or a value that does not exist.
+    """
+    choice = common.parse(arg, "configs/lra.py", task="listops", mixer="s4d", size="cpu")
+    name = common.choose("task", choice["task"], {name: name for name in TASKS})
+    width, depth, norm, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)
+    task = tasks.defaults(name)
+    if choice["size"] == "paper":
+        task.update(tasks.find(name).paper)
+    return common.experiment(
+        {"name": name, **task},
+        common.model(tuple(choice["mixer"].split("+")), width, depth, norm=norm),
+        common.optimizer(learning_rate, steps, warmup_steps=steps // 10, weight_decay=0.05),
+        common.train(steps, batch_size, eval_every=max(1, steps // 10)),
+    )

@@ -1,0 +1,40 @@
+"""Recall, state tracking and algorithms: small tasks that tell mixers apart.
+
+    python train.py --config=configs/recall.py:task=mqar,mixer=mamba --workdir=runs/mqar
+    python eval.py --workdir=runs/mqar --lengths=64,128,256
+
+Keys of the argument:
+  task: any task of `data/tasks/` that is generated (mqar, induction_heads, word_problem, max_gap, ...).
+  mixer: a mixer, or several joined by "+", a pattern that the depth repeats.
+  size: "cpu" (minutes on two cores) or "paper" (the task's published size).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from data import task as tasks
+
+# width, depth, batch size, learning rate, steps
+SIZES = {
+    "cpu": (64, 2, 64, 3e-3, 2000),
+    "paper": (128, 2, 256, 1e-3, 100_000),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The configuration for `--config=configs/recall.py:<arg>`.
+
+    Raises:
+      ValueError: for a key or a value that does not exist.
+    """
+    choice = common.parse(arg, "configs/recall.py", task="mqar", mixer="mamba", size="cpu")
+    width, depth, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)
+    task = tasks.defaults(choice["task"])
+    if choice["size"] == "paper":
+        task.update(tasks.find(choice["task"]).paper)
+    return common.experiment(
+        {"name": choice["task"], **task},
+        common.model(tuple(choice["mixer"].split("+")), width, depth),
+        common.optimizer(learning_rate, steps, warmup_steps=steps // 10),
+        common.train(steps, batch_size, eval_every=max(1, steps // 10)),
+    )
