@@ -39,6 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "corpus": choice["corpus"],
         "length": length,
         "packing": "windows",
+        "tokenizer": "byte",
         "data_dir": placeholder(str),  # of TFDS data sets
     }
     return common.experiment(

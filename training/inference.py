@@ -12,6 +12,7 @@ from ops import dispatch
 from training import loop, report
 from training.checkpoints import Checkpoints
 from training.config import Config, resolve
+from training.evaluation import per_word
 from training.run_directory import read_config
 from training.sampling import generate
 from training.state import Built, cast
@@ -68,6 +69,7 @@ def score(model: Loaded, split: str, lengths: list[int], batches: int = 0) -> li
         loader = loop.Batches(config, model.built, split, rows, task)
         with jax.set_mesh(model.built.mesh), dispatch.implementation(config.train.implementation):
             result = loop.evaluate_split(eval_step, model.params, loader, batches)
+        result |= per_word(result, task.text_sizes(split))
         loop.say(f"{split}, length {length}: {loop.describe(result, task.spec)}")
         results.append((length, result))
     if jax.process_index() == 0:

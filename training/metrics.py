@@ -168,6 +168,9 @@ class Progress:
         forms = {
             "loss": "loss {:.4f}",
             "bits_per_byte": "bits/byte {:.4f}",
+            "bits_per_token": "bits/token {:.4f}",
+            "bits_per_character": "bits/character {:.4f}",
+            "accuracy": "accuracy {:.1%}",
             "tokens_per_second": "{:,.0f} tokens/s",
             "mfu": "MFU {:.1%}",
         }

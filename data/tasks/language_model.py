@@ -1,40 +1,52 @@
-"""Byte-level language modelling: predict the next byte of a text; the metric is bits per byte.
+"""Language modelling: predict the next byte, character or subword of a text; the metric is bits for each of them.
 
-A split is one stream of bytes, cut into rows of `length` inputs; the targets are the inputs shifted by one, so the
-first byte of the stream is read and never scored. Training rows start at a multiple of `length` plus an offset that
-each epoch draws anew, so that a byte meets every amount of context. Evaluation rows do not overlap, start at 0 and
-cover the split, the last one padded: every byte after the first is scored exactly once, in the context of its row.
+A split is one stream of tokens, cut into rows of `length` inputs; the targets are the inputs shifted by one, so the
+first token of the stream is read and never scored. Training rows start at a multiple of `length` plus an offset that
+each epoch draws anew, so that a token meets every amount of context. Evaluation rows do not overlap, start at 0 and
+cover the split, the last one padded: every token after the first is scored exactly once, in the context of its row.
 
 packing="windows" reads the stream as one document. packing="documents" keeps the documents of the corpus apart: segment
-ids and positions restart with each of them, and no byte is predicted from another document's (weight 0 at the last byte
-of each, so that the first byte of a document is not scored either).
+ids and positions restart with each of them, and no token is predicted from another document's (weight 0 at the last token
+of each, so that the first token of a document is not scored either).
+
+Bits per token compare only models with the same tokenizer. Bits per byte and the perplexity per word compare all, and are
+what is published for WikiText-103, PG-19 and LM1B (per word) and enwik8 and text8 (bits per character); `sizes` has what
+they are reckoned with.
 """
 
+import math
 from collections.abc import Iterable
+from typing import ClassVar
 
 import numpy as np
 
-from data import corpora, ngram
+from data import corpora, ngram, tokenizers
 from data.task import Spec, Task, check_choice
-
-VOCAB_SIZE = 256
 
 
 class LanguageModel(Task):
-    """Next-byte prediction.
+    """Next-token prediction.
+
+    The paper-size configuration is WikiText-103 in rows of 512, as TransNormer (arXiv 2210.10340) has it; of subwords here, where
+    the paper has words.
 
     Args:
-      corpus: "shakespeare", "stdlib", "auto", "file:PATH" or "tfds:NAME[/CONFIG]"; see `data/corpora.py`.
+      corpus: "shakespeare", "stdlib", "auto", "file:PATH", "enwik8", "text8", "wikitext103" or "tfds:NAME[/CONFIG]"; see
+        `data/corpora.py`.
       length: inputs of a row.
       packing: "windows" or "documents".
       seed: of the training rows' order and offsets.
       cache_dir: for fetched text and floors; None for the environment's MIXOLOGY_CACHE, else ~/.cache/mixology.
-      data_dir: of TFDS data sets; None for TFDS' default.
+      data_dir: of TFDS data sets, enwik8, text8 and wikitext103; None for the default of `corpora.load`.
+      tokenizer: "byte", "character", "bpe:SIZE" or "file:PATH"; see `data/tokenizers.py`.
 
     Raises:
-      ValueError: for an unknown corpus or packing, and for a corpus too short for `length`.
+      ValueError: for an unknown corpus, packing or tokenizer, and for a corpus too short for `length`.
+      FileNotFoundError: where the files of a corpus or a tokenizer are not in their folder.
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
+
+    paper: ClassVar[dict] = {"corpus": "wikitext103", "length": 512, "tokenizer": "bpe:32768"}
 
     def __init__(
         self,
@@ -44,37 +56,40 @@ class LanguageModel(Task):
         seed: int = 0,
         cache_dir: str | None = None,
         data_dir: str | None = None,
+        tokenizer: str = "byte",
     ):
         check_choice("packing", packing, ("windows", "documents"))
+        self.corpus = corpora.load(corpus, cache_dir, data_dir)
+        self._cache = corpora.cache_folder(cache_dir)
+        self.tokens = tokenizers.load(tokenizer, self.corpus, self._cache)
+        size, unit = self.tokens.tokenizer.vocab_size, self.tokens.tokenizer.unit
         self.spec = Spec(
-            vocab_size=VOCAB_SIZE,
+            vocab_size=size,
             channels=None,
-            targets=VOCAB_SIZE,
+            targets=size,
             objective="causal_lm",
             length=length,
             segmented=packing == "documents",
-            unit="byte",
+            unit=unit,
         )
-        self.corpus = corpora.load(corpus, cache_dir, data_dir)
-        self.name = f"language_model/{self.corpus.name}"
+        self.name = f"language_model/{self.corpus.name}" + (f"/{tokenizer}" if tokenizer != "byte" else "")
         self.seed = seed
         self._documents = packing == "documents"
-        self._cache = corpora.cache_folder(cache_dir)
-        for split, stream in self.corpus.splits.items():
+        for split, stream in self.tokens.splits.items():
             need = 2 * length if split == "train" else 2
             if len(stream.data) < need:
                 raise ValueError(
-                    f"the {split} split of {self.corpus.name!r} has {len(stream.data)} bytes and length={length} needs "
+                    f"the {split} split of {self.corpus.name!r} has {len(stream.data)} {unit}s and length={length} needs "
                     f"{need}: give a longer text or a smaller length"
                 )
 
     def num_examples(self, split: str) -> int:
-        size, length = len(self.corpus.splits[split].data), self.spec.length
+        size, length = len(self.tokens.splits[split].data), self.spec.length
         # A training row and its last target fit behind any offset below `length`.
         return size // length - 1 if split == "train" else -(-(size - 1) // length)
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
-        stream, length = self.corpus.splits[split], self.spec.length
+        stream, length = self.tokens.splits[split], self.spec.length
         start = index * length
         if split == "train":
             start += int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]) % length
@@ -82,7 +97,7 @@ class LanguageModel(Task):
         size = len(text) - 1
         result = {key: np.zeros(length, np.int32) for key in ("inputs", "targets", "segment_ids", "positions")}
         result["inputs"][:size] = text[:-1]
-        # Document of each byte of the row, and where in the row it starts.
+        # Document of each token of the row, and where in the row it starts.
         document = np.zeros(size + 1, np.int32)
         if self._documents:
             document[:] = np.searchsorted(stream.ends, np.arange(start, start + size + 1), "right")
@@ -95,22 +110,41 @@ class LanguageModel(Task):
         result["weights"][:size] = scored
         return result
 
-    def floors(self, split: str = "test") -> dict[str, float]:
-        """Bits per byte of the uniform guess, the 5-gram and the n-gram of the order that is best on valid.
+    def text_sizes(self, split: str) -> dict[str, int]:
+        """What is scored when a whole split is: its "tokens" (the sum of the weights), the "bytes" of their text, and "words".
 
-        The n-grams are fitted on train and score the bytes that a model is scored on, each with all the context that
+        With the nats of the split, nats / (ln 2 bytes) is bits per byte, and exp(nats / words) the perplexity per word by the
+        corpus' own number of words. There are none where packing="documents", which scores no first word whole.
+        """
+        first = self.tokens.first_bytes[split][: None if self._documents else 1]
+        result = {
+            "tokens": len(self.tokens.splits[split].data) - len(first),
+            "bytes": self.tokens.num_bytes[split] - int(first.sum()),
+        }
+        return result if self._documents else {**result, "words": self.corpus.words(split)}
+
+    def floors(self, split: str = "test") -> dict[str, float]:
+        """Bits per token of the uniform guess, the 5-gram and the n-gram of the order that is best on valid.
+
+        The n-grams are of bytes, fitted on train and score the bytes that a model is scored on, each with all the context that
         they can use: they see across the borders of the rows.
         """
         check_choice("split", split, ("valid", "test"))
         table = ngram.bits_per_byte(self.corpus, self._documents, self._cache)
         best = ngram.best_order(table)
-        return {"uniform": 8.0, "5-gram": table[split][4], f"n-gram (order {best})": table[split][best - 1]}
+        sizes = self.text_sizes(split)
+        bytes_per_token = sizes["bytes"] / sizes["tokens"]
+        return {
+            "uniform": math.log2(self.spec.vocab_size),
+            "5-gram": table[split][4] * bytes_per_token,
+            f"n-gram (order {best})": table[split][best - 1] * bytes_per_token,
+        }
 
     def fingerprint(self) -> str:
-        return self.corpus.fingerprint
+        return self.tokens.fingerprint
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        return self.tokens.tokenizer.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return bytes(np.asarray(ids, np.uint8)).decode(errors="replace")
+        return self.tokens.tokenizer.decode(ids)

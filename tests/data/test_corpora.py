@@ -1,9 +1,11 @@
 """Where text comes from, and what happens where it does not come. No test here needs a network."""
 
 import hashlib
+import importlib
 import io
 import tarfile
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -288,3 +290,121 @@ def test_tfds_split_rows_cover_every_document(prepared, tmp_path):
     scored = np.concatenate([row["targets"][row["weights"] > 0] for row in rows])
     assert bytes(scored.astype(np.uint8)) == b"".join(document.encode()[1:] for document in DOCUMENTS[40:])
     assert lm.example("train", 10**6)["segment_ids"].min() == 1
+
+
+@pytest.mark.parametrize("name", ["enwik8", "text8"])
+def test_enwik8_and_text8_have_their_standard_splits(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(corpora, "WHOLE_BYTES", 200)
+    text = bytes(range(97, 117)) * 10
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / name).write_bytes(text)
+    corpus = corpora.load(name, data_dir=str(tmp_path / "plain"))
+    assert corpus.name == name and whole(corpus) == text
+    assert [len(corpus.splits[split].data) for split in corpora.SPLITS] == [180, 10, 10]
+    folder = tmp_path / "cache" / name
+    with pytest.raises(
+        FileNotFoundError, match=rf"cache/{name}, which holds .*Download http://mattmahoney.net/dc/{name}.zip"
+    ):
+        corpora.load(name, str(tmp_path / "cache"))
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, text)
+    assert corpora.load(name, str(tmp_path / "cache")).fingerprint == corpus.fingerprint
+    archive = (folder / f"{name}.zip").read_bytes()
+    (folder / f"{name}.zip").write_bytes(archive[:-9])
+    with pytest.raises(ValueError, match=rf"{name}.zip is no intact archive .*fetch http"):
+        corpora.load(name, str(tmp_path / "cache"))
+    (tmp_path / "plain" / name).write_bytes(text[:-1])
+    with pytest.raises(ValueError, match="has 199 bytes instead of 200; fetch"):
+        corpora.load(name, data_dir=str(tmp_path / "plain"))
+
+
+def test_wikitext103_counts_the_ends_of_its_lines(tmp_path):
+    texts = {
+        "train": " \n = Title = \n \n The <unk> of 1 @,@ 000 . \n",
+        "valid": " \n = Robert <unk> = \n",
+        "test": " a b \n \n c \n",
+    }
+    with zipfile.ZipFile(tmp_path / "wikitext-103-v1.zip", "w") as archive:
+        for split, text in texts.items():
+            archive.writestr(f"wikitext-103/wiki.{split}.tokens", text)
+    packed = corpora.load("wikitext103", data_dir=str(tmp_path))
+    assert {split: packed.splits[split].data.tobytes().decode() for split in corpora.SPLITS} == texts
+    # As the word-level models count: the words of each line and one <eos>.
+    count = lambda text: sum(len([*line.split(), "<eos>"]) for line in text.splitlines())
+    assert {split: packed.words(split) for split in corpora.SPLITS} == {s: count(text) for s, text in texts.items()}
+    with zipfile.ZipFile(tmp_path / "wikitext-103-v1.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    assert corpora.load("wikitext103", data_dir=str(tmp_path / "unpacked")).fingerprint == packed.fingerprint
+    inside = tmp_path / "unpacked" / "wikitext-103"
+    assert corpora.load("wikitext103", data_dir=str(inside)).fingerprint == packed.fingerprint
+    (inside / "wiki.valid.tokens").write_text("")
+    with pytest.raises(ValueError, match=r"a file of wikitext103 .* is empty"):
+        corpora.load("wikitext103", data_dir=str(inside))
+    (inside / "wiki.valid.tokens").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"neither wiki.train.tokens, .* nor wikitext-103-v1.zip. Download https://"
+    ):
+        corpora.load("wikitext103", data_dir=str(inside))
+
+
+def test_words_are_counted_across_blocks_and_documents(monkeypatch):
+    monkeypatch.setattr(corpora, "_BLOCK", 7)
+    documents = [b"one two", b"three", b" four\n", b"five\tsix  ", b"s", b" ", b"seven \x0beight\r\n", b"nine"]
+    ends = np.cumsum([len(document) for document in documents])
+    stream = corpora.Stream(np.frombuffer(b"".join(documents), np.uint8), ends)
+    corpus = corpora.Corpus("made", {"test": stream}, "")
+    assert corpus.words("test") == sum(len(document.split()) for document in documents) == 10
+    assert corpora.Corpus("made", {"test": stream}, "", line_words=True).words("test") == 12
+    assert corpora.Corpus("tfds:pg19/0.1.1", {"test": stream}, "").words("test") == 10
+    books = corpora.Stream(np.full(100, 97, np.uint8), np.arange(1, 101))
+    assert corpora.Corpus("tfds:pg19/0.1.1", {"test": books}, "").words("test") == 6_966_499
+
+
+@pytest.mark.parametrize(
+    ("name", "splits", "feature"),
+    [
+        ("tiny_shakespeare", ("train", "validation", "test"), "text"),
+        ("pg19", ("train", "validation", "test"), "book_text"),
+        ("lm1b", ("train", "test"), "text"),
+        ("wiki40b/en", ("train", "validation", "test"), "text"),
+        ("c4/en", ("train", "validation"), "text"),
+    ],
+)
+def test_tfds_builders_of_language_models(tmp_path, monkeypatch, name, splits, feature):
+    """The real builders, given a few texts of ours, are read without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    module = name.partition("/")[0]
+    if module in ("wiki40b", "c4"):
+        importlib.import_module(f"tensorflow_datasets.text.{module}")
+    texts = {split: [f"{split} {i} said: nö." for i in range(40)] for split in splits}
+    if module == "tiny_shakespeare":
+        texts = {split: ["\n".join(lines)] for split, lines in texts.items()}
+
+    def example(self, text):
+        return {key: 0 if f.np_dtype == np.int32 else "" for key, f in self.info.features.items()} | {feature: text}
+
+    def generate(self, *args, **kwargs):
+        return {split: ((i, example(self, text)) for i, text in enumerate(texts[split])) for split in splits}
+
+    monkeypatch.setattr(tfds.builder_cls(name.partition("/")[0]), "_split_generators", generate)
+    folder = str(tmp_path / "data")
+    tfds.builder(name, data_dir=folder, file_format="array_record").download_and_prepare()
+    corpus = corpora.load(f"tfds:{name}", str(tmp_path / "cache"), folder)
+    assert corpus.name.startswith(f"tfds:{name}") and corpus.line_words == (module == "lm1b")
+    end = "\n" * corpus.line_words
+    read = sorted(
+        stream.data[a:b].tobytes().decode()
+        for stream in corpus.splits.values()
+        for a, b in zip(np.append(0, stream.ends[:-1]), stream.ends, strict=True)
+    )
+    assert read == sorted(text + end for split in splits for text in texts[split])
+    words = sum(len(text.split()) + len(end) for split in splits for text in texts[split])
+    assert sum(corpus.words(split) for split in corpora.SPLITS) == words
+
+
+def test_what_tfds_lacks_is_cut_off_up_to_a_bound(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "LACKING", 2)
+    corpus = corpora.load("tfds:train_only", str(tmp_path), prepared)
+    assert [len(corpus.splits[split].ends) for split in corpora.SPLITS] == [56, 2, 2]

@@ -1,6 +1,8 @@
 """The n-gram floor against a dictionary implementation of the same equations."""
 
 import collections
+import contextlib
+import io
 import math
 
 import numpy as np
@@ -146,3 +148,110 @@ def test_shakespeare_floors(tmp_path):
     }
     for split, values in expected.items():
         np.testing.assert_allclose(np.array(table[split])[orders], values, atol=1.2e-3)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_a_saved_model_scores_sentences_as_brute_force_does(tmp_path, monkeypatch, order):
+    pad = lambda texts: [b"\n" * (order - 1) + text + b"\n" for text in texts]
+    train = random_documents(11, [50, 3, 40, 20], b"abcd")
+    ngram.fit_sentences(train, order).save(tmp_path / "model.npz")
+    sentences = [*random_documents(12, [9, 1, 30], b"abcz"), b""]
+    p = brute_force(pad(train), order)
+    expected = [-sum(math.log2(p(text[i], text[:i])) for i in range(order - 1, len(text))) for text in pad(sentences)]
+    loaded = ngram.KneserNey.load(tmp_path / "model.npz")
+    np.testing.assert_allclose(ngram.sentence_bits(loaded, sentences), expected, rtol=1e-12)
+    monkeypatch.setattr(ngram, "_BLOCK", 7)
+    np.testing.assert_allclose(ngram.sentence_bits(loaded, sentences), expected, rtol=1e-12)
+
+
+@pytest.fixture
+def fitted(tmp_path, monkeypatch):
+    """A model of lines that repeat a few sentences, and what fitting it printed."""
+    monkeypatch.setenv("MIXOLOGY_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    lines = [f"the {('cat', 'dog')[i]} {('sleeps', 'eats', 'runs')[j]}" for i, j in rng.integers([2, 3], size=(300, 2))]
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+    path = str(tmp_path / "model.npz")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        ngram.main(["fit", f"file:{tmp_path / 'train.txt'}", f"--model={path}"])
+    return path, printed.getvalue()
+
+
+def test_fit_tries_orders_until_valid_gets_worse(fitted):
+    path, printed = fitted
+    rows = [line.split() for line in printed.splitlines()[1:-1]]
+    valid = [float(row[1]) for row in rows]
+    assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1))
+    model, best = ngram.KneserNey.load(path), int(np.argmin(valid))
+    assert model.orders == best + 1 and valid[: best + 1] == sorted(valid[: best + 1], reverse=True)
+    assert len(rows) == best + 2 or len(rows) == ngram.ORDERS
+    test = corpora.load(f"file:{path.replace('model.npz', 'train.txt')}").splits["test"].data.tobytes().splitlines()
+    test = [line for line in test if line]
+    bits = ngram.sentence_bits(model, test).sum()
+    assert float(rows[best][2]) == pytest.approx(bits / sum(len(line) + 1 for line in test), abs=1e-4)
+    assert float(rows[best][3]) == pytest.approx(2 ** (bits / sum(len(line.split()) + 1 for line in test)), abs=6e-3)
+
+
+def test_score_prints_perplexities_with_the_end_of_the_line(fitted, capsys):
+    path, _ = fitted
+    ngram.main(["score", f"--model={path}", "the cat eats", "the eats cat"])
+    rows = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()[1:]]
+    expected = ngram.sentence_bits(ngram.KneserNey.load(path), [b"the cat eats", b"the eats cat"])
+    for (total, rate, per_byte, per_word, text), bits in zip(rows, expected, strict=True):
+        assert float(total) == pytest.approx(bits, abs=0.006) and float(rate) == pytest.approx(bits / 13, abs=1e-4)
+        assert float(per_byte) == pytest.approx(2 ** (bits / 13), abs=1e-3) and len(text) == 12
+        assert float(per_word) == pytest.approx(2 ** (bits / 4), rel=1e-5)
+    # Two animals and three verbs, each as likely: log2 6 = 2.6 bits are the least.
+    assert 2.5 < expected[0] < 3.5 and expected[1] > 10
+
+
+def test_rank_sorts_and_filters_lines(fitted, tmp_path, capfdbinary):
+    path, _ = fitted
+    lines = ["zebras fly", "the dog runs", "", "the cat", "cat the eats", "the dog eats"]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    ngram.main(["rank", f"--model={path}", str(tmp_path / "lines.txt")])
+    rows = [line.split("\t") for line in capfdbinary.readouterr().out.decode().splitlines()]
+    assert {row[1] for row in rows[:2]} == {"the dog runs", "the dog eats"} and rows[-1][1] == "zebras fly"
+    bits = ngram.sentence_bits(ngram.KneserNey.load(path), [row[1].encode() for row in rows])
+    np.testing.assert_allclose(
+        [float(row[0]) for row in rows], bits / [len(row[1]) + 1 for row in rows], rtol=0, atol=1e-4
+    )
+    assert [float(row[0]) for row in rows] == sorted(float(row[0]) for row in rows)
+    ngram.main(["rank", f"--model={path}", "--keep=0.4", str(tmp_path / "lines.txt")])
+    assert capfdbinary.readouterr().out == b"the dog runs\nthe dog eats\n"
+
+
+def test_the_command_says_what_is_wrong(fitted, tmp_path):
+    path, _ = fitted
+    (tmp_path / "broken.npz").write_bytes(open(path, "rb").read()[:-100])
+    content = bytearray(open(path, "rb").read())
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / "flipped.npz").write_bytes(content)
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    np.savez(tmp_path / "old.npz", version=np.array(0), bits=np.array(3), symbol=np.zeros(256, np.int64))
+    for arguments, message in [
+        (["score", f"--model={tmp_path / 'none.npz'}", "a"], "there is no model .*none.npz; make it with"),
+        (["score", f"--model={tmp_path / 'broken.npz'}", "a"], "is no intact n-gram model .*fit it again"),
+        (
+            ["score", f"--model={tmp_path / 'old.npz'}", "a"],
+            "is a model of version 0, this program reads 1; fit it again",
+        ),
+        (["rank", f"--model={path}", str(tmp_path / "none.txt")], "there is no text file .*none.txt"),
+        (["rank", f"--model={path}", str(tmp_path / "blank.txt")], "has no lines to rank"),
+        (["rank", f"--model={path}", "--keep=2", "x"], "--keep=2.0 is the fraction"),
+        (["fit", "shakespear", f"--model={path}"], "corpus='shakespear' is unknown"),
+        (["fit", f"file:{tmp_path / 'train.txt'}", "--order=99", f"--model={path}"], "orders=99 must be 1 to"),
+    ]:
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            ngram.main(arguments)
+
+
+def test_fit_tries_only_orders_that_fit_the_alphabet(tmp_path, monkeypatch, capsys):
+    """Lines of 200 different bytes that only ever longer contexts predict better: 8 bits a symbol, so 7 orders at most."""
+    monkeypatch.setenv("MIXOLOGY_CACHE", str(tmp_path))
+    line = bytes(range(14, 214))
+    (tmp_path / "text.bin").write_bytes(b"\n".join([line[i:] + line[:i] for i in range(0, 200, 5)] * 30))
+    monkeypatch.setattr(ngram, "sentence_bits", lambda model, sentences: np.ones(1) / model.orders)
+    ngram.main(["fit", f"file:{tmp_path / 'text.bin'}", f"--model={tmp_path / 'model.npz'}"])
+    assert capsys.readouterr().out.endswith("model.npz: order 7\n")

@@ -27,7 +27,8 @@ def test_resolved_config_is_complete(config):
         assert set(resolved.raw["model"]["mixer"][name]) == set(mixers.defaults(name))
     assert set(resolved.raw["task"]) - {"name"} <= set(tasks.defaults("language_model"))
     for part in ("model", "optimizer", "train"):
-        fields = set(type(getattr(resolved, part)).__dataclass_fields__) - {"vocab_size", "targets", "causal"}
+        from_the_task = {"vocab_size", "channels", "targets", "head"}
+        fields = set(type(getattr(resolved, part)).__dataclass_fields__) - from_the_task
         assert set(resolved.raw[part]) == fields
     assert resolve(resolved.raw).model == resolved.model
 

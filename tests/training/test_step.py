@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from models.partitioning import constrain
 from training import optimizer, sharding, state
 from training.optimizer import OPTIMIZERS, OptimizerConfig
-from training.step import make_eval_step, make_train_step, class_sums
+from training.step import class_sums, make_eval_step, make_train_step
 
 VOCAB, WIDTH, HIDDEN, LAYERS, ROWS, LENGTH = 16, 8, 12, 3, 8, 6
 

@@ -1,0 +1,61 @@
+"""Mamba on induction heads (arXiv 2312.00752, section 4.1.2, table 11).
+
+    python train.py --config=configs/papers/mamba_induction_heads.py --workdir=runs/mamba_induction
+    python -m training.expect --workdir=runs/mamba_induction
+    python eval.py --workdir=runs/mamba_induction --lengths=64,256,1024,4096,16384,65536
+
+Expected: 100 % of the answers at the length of training, 256, and at all lengths up to 1,048,576 (table 11; rotary
+attention has 100, 83.6, 31.3, 8.6, 5.5 % at 256, 512, 1,024, 4,096 and 16,384). Compared is the length of training; the
+last command scores the others. Tolerance: 1 point, of our choosing.
+
+Recipe: two Mamba layers of width 64 (74,000 parameters), vocabulary 16, 25 epochs of 8,192 steps of 8 rows, Adam without
+decay, learning rate 1e-3.
+
+What is not known, and is chosen here: the schedule (constant), 0.9 and 0.999, no clipping; and the generator's details,
+see `data/tasks/induction_heads.py`.
+
+Hours in `expect`: an estimate for one A100 or H100, at 200 of these small steps in a second.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, published
+
+EPOCHS, STEPS, BATCH_SIZE = 25, 25 * 8192, 8
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The configuration for `--config=configs/papers/mamba_induction_heads.py`.
+
+    Raises:
+      ValueError: for an argument; there is none.
+    """
+    if arg:
+        raise ValueError(f"configs/papers/mamba_induction_heads.py takes no argument, got {arg!r}")
+    task = published.task("induction_heads")
+    model = common.model(("mamba",), 64, 1)
+    model.depth = 2
+    config = common.experiment(
+        task,
+        model,
+        common.optimizer(
+            1e-3,
+            STEPS,
+            "adam",
+            schedule="constant",
+            warmup_steps=0,
+            weight_decay=0.0,
+            b2=0.999,
+            clip_norm=0.0,
+        ),
+        published.train(STEPS, BATCH_SIZE, EPOCHS),
+    )
+    positions = BATCH_SIZE * task.length
+    config.expect = published.expect(
+        1.0,
+        0.01,
+        "arXiv 2312.00752, table 11, Mamba at 2^8",
+        seeds=1,
+        hours=published.hours(STEPS * positions, rate=200 * positions),
+    )
+    return config

@@ -1,0 +1,77 @@
+"""Fashion-MNIST (arXiv 1708.07747) as a sequence of 784 pixels, row by row: a stand-in for the image tasks.
+
+Pixels are standardised by the mean and deviation of the training images, 72.94 and 90.02 of 255. Valid is the last tenth
+of the training images.
+"""
+
+import pathlib
+from typing import ClassVar
+
+import numpy as np
+
+from data import images
+from data.task import Task, check_choice
+
+SIDE = 28
+MEAN, STD = 72.94, 90.02
+DEBIAN = "/usr/share/datasets/fashion-mnist"
+OTHERWISE = (
+    "Or give a folder with the four original files ({train,t10k}-{images-idx3,labels-idx1}-ubyte, packed with gzip or not) "
+    "from github.com/zalandoresearch/fashion-mnist, or install Debian's package dataset-fashion-mnist."
+)
+
+
+class FashionMnistPixels(Task):
+    """Classification of pictures of clothes, 10 classes, one real channel.
+
+    Args:
+      data_dir: a folder with the four IDX files, .gz or not, or TFDS' folder with fashion_mnist prepared as ArrayRecord
+        (reading it needs Pillow); None for the folder of Debian's package, else TFDS' default.
+      seed: of the training rows' order.
+
+    Raises:
+      FileNotFoundError: where there is no data.
+      ValueError: for a corrupt file.
+    """
+
+    paper: ClassVar[dict] = {}  # the images have one size
+
+    def __init__(self, data_dir: str | None = None, seed: int = 0):
+        self.seed = seed
+        self.name = "fashion_mnist_pixels"
+        self.spec = images.spec(SIDE * SIDE, 10, ids=False)
+        folder = pathlib.Path(DEBIAN if data_dir is None else data_dir).expanduser()
+        if any(folder.glob("*-idx?-ubyte*")):
+            train, test = _idx(folder, "train"), _idx(folder, "t10k")
+        else:
+            train = images.tfds_pixels("fashion_mnist", "train", data_dir, OTHERWISE)
+            test = images.tfds_pixels("fashion_mnist", "test", data_dir, OTHERWISE)
+        size = len(train) * 9 // 10
+        self._data = {"train": train[:size], "valid": train[size:], "test": test}
+
+    def num_examples(self, split: str) -> int:
+        check_choice("split", split, self.splits)
+        return len(self._data[split])
+
+    def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
+        data = self._data[split]
+        return images.row(images.standardised(data.images[index], MEAN, STD), data.labels[index])
+
+    def floors(self, split: str = "test") -> dict[str, float]:
+        """Accuracy of the most frequent class and of the nearest class mean, fitted on train."""
+        check_choice("split", split, self.splits)
+        return images.floors(self._data["train"], self._data[split])
+
+    def fingerprint(self) -> str:
+        return images.fingerprint(*self._data.values())
+
+
+def _idx(folder, split):
+    pixels = images.read_idx(folder, f"{split}-images-idx3-ubyte")
+    labels = images.read_idx(folder, f"{split}-labels-idx1-ubyte")
+    if pixels.shape != (len(labels), SIDE, SIDE) or not len(labels) or labels.max() > 9:
+        raise ValueError(
+            f"{folder}: the {split} images are {pixels.shape} and their labels {labels.shape}; needed are [N, 28, 28] and [N] "
+            "with labels 0 to 9; fetch the files again"
+        )
+    return images.Pixels(pixels, labels)

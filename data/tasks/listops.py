@@ -1,0 +1,233 @@
+"""ListOps of the Long Range Arena: the value of a nested expression of MIN, MAX, MED and SM (sum modulo 10) over digits.
+
+Distribution (google-research/long-range-arena, lra_benchmarks/data/listops.py): a node above depth `max_depth` is an
+operation with probability 1/4, else a digit, uniform; an operation has 2 to `max_args` arguments, uniform, and is one of
+the four, uniform. Expressions whose number of tokens (operators, digits, closing brackets) lies strictly between
+`min_length` and `max_length` are kept. MED is the median rounded down. Parentheses are not tokens; the closing bracket
+is X, as both protocols' tokenizers leave it.
+
+Departure: index i of a split draws trees from a stream of its own until one is kept, where the repository draws one
+stream, removes duplicates and cuts it in an order that depends on the Python process. For the paper's sizes a duplicate
+is practically impossible. The released files are read instead where data_dir is given.
+"""
+
+import csv
+import sys
+from typing import ClassVar
+
+import numpy as np
+
+from data import lra
+from data.task import Spec, Task, check_choice
+
+OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
+TOKENS = (*map(str, range(10)), *OPERATORS, "X")
+CLOSE = TOKENS.index("X")
+OPERATION_PROBABILITY = 0.25
+SIZES = {"train": 96_000, "valid": 2_000, "test": 2_000}
+FILES = {"train": "basic_train.tsv", "valid": "basic_val.tsv", "test": "basic_test.tsv"}
+# Floors are fitted on the first rows of train: enough for 40 cells of operator and answer.
+FLOOR_ROWS = 4_096
+
+
+class ListOps(Task):
+    """Classification of expressions by their value, 0 to 9.
+
+    Args:
+      protocol: "lra" (17 ids: padding, 15 tokens, one unused) or "s4" (18 ids: padding, unknown, <eos>, 15 tokens; <eos>
+        ends the row).
+      length: positions of a row.
+      min_length: expressions have more tokens than this.
+      max_length: and fewer than this; None for `length`.
+      max_depth: levels of a tree, the leaves' included.
+      max_args: most arguments of an operation.
+      data_dir: folder of the unpacked LRA archive, whose listops-1000 is read (and cut to `length`) instead of drawing
+        trees; min_length, max_length, max_depth and max_args are then not used.
+      seed: of the training rows' order; the expressions do not depend on it.
+
+    Raises:
+      ValueError: for sizes that no expression has, or a corrupt file.
+      FileNotFoundError: for a file missing in data_dir.
+    """
+
+    # arXiv 2011.04006; with protocol="s4" the length is 2048 and max_length 2000.
+    paper: ClassVar[dict] = {"length": 2000, "min_length": 500, "max_depth": 10, "max_args": 10}
+
+    def __init__(
+        self,
+        protocol: str = "lra",
+        length: int = 64,
+        min_length: int = 16,
+        max_length: int | None = None,
+        max_depth: int = 6,
+        max_args: int = 5,
+        data_dir: str | None = None,
+        seed: int = 0,
+    ):
+        check_choice("protocol", protocol, lra.PROTOCOLS)
+        self.seed = seed
+        self._eos = protocol == "s4"
+        self._shift = 3 if self._eos else 1
+        self.spec = Spec(
+            vocab_size=len(TOKENS) + (3 if self._eos else 2),
+            channels=None,
+            targets=10,
+            objective="classification",
+            length=length,
+            segmented=True,
+            unit="row",
+        )
+        self.min_length, self.max_length = min_length, length if max_length is None else max_length
+        self.max_depth, self.max_args = max_depth, max_args
+        if data_dir is None:
+            self._check_sizes()
+            self.name = f"listops/{protocol}/{min_length}-{self.max_length}-d{max_depth}-a{max_args}"
+            self._rows = {split: {} for split in SIZES}
+            self._sizes = SIZES
+        else:
+            self.name = f"listops/{protocol}/released"
+            self._rows = {split: _read(lra.locate(data_dir, f"listops-1000/{FILES[split]}")) for split in SIZES}
+            self._sizes = {split: len(rows) for split, rows in self._rows.items()}
+
+    def _check_sizes(self) -> None:
+        if self.max_args < 2 or self.max_depth < 2:
+            raise ValueError(f"max_args={self.max_args} and max_depth={self.max_depth} must be at least 2")
+        longest = _longest(self.max_depth, self.max_args)
+        if not 0 <= self.min_length < self.max_length - 3 or self.min_length >= longest:
+            raise ValueError(
+                f"no expression of max_depth={self.max_depth} and max_args={self.max_args} (at most {longest} tokens) need "
+                f"have between min_length={self.min_length} and max_length={self.max_length}, both exclusive; keep them "
+                "at least 4 apart, and min_length below the longest"
+            )
+        if self.max_length > self.spec.length:
+            raise ValueError(
+                f"max_length={self.max_length} is more than length={self.spec.length}: expressions would be cut; raise length"
+            )
+
+    def num_examples(self, split: str) -> int:
+        check_choice("split", split, self.splits)
+        return self._sizes[split]
+
+    def expression(self, split: str, index: int) -> tuple[bytes, int]:
+        """The tokens, as indices into TOKENS, and the value."""
+        rows = self._rows[split]
+        # Rows are small and drawing them is not: what was drawn once is kept.
+        if index not in rows:
+            rows[index] = self._draw(split, index)
+        return rows[index]
+
+    def _draw(self, split, index):
+        rng = np.random.default_rng([self.splits.index(split), index])
+        uniform = _uniforms(rng)
+        while True:
+            tokens = bytearray()
+            value = self._grow(tokens, 1, uniform)
+            if value is not None and len(tokens) > self.min_length:
+                return bytes(tokens), value
+
+    def _grow(self, tokens: bytearray, depth: int, uniform) -> int | None:
+        """Appends a random tree and returns its value, or None as soon as it is too long."""
+        if depth == self.max_depth or next(uniform) >= OPERATION_PROBABILITY:
+            tokens.append(digit := int(next(uniform) * 10))
+            return digit if len(tokens) < self.max_length else None
+        operator = int(next(uniform) * 4)
+        tokens.append(10 + operator)
+        values = []
+        for _ in range(2 + int(next(uniform) * (self.max_args - 1))):
+            if (value := self._grow(tokens, depth + 1, uniform)) is None:
+                return None
+            values.append(value)
+        tokens.append(CLOSE)
+        return evaluate(operator, values) if len(tokens) < self.max_length else None
+
+    def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
+        tokens, value = self.expression(split, index)
+        ids = np.frombuffer(tokens, np.uint8)[: self.spec.length - self._eos].astype(np.int32) + self._shift
+        return lra.text_row(np.append(ids, lra.EOS) if self._eos else ids, value, self.spec.length)
+
+    def floors(self, split: str = "test") -> dict[str, float]:
+        """Accuracy of the most frequent value, and of the most frequent value for the operator at the root."""
+        fitted = self._heads("train", FLOOR_ROWS)
+        first, value = self._heads(split, self.num_examples(split))
+        table = np.zeros((len(TOKENS), 10), np.int64)
+        np.add.at(table, fitted, 1)
+        return {
+            "majority": lra.majority(fitted[1], value),
+            "root operator": float(np.mean(table.argmax(1)[first] == value)),
+        }
+
+    def _heads(self, split, count):
+        rows = [self.expression(split, i) for i in range(min(count, self.num_examples(split)))]
+        return np.array([tokens[0] for tokens, _ in rows]), np.array([value for _, value in rows])
+
+    def fingerprint(self) -> str:
+        """Of the released files, or of what defines the drawn expressions: their parameters and the first of them."""
+        released = self.name.endswith("/released")
+        parts = [] if released else [self.name]
+        for split in self.splits:
+            rows = range(self.num_examples(split) if released else 16)
+            parts += [tokens + bytes([value]) for tokens, value in (self.expression(split, i) for i in rows)]
+        return lra.digest(*parts)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(_tokenize(text), np.uint8).astype(np.int32) + self._shift
+
+    def decode(self, ids) -> str:
+        known = {i + self._shift: token for i, token in enumerate(TOKENS)}
+        unseen = (lra.PAD, lra.EOS) if self._eos else (lra.PAD,)
+        return " ".join(known.get(int(i), "?") for i in ids if int(i) not in unseen)
+
+
+def evaluate(operator: int, values: list[int]) -> int:
+    """The value of an operation, an index into OPERATORS, on digits."""
+    if operator == 0:
+        return min(values)
+    if operator == 1:
+        return max(values)
+    if operator == 2:
+        ordered, half = sorted(values), len(values) // 2
+        return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) // 2
+    return sum(values) % 10
+
+
+def _longest(depth: int, args: int) -> int:
+    return 1 if depth == 1 else 2 + args * _longest(depth - 1, args)
+
+
+def _uniforms(rng):
+    while True:
+        yield from rng.random(256).tolist()
+
+
+def _tokenize(text: str) -> bytes:
+    """The tokens of an expression as indices into TOKENS; parentheses are dropped.
+
+    Raises:
+      ValueError: for what is no token.
+    """
+    words = text.translate({ord("]"): "X", ord("("): None, ord(")"): None}).split()
+    try:
+        return bytes(TOKENS.index(word) for word in words)
+    except ValueError as error:
+        unknown = next(word for word in words if word not in TOKENS)
+        raise ValueError(f"{unknown!r} is no token of ListOps; they are {' '.join(TOKENS)}") from error
+
+
+def _read(path):
+    """Rows (tokens, value) of a released file: a header, then an expression, a tab and its value a line."""
+    csv.field_size_limit(sys.maxsize)
+    rows = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            try:
+                tokens, value = _tokenize(row["Source"]), int(row["Target"])
+                if not tokens or not 0 <= value <= 9:
+                    raise ValueError(f"{len(tokens)} tokens, value {value}")
+                rows[len(rows)] = tokens, value
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}, row {len(rows)}: needed are the columns Source, an expression, and Target, a digit ({error})"
+                ) from error
+    if not rows:
+        raise ValueError(f"{path} holds no expressions; unpack the archive again")
+    return rows

@@ -1,0 +1,104 @@
+"""Passkey retrieval: a number hidden in a long text, asked for at its end (Mohtashami and Jaggi, arXiv 2305.16300; the single
+needle in real text of RULER, arXiv 2404.06654).
+
+The text is a corpus of `data/corpora.py` as bytes, cut out at a random place of the split, with the needle at `depth` (0: before
+all of it, 1: behind all of it) and the question at the end. The row has the form of the language model's, so that a byte-level
+language model answers without further training; scored are the five digits of the answer, and a row is right where each of
+them is the most likely byte after what stands before it, which is what greedy decoding says.
+
+    <text> The pass key is 71432. Remember it. 71432 is the pass key. <text> What is the pass key? The pass key is 71432
+
+Evaluate it over a grid of `length` and `depth`.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from data import corpora
+from data.generated import GeneratedTask, token_row
+from data.task import Spec
+
+NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+QUESTION = "\nWhat is the pass key? The pass key is {key}"
+KEYS = (10_000, 100_000)
+DIGITS = 5
+
+
+class Passkey(GeneratedTask):
+    """A five-digit number, to be found in a text.
+
+    Args:
+      corpus: a name of `data/corpora.py`.
+      length: inputs of a row.
+      depth: where the number is, 0 to 1; None for everywhere, evenly.
+      seed: of the training rows.
+      cache_dir: for fetched text; None for the environment's MIXOLOGY_CACHE, else ~/.cache/mixology.
+      data_dir: folder of corpora that are read from one; see `data/corpora.py`.
+
+    Raises:
+      ValueError: for an unknown corpus, one too short for `length`, a length too short for needle and question, and a depth
+        outside 0 to 1.
+      data.corpora.FetchError: where the corpus must be downloaded and cannot be.
+    """
+
+    sizes: dict[str, int] = {"train": 100_000, "valid": 200, "test": 200}
+    paper: ClassVar[dict] = {"length": 32_768}
+
+    def __init__(
+        self,
+        corpus: str = "shakespeare",
+        length: int = 256,
+        depth: float | None = None,
+        seed: int = 0,
+        cache_dir: str | None = None,
+        data_dir: str | None = None,
+    ):
+        if depth is not None and not 0 <= depth <= 1:
+            raise ValueError(f"depth={depth} must be 0 (the beginning) to 1 (the end), or None for everywhere")
+        frame = len((NEEDLE + QUESTION).format(key=KEYS[0]))
+        if length < frame:
+            raise ValueError(f"length={length} must be at least {frame}, for needle and question")
+        self.spec = Spec(256, None, 256, "causal_lm", length, metric="row_accuracy")
+        self.corpus = corpora.load(corpus, cache_dir, data_dir)
+        self.name = f"passkey/{self.corpus.name}"
+        self.seed = seed
+        self._depth = depth
+        # A row's inputs and its last target.
+        self._text = length + 1 - frame
+        for split, stream in self.corpus.splits.items():
+            if len(stream.data) < self._text:
+                raise ValueError(
+                    f"the {split} split of {self.corpus.name!r} has {len(stream.data)} bytes and length={length} needs "
+                    f"{self._text}: give a longer text or a smaller length"
+                )
+
+    def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        stream, length = self.corpus.splits[split].data, self.spec.length
+        start = rng.integers(len(stream) - self._text + 1)
+        key = rng.integers(*KEYS)
+        depth = rng.random() if self._depth is None else self._depth
+        middle = start + round(depth * self._text)
+        parts = (
+            stream[start:middle],
+            NEEDLE.format(key=key),
+            stream[middle : start + self._text],
+            QUESTION.format(key=key),
+        )
+        encoded = [self.encode(part) if isinstance(part, str) else np.asarray(part, np.int32) for part in parts]
+        text = np.concatenate(encoded)
+        return token_row(text[:-1], text[1:], np.arange(length) >= length - DIGITS)
+
+    def floors(self, split: str = "test") -> dict[str, float]:
+        return {"chance": 1 / (KEYS[1] - KEYS[0])}
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256((self.corpus.fingerprint + super().fingerprint()).encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(np.asarray(ids, np.uint8)).decode(errors="replace")

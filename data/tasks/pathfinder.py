@@ -1,0 +1,139 @@
+"""Pathfinder and Path-X of the Long Range Arena: whether two discs lie on one dashed contour, read pixel by pixel.
+
+Side 32 is Pathfinder (1,024 positions), 128 Path-X (16,384), 256 Path-256 (65,536); the "hard" images, whose contours have
+14 dashes.
+
+lra   pixels are token ids 0 to 255.
+s4    one real channel, 0 to 1.
+
+source="archive" reads the released images, 80/10/10 %, in both protocols by the split of state-spaces/s4 (torch's
+random_split with seed 42): the order in which TFDS stored them for the LRA repository cannot be had without its builder.
+source="generated" draws images like them without any file (data/pathfinder.py); they are not the released ones, their
+splits are smaller where they are scored, and the name of the task says so.
+"""
+
+import pathlib
+import zlib
+from typing import ClassVar
+
+import numpy as np
+
+from data import images, lra, pathfinder
+from data.task import Task, check_choice
+
+SIZES = {"train": 160_000, "valid": 2_000, "test": 2_000}
+CONTOURS = "curv_contour_length_14"
+
+
+class Pathfinder(Task):
+    """Classification of images: two discs on two contours (0) or on one (1).
+
+    Args:
+      protocol: "lra" or "s4".
+      source: "generated" or "archive".
+      side: 32, 128 or 256.
+      data_dir: the unpacked LRA archive, for source="archive" (which needs Pillow).
+      seed: of the training rows' order; the images do not depend on it.
+
+    Raises:
+      ValueError: for an unknown source or side, a missing data_dir or a corrupt file.
+      FileNotFoundError: for a missing file.
+    """
+
+    paper: ClassVar[dict] = {"source": "archive", "side": 32}  # arXiv 2011.04006; Path-X has side 128
+
+    def __init__(
+        self,
+        protocol: str = "lra",
+        source: str = "generated",
+        side: int = 32,
+        data_dir: str | None = None,
+        seed: int = 0,
+    ):
+        check_choice("protocol", protocol, lra.PROTOCOLS)
+        check_choice("source", source, ("generated", "archive"))
+        if side not in pathfinder.PARAMETERS:
+            raise ValueError(f"side={side} must be one of {', '.join(map(str, pathfinder.PARAMETERS))}")
+        if (source == "archive") != (data_dir is not None):
+            raise ValueError(
+                f"source={source!r} and data_dir={data_dir!r} do not fit: source='archive' needs the folder lra_release of "
+                f"{lra.ARCHIVE}, fetched and unpacked, as data_dir, and source='generated' reads none"
+            )
+        self.seed = seed
+        self.name = f"pathfinder{side}/{protocol}/{source}"
+        self.side = side
+        self._ids = protocol == "lra"
+        self.spec = images.spec(side * side, 2, self._ids)
+        self._generated = source == "generated"
+        if self._generated:
+            self._drawn = {}
+            self._sizes = SIZES
+        else:
+            self._folder = lra.locate(data_dir, f"pathfinder{side}/{CONTOURS}")
+            paths, labels, self._sha256 = _metadata(self._folder)
+            order, held = lra.torch_permutation(len(paths), 42), len(paths) // 10
+            cuts = np.split(order, [len(paths) - 2 * held, len(paths) - held])
+            self._paths = {split: [paths[i] for i in cut] for split, cut in zip(self.splits, cuts, strict=True)}
+            self._labels = {split: labels[cut] for split, cut in zip(self.splits, cuts, strict=True)}
+            self._sizes = {split: len(cut) for split, cut in zip(self.splits, cuts, strict=True)}
+
+    def num_examples(self, split: str) -> int:
+        check_choice("split", split, self.splits)
+        return self._sizes[split]
+
+    def pixels(self, split: str, index: int) -> tuple[np.ndarray, int]:
+        """The image, uint8 [side * side], and the label of a row."""
+        if not self._generated:
+            path = self._folder / self._paths[split][index]
+            image = images.read_png(path)
+            if image.shape != (self.side, self.side):
+                raise ValueError(f"{path} has the shape {image.shape}, not {self.side} by {self.side}; unpack it again")
+            return image.reshape(-1), int(self._labels[split][index])
+        # Drawing costs far more than unpacking: what was drawn once is kept.
+        if (split, index) not in self._drawn:
+            rng = np.random.default_rng([self.splits.index(split), index])
+            image, label = pathfinder.draw(pathfinder.PARAMETERS[self.side], rng)
+            self._drawn[split, index] = zlib.compress(image.tobytes(), 1), label
+        packed, label = self._drawn[split, index]
+        return np.frombuffer(zlib.decompress(packed), np.uint8), label
+
+    def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
+        pixels, label = self.pixels(split, index)
+        return images.row(pixels.astype(np.int32) if self._ids else images.standardised(pixels, 0, 255), label)
+
+    def floors(self, split: str = "test") -> dict[str, float]:
+        """Accuracy of the class that is most frequent in train; of generated images, whose labels are fair coins, 1/2."""
+        check_choice("split", split, self.splits)
+        if self._generated:
+            return {"chance": 0.5}
+        return {"majority": lra.majority(self._labels["train"], self._labels[split])}
+
+    def fingerprint(self) -> str:
+        """Of the archive's lists of images and labels, or of the first generated images."""
+        if not self._generated:
+            return self._sha256
+        first = (self.pixels(split, i) for split in self.splits for i in range(2))
+        return lra.digest(self.name, *(part for image, label in first for part in (image, bytes([label]))))
+
+
+def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
+    """Paths below `folder`, labels int64 and the SHA-256 of the lists metadata/<n>.npy (which are text), in order of n.
+
+    A line's fields are the folder, the file, a number, the label and the parameters of the image, separated by blanks.
+    """
+    lists = sorted((folder / "metadata").glob("*.npy"), key=lambda path: int(path.stem))
+    if not lists:
+        raise FileNotFoundError(f"{folder / 'metadata'} holds no lists of images (*.npy): unpack {lra.ARCHIVE} again")
+    paths, labels, contents = [], [], []
+    for path in lists:
+        contents.append(path.read_bytes())
+        for number, line in enumerate(contents[-1].decode(errors="replace").splitlines(), 1):
+            fields = line.split()
+            if len(fields) < 4 or fields[3] not in ("0", "1"):
+                raise ValueError(
+                    f"{path}, line {number}: it should hold a folder, a file, a number and a label, 0 or 1, but is "
+                    f"{line[:80]!r}; unpack {lra.ARCHIVE} again"
+                )
+            paths.append(f"{fields[0]}/{fields[1]}")
+            labels.append(int(fields[3]))
+    return paths, np.array(labels), lra.digest(*contents)

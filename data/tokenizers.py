@@ -1,0 +1,295 @@
+"""Text as token ids: bytes, characters, or byte-pair encoding (arXiv 1508.07909) on bytes as GPT-2 has it.
+
+byte        the 256 bytes; the text as it is
+character   the characters that occur in the corpus (all splits), in order of their code points; text8 has 27
+bpe:SIZE    byte-pair encoding with at most SIZE tokens, trained on the beginning of the train split
+file:PATH   a tokenizer of somebody else: a tokenizer.json as the `tokenizers` package writes it, or a folder with
+            the two files of a byte-level BPE (vocab.json and merges.txt, or OpenAI's encoder.json and vocab.bpe of GPT-2)
+
+All of them give the text back exactly, so that the nats of a split are those of its text, and bits per byte and perplexity
+per word can be compared whatever the tokens are. Nothing is added at the borders of documents.
+"""
+
+import codecs
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from data import corpora
+from data.corpora import SPLITS, Corpus, Stream
+
+# Long documents are cut at the end of a line near these bytes, and each piece is encoded by itself.
+PIECE_BYTES = 2**20
+# A vocabulary is trained on this much of the train split.
+TRAIN_BYTES = 2**28
+_VERSION = 1
+
+
+class Byte:
+    """The bytes of UTF-8."""
+
+    unit, vocab_size = "byte", 256
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(np.asarray(ids, np.uint8)).decode(errors="replace")
+
+
+class Character:
+    """Characters of a sorted alphabet."""
+
+    unit = "character"
+
+    def __init__(self, alphabet: str):
+        self._points = np.frombuffer(alphabet.encode("utf-32-le"), "<u4")
+        self.vocab_size = len(self._points)
+        self.fingerprint = hashlib.sha256(alphabet.encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids, int32. Raises ValueError for a character that the alphabet does not have."""
+        points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        ids = np.minimum(np.searchsorted(self._points, points), self.vocab_size - 1)
+        strange = points[self._points[ids] != points]
+        if len(strange):
+            raise ValueError(
+                f"the corpus has no character {chr(strange[0])!r}; leave it out, or train with tokenizer='byte'"
+            )
+        return ids.astype(np.int32)
+
+    def encode_all(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
+        """Ids of each text, and the bytes of its first token."""
+        return [(self.encode(text), len(text[:1].encode())) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._points[np.asarray(ids, np.int64)].tobytes().decode("utf-32-le")
+
+
+class Subword:
+    """A tokenizer of the `tokenizers` package."""
+
+    unit = "token"
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        self.fingerprint = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_all(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
+        """Ids of each text, and the bytes of its first token."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        first = lambda text, encoding: len(text[: encoding.offsets[0][1]].encode()) if encoding.ids else 0
+        return [
+            (np.array(encoding.ids, np.int32), first(text, encoding))
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenized:
+    """A corpus as token ids.
+
+    Attributes:
+      tokenizer: has `vocab_size`, `unit` ("byte", "character" or "token"), `encode` and `decode`.
+      splits: streams whose data are ids (unsigned integers, mapped from a file).
+      num_bytes: of the text of each split.
+      first_bytes: int64 [documents] for each split, the bytes of the documents' first tokens (which no model is scored on).
+      fingerprint: SHA-256 of the ids and the document ends; the corpus' own for bytes.
+    """
+
+    tokenizer: Byte | Character | Subword
+    splits: dict[str, Stream]
+    num_bytes: dict[str, int]
+    first_bytes: dict[str, np.ndarray]
+    fingerprint: str
+
+
+def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
+    """A corpus in the tokens of a tokenizer, which is trained first where it has to be; both are kept in the cache.
+
+    Args:
+      name: as in the table above.
+      corpus: the text. A character that the border of two splits cuts is left out by all but "byte".
+      cache: see `corpora.cache_folder`.
+
+    Raises:
+      ValueError: for an unknown name, a tokenizer that loses text, and for a text that is no UTF-8.
+      FileNotFoundError: if the tokenizer's file is missing.
+    """
+    if name == "byte":
+        first = {split: np.ones(len(stream.ends), np.int64) for split, stream in corpus.splits.items()}
+        sizes = {split: len(stream.data) for split, stream in corpus.splits.items()}
+        return Tokenized(Byte(), corpus.splits, sizes, first, corpus.fingerprint)
+    kind, _, rest = name.partition(":")
+    if name == "character":
+        tokenizer = _character(corpus, cache)
+    elif kind == "bpe" and rest.isdecimal() and int(rest) >= 256:
+        tokenizer = _bpe(corpus, int(rest), cache)
+    elif kind == "file" and rest:
+        tokenizer = _from_file(pathlib.Path(rest).expanduser())
+    else:
+        raise ValueError(
+            f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (at least 256, as in 'bpe:8192') or "
+            "'file:PATH' (a tokenizer.json, or a folder with vocab.json and merges.txt)"
+        )
+    key = json.dumps([corpus.fingerprint, tokenizer.fingerprint, _VERSION]).encode()
+    folder = cache / "tokens" / hashlib.sha256(key).hexdigest()[:32]
+    corpora.make_folder(folder, lambda made: _convert(name, tokenizer, corpus, made))
+    facts = json.loads((folder / "facts.json").read_text())
+    first = {split: np.load(folder / f"{split}.first.npy") for split in SPLITS}
+    return Tokenized(tokenizer, _mapped(folder, facts["dtype"]), facts["num_bytes"], first, facts["fingerprint"])
+
+
+def _mapped(folder: pathlib.Path, dtype: str) -> dict[str, Stream]:
+    return {
+        split: Stream(np.memmap(folder / split, dtype, "r"), np.load(folder / f"{split}.ends.npy", mmap_mode="r"))
+        for split in SPLITS
+    }
+
+
+def _convert(name: str, tokenizer: Character | Subword, corpus: Corpus, folder: pathlib.Path) -> None:
+    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
+    num_bytes = {}
+    for split in SPLITS:
+        total, ends, first_bytes, num_bytes[split] = 0, [], [], 0
+        with open(folder / split, "wb") as file:
+            for batch in _batches(_pieces(corpus, split)):
+                encoded = tokenizer.encode_all([text for _, text in batch])
+                for (begins, text), (ids, first) in zip(batch, encoded, strict=True):
+                    if name.startswith("file:"):  # our own lose nothing
+                        _check_lossless(name, tokenizer, text, ids)
+                    file.write(ids.astype(dtype).tobytes())
+                    total += len(ids)
+                    num_bytes[split] += len(text.encode())
+                    if begins:
+                        ends.append(total)
+                        first_bytes.append(first)
+                    else:
+                        ends[-1] = total
+        if not total:
+            raise ValueError(f"the {split} split of {corpus.name!r} has no whole character; give a longer text")
+        np.save(folder / f"{split}.ends.npy", np.asarray(ends, np.int64))
+        np.save(folder / f"{split}.first.npy", np.asarray(first_bytes, np.int64))
+    print_of_ids = corpora.fingerprint(_mapped(folder, dtype))
+    facts = {"dtype": dtype, "num_bytes": num_bytes, "fingerprint": print_of_ids}
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _check_lossless(name: str, tokenizer: Character | Subword, text: str, ids: np.ndarray) -> None:
+    back = tokenizer.decode(ids)
+    if back != text:
+        at = next((i for i, (a, b) in enumerate(zip(text, back)) if a != b), min(len(text), len(back)))
+        near = slice(max(at - 10, 0), at + 10)
+        raise ValueError(
+            f"tokenizer={name!r} loses text: {text[near]!r} comes back as {back[near]!r}. Scores would not be those of the "
+            "text; choose one without normalisation, such as a byte-level BPE"
+        )
+
+
+def _pieces(corpus: Corpus, split: str) -> Iterator[tuple[bool, str]]:
+    """(whether a document begins here, text) of all documents, long ones cut at ends of lines."""
+    stream = corpus.splits[split]
+    for start, stop in zip(np.append(0, stream.ends[:-1]), stream.ends, strict=True):
+        # A border of splits may have cut a character: then its rest is at the start, or the decoder keeps its beginning.
+        while start < min(3, stop) and stream.data[start] & 0xC0 == 0x80:
+            start += 1
+        decoder, rest, begins = codecs.getincrementaldecoder("utf-8")(), "", True
+        for at in range(start, stop, PIECE_BYTES):
+            try:
+                whole = bool(at + PIECE_BYTES >= stop and stop < len(stream.data))
+                text = rest + decoder.decode(stream.data[at : min(at + PIECE_BYTES, stop)].tobytes(), whole)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"the {split} split of {corpus.name!r} is no UTF-8 text ({error}); use tokenizer='byte'"
+                ) from None
+            cut = len(text) if at + PIECE_BYTES >= stop else text.rfind("\n") + 1 or len(text)
+            text, rest = text[:cut], text[cut:]
+            if text:
+                yield begins, text
+                begins = False
+
+
+def _batches(pieces: Iterable[tuple[bool, str]]) -> Iterator[list[tuple[bool, str]]]:
+    batch, size = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[1])
+        if size >= PIECE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _character(corpus: Corpus, cache: pathlib.Path) -> Character:
+    path = cache / "tokenizers" / f"{corpus.fingerprint[:32]}-character-{_VERSION}.txt"
+    if not path.exists():
+        alphabet = set()
+        for split in SPLITS:
+            for _, text in _pieces(corpus, split):
+                alphabet |= set(text)
+        corpora.write_atomically(path, "".join(sorted(alphabet)).encode())
+    return Character(path.read_bytes().decode())
+
+
+def _bpe(corpus: Corpus, size: int, cache: pathlib.Path) -> Subword:
+    import tokenizers  # slow to import, and only needed for subwords
+
+    path = cache / "tokenizers" / f"{corpus.fingerprint[:32]}-bpe{size}-{_VERSION}.json"
+    if not path.exists():
+        tokenizer = _byte_level(tokenizers.models.BPE())
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=size,
+            initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(_beginning(corpus), trainer)
+        corpora.write_atomically(path, tokenizer.to_str().encode())
+    return Subword(tokenizers.Tokenizer.from_file(str(path)))
+
+
+def _beginning(corpus: Corpus) -> Iterator[str]:
+    size = 0
+    for _, text in _pieces(corpus, "train"):
+        yield text
+        size += len(text)
+        if size >= TRAIN_BYTES:
+            return
+
+
+def _byte_level(model):
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer
+
+
+def _from_file(path: pathlib.Path) -> Subword:
+    import tokenizers
+
+    pairs = [(path / "vocab.json", path / "merges.txt"), (path / "encoder.json", path / "vocab.bpe")]
+    found = next((pair for pair in pairs if all(file.is_file() for file in pair)), None)
+    if found is None and not path.is_file():
+        raise FileNotFoundError(
+            f"there is no tokenizer {path}: give a tokenizer.json, or a folder with vocab.json and merges.txt, or with "
+            "encoder.json and vocab.bpe"
+        )
+    try:
+        if found is None:
+            return Subword(tokenizers.Tokenizer.from_file(str(path)))
+        return Subword(_byte_level(tokenizers.models.BPE.from_file(*map(str, found))))
+    except Exception as error:  # the package raises plain exceptions for files that it cannot read
+        raise ValueError(f"{path} is no tokenizer that the package `tokenizers` can read ({error})") from error

@@ -1,0 +1,117 @@
+"""Grey CIFAR-10 from a made-up archive and from a mocked TFDS data set."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from data import images, lra, task
+from tests.data.classification_rows import check, digest
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A folder with six batches of 20 made-up images, and the images and labels in order."""
+    rng = np.random.default_rng(3)
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    pixels, labels = rng.integers(0, 256, (120, 3, 32, 32)).astype(np.uint8), (np.arange(120) % 10).astype(np.uint8)
+    for batch, name in enumerate(
+        ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
+    ):
+        part = slice(20 * batch, 20 * batch + 20)
+        records = np.concatenate([labels[part, None], pixels[part].reshape(20, -1)], 1)
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    return tmp_path, pixels, labels
+
+
+def grey_of(image):
+    """Levels of one image [3, 32, 32], pixel by pixel and row by row."""
+    return [
+        int(0.5 + 0.299 * int(r) + 0.587 * int(g) + 0.114 * int(b))
+        for r, g, b in zip(*(plane.reshape(-1) for plane in image), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["lra", "s4"])
+def test_rows_of_the_archive(archive, protocol):
+    folder, pixels, labels = archive
+    image = task.create("image", protocol=protocol, data_dir=str(folder))
+    assert image.name == f"image/{protocol}"
+    assert [image.num_examples(split) for split in image.splits] == [90, 10, 20]
+    rows = [check(image, "test", i) for i in range(20)]
+    for i in range(3):
+        expected = np.array(grey_of(pixels[100 + i]))
+        read = rows[i]["inputs"] if protocol == "lra" else rows[i]["inputs"][:, 0] * 61 + 122.6
+        # Levels that lie half-way between two may be rounded either way by the float arithmetic above.
+        assert np.abs(read - expected).max() < 1.001 and (np.abs(read - expected) > 0.5).mean() < 0.01
+        assert rows[i]["targets"] == labels[100 + i]
+    held = {digest(image.row("valid", i, 0, 0)) for i in range(10)}
+    assert len(held | {digest(image.row("train", i, 0, 0)) for i in range(90)}) == 100
+
+
+def test_valid_follows_the_protocol(archive):
+    folder, _, labels = archive
+    lra_task = task.create("image", data_dir=str(folder))
+    assert [lra_task.row("valid", i, 0, 0)["targets"] for i in range(10)] == labels[90:100].tolist()
+    s4_task = task.create("image", protocol="s4", data_dir=str(folder))
+    order = lra.torch_permutation(100, 42)
+    assert [s4_task.row("valid", i, 0, 0)["targets"] for i in range(10)] == labels[order[90:]].tolist()
+
+
+def test_permutations_are_those_of_torch():
+    # torch.randperm(10, generator=torch.Generator().manual_seed(seed)) for the seeds 0 and 42.
+    assert lra.torch_permutation(10, 0).tolist() == [4, 1, 7, 5, 3, 9, 0, 8, 6, 2]
+    assert lra.torch_permutation(10, 42).tolist() == [2, 6, 1, 8, 4, 5, 0, 9, 3, 7]
+    torch = pytest.importorskip("torch")
+    expected = torch.randperm(50_000, generator=torch.Generator().manual_seed(42))
+    np.testing.assert_array_equal(lra.torch_permutation(50_000, 42), expected.numpy())
+
+
+def test_grey_is_the_rounded_luma():
+    rgb = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]], np.uint8)
+    assert images.grey(rgb).tolist() == [0, 255, 76, 150, 29, 18]
+
+
+def test_floors_by_a_plain_loop(archive):
+    image = task.create("image", data_dir=str(archive[0]))
+    rows = {s: [image.row(s, i, 0, 0) for i in range(image.num_examples(s))] for s in ("train", "test")}
+    means = {c: np.mean([r["inputs"] for r in rows["train"] if r["targets"] == c], 0) for c in range(10)}
+    right = [min(means, key=lambda c: ((r["inputs"] - means[c]) ** 2).sum()) == r["targets"] for r in rows["test"]]
+    assert image.floors("test") == pytest.approx({"majority": 0.1, "nearest class mean": np.mean(right)})
+
+
+def test_the_fingerprint_covers_all_images(archive):
+    folder, _, _ = archive
+    before = task.create("image", data_dir=str(folder)).fingerprint()
+    assert len(before) == len(hashlib.sha256().hexdigest())
+    path = folder / "cifar-10-batches-bin" / "data_batch_4.bin"
+    content = bytearray(path.read_bytes())
+    content[1] ^= 128
+    path.write_bytes(content)
+    assert task.create("image", data_dir=str(folder)).fingerprint() != before
+
+
+def test_tfds_is_read_without_tensorflow(tmp_path):
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=20):
+        image = task.create("image", data_dir=str(tmp_path))
+    assert [image.num_examples(split) for split in image.splits] == [18, 2, 20]
+    for split in image.splits:
+        check(image, split, 1)
+
+
+def test_missing_and_corrupt_data(archive, tmp_path):
+    folder, _, _ = archive
+    path = folder / "cifar-10-batches-bin" / "test_batch.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"test_batch.bin is corrupt"):
+        task.create("image", data_dir=str(folder))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"test_batch.bin is missing: unpack https://www.cs.toronto.edu"):
+        task.create("image", data_dir=str(folder))
+    with pytest.raises(
+        FileNotFoundError, match=r"TFDS 'cifar10' has no prepared split 'train' in .*Or unpack https://"
+    ):
+        task.create("image", data_dir=str(tmp_path / "nothing"))

@@ -1,0 +1,171 @@
+"""Tokens against the text that they stand for."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from data import corpora, task, tokenizers
+
+TEXT = "Größe 🙂, naïveté!\n" + "the cat sat on the mat; the hat\n\tis flat.\n\n  " * 40
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT * 20)
+    return corpora.load(f"file:{tmp_path / 'text.txt'}")
+
+
+def whole_text(corpus, split):
+    """The split's text without the characters that its borders cut."""
+    return corpus.splits[split].data.tobytes().decode(errors="ignore")
+
+
+@pytest.mark.parametrize("name", ["byte", "character", "bpe:256", "bpe:290"])
+@pytest.mark.parametrize("piece", [2**20, 64])
+def test_tokens_give_the_text_back(corpus, tmp_path, monkeypatch, name, piece):
+    monkeypatch.setattr(tokenizers, "PIECE_BYTES", piece)
+    tokens = tokenizers.load(name, corpus, tmp_path)
+    for split in corpora.SPLITS:
+        ids = np.asarray(tokens.splits[split].data)
+        assert tokens.tokenizer.decode(ids) == whole_text(corpus, split)
+        assert ids.max() < tokens.tokenizer.vocab_size and tokens.splits[split].ends.tolist() == [len(ids)]
+        assert tokens.num_bytes[split] == len(corpus.splits[split].data)
+        assert tokens.first_bytes[split].tolist() == [len(tokens.tokenizer.decode(ids[:1]).encode())]
+    text = "the naïve cat 🙂\n"
+    ids = tokens.tokenizer.encode(text)
+    assert ids.dtype == np.int32 and tokens.tokenizer.decode(ids) == text
+    assert (
+        tokens.tokenizer.vocab_size == {"byte": 256, "character": len(set(TEXT)), "bpe:256": 256, "bpe:290": 290}[name]
+    )
+
+
+def test_bytes_are_the_corpus_itself(corpus, tmp_path):
+    tokens = tokenizers.load("byte", corpus, tmp_path / "cache")
+    assert tokens.splits is corpus.splits and tokens.fingerprint == corpus.fingerprint
+    assert not (tmp_path / "cache").exists()
+
+
+def test_bpe_is_trained_once_and_always_the_same(corpus, tmp_path, monkeypatch):
+    first = tokenizers.load("bpe:290", corpus, tmp_path / "one")
+    assert tokenizers.load("bpe:290", corpus, tmp_path / "two").fingerprint == first.fingerprint
+    assert tokenizers.load("bpe:280", corpus, tmp_path / "two").fingerprint != first.fingerprint
+    monkeypatch.setattr(tokenizers, "_byte_level", None)
+    monkeypatch.setattr(tokenizers, "_convert", None)
+    assert tokenizers.load("bpe:290", corpus, tmp_path / "one").fingerprint == first.fingerprint
+
+
+def test_bpe_merges_the_commonest_pairs(tmp_path):
+    (tmp_path / "text").write_text("ababab ababab cb " * 200)
+    corpus = corpora.load(f"file:{tmp_path / 'text'}")
+    tokenizer = tokenizers.load("bpe:258", corpus, tmp_path).tokenizer
+    merges = json.loads((tmp_path / "tokenizers" / f"{corpus.fingerprint[:32]}-bpe258-1.json").read_text())["model"][
+        "merges"
+    ]
+    assert ["".join(pair) for pair in merges] == ["ab", "abab"]
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("ababab cb")] == ["abab", "ab", " ", "c", "b"]
+
+
+def test_a_tokenizer_comes_from_a_file(corpus, tmp_path):
+    ours = tokenizers.load("bpe:290", corpus, tmp_path)
+    (path,) = (tmp_path / "tokenizers").iterdir()
+    assert tokenizers.load(f"file:{path}", corpus, tmp_path).fingerprint == ours.fingerprint
+    model = json.loads(path.read_text())["model"]
+    for name, (vocabulary, merges) in {
+        "hf": ("vocab.json", "merges.txt"),
+        "gpt2": ("encoder.json", "vocab.bpe"),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / vocabulary).write_text(json.dumps(model["vocab"]))
+        (tmp_path / name / merges).write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
+        assert tokenizers.load(f"file:{tmp_path / name}", corpus, tmp_path).fingerprint == ours.fingerprint
+
+
+def test_documents_keep_their_borders(tmp_path):
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text(f"Dokument {i}: " + "Füße " * (i % 7))
+    corpus = corpora.load(f"file:{tmp_path}")
+    make = lambda **kwargs: task.create(
+        "language_model", corpus=f"file:{tmp_path}", length=8, cache_dir=str(tmp_path / ".cache"), **kwargs
+    )
+    for name in ("character", "bpe:270"):
+        lm = make(tokenizer=name, packing="documents")
+        for split in corpora.SPLITS:
+            tokens, text = lm.tokens.splits[split], corpus.splits[split]
+            ends = [0, *tokens.ends.tolist()]
+            documents = [lm.decode(tokens.data[a:b]) for a, b in itertools.pairwise(ends)]
+            starts = [0, *text.ends.tolist()]
+            expected = [text.data[a:b].tobytes().decode(errors="ignore") for a, b in itertools.pairwise(starts)]
+            assert documents == expected
+            sizes = lm.text_sizes(split)
+            assert sizes["tokens"] == len(tokens.data) - len(documents) and "words" not in sizes
+            if name == "character":
+                assert sizes["bytes"] == sum(len(document[1:].encode()) for document in documents)
+            if split != "train":
+                rows = [lm.example(split, i) for i in range(lm.num_examples(split))]
+                assert sum(row["weights"].sum() for row in rows) == sizes["tokens"]
+        whole = make(tokenizer=name)
+        words = whole.corpus.splits["test"].data.tobytes().split()
+        assert whole.text_sizes("test")["words"] == len(words)
+
+
+def test_language_model_scores_are_those_of_the_text(tmp_path):
+    """A model that gives every token of a split its frequency, in bits per byte and per word, and its floors."""
+    (tmp_path / "text.txt").write_text("a rose is a rose is a Röse.\n" * 400)
+    make = lambda name: task.create(
+        "language_model", corpus=f"file:{tmp_path / 'text.txt'}", length=16, cache_dir=str(tmp_path), tokenizer=name
+    )
+    byte, character, subword = (make(name) for name in ("byte", "character", "bpe:265"))
+    assert [lm.spec.metric for lm in (byte, character, subword)] == [
+        "bits_per_byte",
+        "bits_per_character",
+        "bits_per_token",
+    ]
+    assert character.spec.vocab_size == len(set("a rose is a rose is a Röse.\n")) and subword.spec.vocab_size == 265
+    assert len({lm.fingerprint() for lm in (byte, character, subword)}) == 3
+    assert byte.text_sizes("test") == {
+        "tokens": byte.text_sizes("test")["bytes"],
+        "bytes": len(byte.corpus.splits["test"].data) - 1,
+    } | {"words": len(byte.corpus.splits["test"].data.tobytes().split())}
+    for lm in (character, subword):
+        floors, sizes = lm.floors("test"), lm.text_sizes("test")
+        assert floors["uniform"] == np.log2(lm.spec.vocab_size) and sizes["tokens"] < sizes["bytes"]
+        for name, value in byte.floors("test").items():
+            if name != "uniform":
+                assert floors[name] * sizes["tokens"] == pytest.approx(value * sizes["bytes"], rel=1e-12)
+
+
+def test_bad_input_says_what_to_change(corpus, tmp_path):
+    for name in ("bytes", "bpe", "bpe:255", "bpe:many", "file:", ""):
+        with pytest.raises(ValueError, match="is unknown; choose 'byte', 'character', 'bpe:SIZE'"):
+            tokenizers.load(name, corpus, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer .*nowhere: give a tokenizer\.json"):
+        tokenizers.load(f"file:{tmp_path / 'nowhere'}", corpus, tmp_path)
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"bad\.json is no tokenizer that"):
+        tokenizers.load(f"file:{tmp_path / 'bad.json'}", corpus, tmp_path)
+    with pytest.raises(ValueError, match="the corpus has no character 'Q'"):
+        tokenizers.load("character", corpus, tmp_path).tokenizer.encode("the Queen")
+    (tmp_path / "latin").write_bytes("naïf ".encode("latin-1") * 100)
+    with pytest.raises(ValueError, match=r"train split of .* is no UTF-8 text .*use tokenizer='byte'"):
+        tokenizers.load("character", corpora.load(f"file:{tmp_path / 'latin'}"), tmp_path)
+    (tmp_path / "latin").unlink()
+    (tmp_path / "folder").mkdir()
+    for i in range(30):  # a document that ends within a character, but not at the border of a split
+        (tmp_path / "folder" / f"{i:02}").write_bytes(b"twenty bytes of text" + b"\xc3" * (i == 5))
+    broken = corpora.load(f"file:{tmp_path / 'folder'}")
+    with pytest.raises(ValueError, match=r"train split of .* is no UTF-8 text"):
+        tokenizers.load("character", broken, tmp_path)
+
+
+def test_a_tokenizer_that_loses_text_is_refused(corpus, tmp_path):
+    import tokenizers as package
+
+    tokenizers.load("bpe:300", corpus, tmp_path)
+    (path,) = (tmp_path / "tokenizers").iterdir()
+    lossy = package.Tokenizer.from_file(str(path))
+    lossy.normalizer = package.normalizers.Lowercase()
+    lossy.save(str(tmp_path / "lossy.json"))
+    with pytest.raises(ValueError, match=r"loses text: 'Größe.* comes back as 'größe"):
+        tokenizers.load(f"file:{tmp_path / 'lossy.json'}", corpus, tmp_path)
