@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from data import task as tasks
 from models.mixer import defaults, find
 
 
@@ -115,11 +116,22 @@ def train(steps: int, batch_size: int, **options) -> ConfigDict:
     return ConfigDict(_replace(known, options))
 
 
-def experiment(task: Mapping[str, Any], model: ConfigDict, optimizer: ConfigDict, train: ConfigDict) -> ConfigDict:
+def task_section(name: str, **options) -> ConfigDict:
+    """The task section: all hyperparameters of a task with their defaults, those given in place of them. The seed is the
+    experiment's."""
+    section = tasks.defaults(name)
+    section.name = name
+    section.update(options)
+    if "seed" in section:
+        del section.seed
+    return section
+
+
+def experiment(task: ConfigDict, model: ConfigDict, optimizer: ConfigDict, train: ConfigDict) -> ConfigDict:
     """A whole configuration."""
     config = ConfigDict()
     config.seed = 0
-    config.task = ConfigDict(task)
+    config.task = task
     config.model = model
     config.optimizer = optimizer
     config.train = train

@@ -11,7 +11,6 @@ Keys of the argument:
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import common
 
@@ -34,14 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     choice = common.parse(arg, "configs/lm.py", mixer="mamba+local_attention", size="default", corpus="auto")
     size = common.choose("size", choice["size"], SIZES)
     width, depth, length, batch_size, optimizer, learning_rate, steps = size
-    task = {
-        "name": "language_model",
-        "corpus": choice["corpus"],
-        "length": length,
-        "packing": "windows",
-        "tokenizer": "byte",
-        "data_dir": placeholder(str),  # of TFDS data sets
-    }
+    task = common.task_section("language_model", corpus=choice["corpus"], length=length)
     return common.experiment(
         task,
         common.model(tuple(choice["mixer"].split("+")), width, depth),

@@ -31,12 +31,9 @@ def get_config(arg: str = "") -> ConfigDict:
     choice = common.parse(arg, "configs/lra.py", task="listops", mixer="s4d", size="cpu")
     name = common.choose("task", choice["task"], {name: name for name in TASKS})
     width, depth, norm, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)
-    task = tasks.defaults(name)
-    if choice["size"] == "paper":
-        task.update(tasks.find(name).paper)
     return common.experiment(
-        {"name": name, **task},
+        common.task_section(name, **(tasks.find(name).paper if choice["size"] == "paper" else {})),
         common.model(tuple(choice["mixer"].split("+")), width, depth, norm=norm),
         common.optimizer(learning_rate, steps, warmup_steps=steps // 10, weight_decay=0.05),
-        common.train(steps, batch_size, eval_every=max(1, steps // 10)),
+        common.train(steps, batch_size, eval_every=steps // 10, checkpoint_every=steps // 10),
     )

@@ -19,12 +19,7 @@ POSITIONS = {
 
 def task(name: str, **options) -> ConfigDict:
     """The task section: the task's paper size, then `options`. The run's seed is the task's."""
-    section = tasks.defaults(name)
-    section.update(tasks.find(name).paper)
-    section.update(options)
-    section.name = name
-    del section.seed
-    return section
+    return common.task_section(name, **{**tasks.find(name).paper, **options})
 
 
 def lra_task(name: str) -> ConfigDict:

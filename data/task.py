@@ -31,6 +31,14 @@ OBJECTIVES = {
     "regression": "real numbers of the row: [K] float32; weights: one number",
     "token_regression": "real numbers at every position: [T, K] float32",
 }
+UNITS = {
+    "causal_lm": "byte",
+    "token_labels": "label",
+    "classification": "row",
+    "pair_classification": "pair",
+    "regression": "row",
+    "token_regression": "position",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +51,8 @@ class Spec:
       targets: size of the model's output.
       objective: one of `OBJECTIVES`.
       length: number of positions of an example.
-      unit: what a weight of 1 stands for; "byte" makes the metric of language models bits per byte,
-        sum(weight * nats) / (ln 2 * sum(weight)).
+      unit: what a weight of 1 stands for: "byte" makes the metric of language models bits per byte,
+        sum(weight * nats) / (ln 2 * sum(weight)). By default a byte, a label, a row, a pair or a position.
       causal: whether the model must be causal (True) or two-sided (False); None leaves it to the configuration, two-sided
         by default.
       metric: what the task is judged by: "bits_per_<unit>", "accuracy", "row_accuracy" (all labels of a row are right),
@@ -58,7 +66,7 @@ class Spec:
     targets: int
     objective: str
     length: int
-    unit: str = "byte"
+    unit: str = ""
     segmented: bool = False
     causal: bool | None = None
     metric: str = ""
@@ -71,6 +79,8 @@ class Spec:
             raise ValueError(f"length={self.length} must be at least 1")
         if self.objective == "causal_lm":
             object.__setattr__(self, "causal", True)
+        if not self.unit:
+            object.__setattr__(self, "unit", UNITS[self.objective])
         if not self.metric:
             real = self.objective in ("regression", "token_regression")
             usual = f"bits_per_{self.unit}" if self.objective == "causal_lm" else "rmse" if real else "accuracy"

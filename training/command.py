@@ -34,7 +34,7 @@ def run(main: Callable) -> None:
     try:
         app.run(main, flags_parser=_parse)
     except (ValueError, RuntimeError, FileNotFoundError) as error:
-        ours = isinstance(error, ValueError) or type(error).__name__ in ("CheckpointError", "FetchError")
+        ours = isinstance(error, ValueError | FileNotFoundError) or type(error).__name__ in ("CheckpointError", "FetchError")
         if not ours or flags.FLAGS.traceback:
             raise
         sys.exit(f"error: {error}")

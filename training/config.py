@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from data import task as tasks
 from models.sequence_model import ModelConfig
+from training.expect import Expect
 from training.optimizer import OptimizerConfig
 
 
@@ -67,6 +68,7 @@ class Config:
       model, optimizer, train: the sections.
       mesh: sizes of the named mesh axes.
       seed: of the parameters and of the order of the data.
+      expect: the published number that is to be found again, if the configuration has one.
       raw: everything as plain dicts, which is what `config.json` holds.
     """
 
@@ -76,10 +78,12 @@ class Config:
     train: TrainConfig
     mesh: Mapping[str, int]
     seed: int
+    expect: Expect | None
     raw: dict[str, Any]
 
 
 SECTIONS = ("task", "model", "optimizer", "train", "mesh", "seed")
+OPTIONAL_SECTIONS = ("expect",)
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
 
@@ -93,7 +97,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
       ValueError: for a key that nobody reads, one that is missing, or a value that does not fit; the message says which.
     """
     raw = _plain(config)
-    check_keys(raw, SECTIONS, SECTIONS, "config")
+    check_keys(raw, (*SECTIONS, *OPTIONAL_SECTIONS), SECTIONS, "config")
     check_keys(raw["mesh"], MESH_AXES, (), "config.mesh")
     raw["task"] = dict(raw["task"])
     name = raw["task"].get("name")
@@ -125,6 +129,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
         train=section(TrainConfig, raw["train"], "config.train"),
         mesh={axis: 1 for axis in MESH_AXES} | raw["mesh"],
         seed=raw["seed"],
+        expect=section(Expect, raw["expect"], "config.expect") if "expect" in raw else None,
         raw=raw,
     )
 

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 # Keys (with all below them) that a run may be resumed with other values of. Of these, `steps` (through the schedule),
 # `implementation` and `mesh` (through rounding) change the numbers that follow; every change is recorded.
 RESUMABLE = (
+    "expect",
     "mesh",
     "train.steps",
     "train.implementation",

@@ -1,0 +1,172 @@
+"""The width at which a model has a given number of parameters, FLOPs per token or bytes of carry."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data.task import Spec
+from models import mixer as mixers
+from models.sequence_model import ModelConfig, SequenceModel
+from ops import dispatch
+from training import accounting
+from training.accounting import Summary
+
+# What models can be matched by, and the field of their `Summary` that measures it.
+MEASURES = {"params": "parameters", "flops": "flops_per_token", "state": "carry_bytes"}
+TOLERANCE = 0.05  # a budget counts as reached within this fraction
+ROUNDING = 0.01  # a width that hardware likes (a multiple of 8) is taken if it is this near to the budget
+NARROWEST, WIDEST = 8, 2**16
+DIVISIBLE = 1920  # a width that any reasonable number of heads divides
+GAP = 256  # among so many consecutive widths one can be built, or none can
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    """A model sized to a budget.
+
+    Attributes:
+      width: of the residual stream.
+      budget: what was asked for.
+      achieved: what the model has; None if it has no such thing (a carry, where the task or a mixer does not stream).
+    """
+
+    width: int
+    budget: float
+    achieved: float | None
+
+    @property
+    def deviation(self) -> float | None:
+        """achieved / budget - 1."""
+        return None if self.achieved is None else self.achieved / self.budget - 1
+
+    @property
+    def reached(self) -> bool:
+        """Whether the budget is met within `TOLERANCE`."""
+        return self.deviation is not None and abs(self.deviation) <= TOLERANCE
+
+
+def cost(model: ModelConfig, spec: Spec) -> Summary:
+    """What a model costs on a task; nothing is computed.
+
+    Args:
+      model: the model.
+      spec: of the task: the FLOPs are those of rows of its length, and the carry is to hold as many tokens.
+
+    Returns:
+      parameters, FLOPs per token of the forward pass with every primitive in its matmul form, and bytes of carry per
+      sequence (None where the model cannot stream).
+
+    Raises:
+      ValueError: if the model cannot be built.
+    """
+    if spec.channels is not None:
+        inputs = jax.ShapeDtypeStruct((1, spec.length, spec.channels), jnp.float32)
+    else:
+        inputs = jax.ShapeDtypeStruct((1, 2, spec.length) if model.head == "pair" else (1, spec.length), jnp.int32)
+    capacity = spec.length if streams(model) else None
+    with dispatch.implementation("chunked"):
+        return accounting.summarize("model", abstract(model), inputs, spec.length, capacity)
+
+
+def abstract(model: ModelConfig) -> SequenceModel:
+    """The model without its arrays."""
+    return nnx.eval_shape(lambda: SequenceModel(model, rngs=nnx.Rngs(0)))
+
+
+def streams(model: ModelConfig) -> bool:
+    """Whether the model has a carry."""
+    return model.causal and all(mixers.find(name).streaming for name in model.pattern)
+
+
+def amount(model: ModelConfig, spec: Spec, measure: str) -> float | None:
+    """One field of `cost`, without tracing the forward pass unless it must."""
+    if measure == "params":
+        return accounting.parameter_count(abstract(model))
+    if measure == "state":
+        return accounting.carry_bytes(abstract(model), 1, spec.length) if streams(model) else None
+    return cost(model, spec).flops_per_token
+
+
+def match(model: ModelConfig, spec: Spec, measure: str, budget: float) -> Sized:
+    """Sizes a model to a budget by its width; everything else stays.
+
+    Args:
+      model: the model at some width.
+      spec: of the task.
+      measure: one of `MEASURES`.
+      budget: how much of it the model is to have.
+
+    Returns:
+      the buildable width (heads divide it, and so on) whose model is nearest to the budget; one that is a multiple of 8 if
+      that is within `ROUNDING` of it. The nearest may be far: see `Sized.reached`. The width stays as it is where the
+      model has nothing to measure, or as much at any width.
+
+    Raises:
+      ValueError: if no width can be built.
+    """
+    return solve(lambda width: amount(dataclasses.replace(model, width=width), spec, measure), budget, model.width)
+
+
+def solve(measure: Callable[[int], float | None], budget: float, start: int) -> Sized:
+    """The width at which what is measured, which grows with the width, is nearest to the budget.
+
+    Args:
+      measure: the amount at a width. It raises ValueError (or TypeError or ArithmeticError) for a width that cannot be
+        built, and returns None if there is nothing to measure.
+      budget: more than 0.
+      start: a likely width.
+
+    Raises:
+      ValueError: if no width from `start` on can be built.
+    """
+    if budget <= 0:
+        raise ValueError(f"the budget must be more than 0, got {budget}")
+    reasons = {}
+
+    @functools.cache
+    def at(width: int) -> tuple[bool, float | None]:
+        """Whether the width can be built, and the amount."""
+        try:
+            return True, measure(width)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            reasons[width] = (str(error).splitlines() or [type(error).__name__])[0]
+            return False, None
+
+    def nearest(width: int, step: int) -> int | None:
+        """The first buildable width from `width` on, in steps (down, if negative)."""
+        return next((w for w in range(width, width + GAP * step, step) if w >= NARROWEST and at(w)[0]), None)
+
+    def above(width: int) -> float:
+        """The amount of the first buildable width from `width` on: a growing function of all integers."""
+        found = nearest(width, 1)
+        return math.inf if found is None else at(found)[1]
+
+    if not at(start)[0] and not at(DIVISIBLE)[0]:  # the width is not what is wrong
+        raise ValueError(reasons[start])
+    first = nearest(start, 1)
+    if first is None:
+        raise ValueError(f"no width from {start} to {start + GAP - 1} can be built: {reasons[start]}")
+    if at(first)[1] is None or above(2 * first) == at(first)[1]:
+        return Sized(first, budget, at(first)[1])
+    low, high = NARROWEST - 1, first  # above(low) < budget <= above(high), once the latter is wide enough
+    while high < WIDEST and above(high) < budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if above(middle) >= budget else (middle, high)
+
+    def best(step: int) -> int | None:
+        """Of the buildable multiples of `step` next to `high`, the one nearest to the budget."""
+        up = -(-high // step) * step
+        found = [width for width in (nearest(up, step), nearest(up - step, -step)) if width is not None]
+        return min(found, key=lambda width: abs(at(width)[1] - budget), default=None)
+
+    width, liked = best(1), best(8)
+    if liked is not None and abs(at(liked)[1] / budget - 1) <= ROUNDING:
+        width = liked
+    return Sized(width, budget, at(width)[1])

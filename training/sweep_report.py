@@ -1,0 +1,285 @@
+"""What a sweep has found: `report.md`, `results.csv` and, where matplotlib is installed, plots."""
+
+import csv
+import dataclasses
+import io
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy.special import stdtrit
+
+from training.accounting import Summary
+from training.cells import LOG, Cell, Request, directory, read_json
+from training.metrics import read_metrics
+from training.run_directory import RunDirectory, write_atomically
+from training.sizing import MEASURES, TOLERANCE, Sized
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The cells that differ in nothing but the seed.
+
+    Attributes:
+      values: of all axes but the seed.
+      cells: one for each seed.
+      results: of the finished ones, as `sweep.score` writes them.
+      metrics: recorded by them.
+      cost, sized: of the model.
+    """
+
+    values: Mapping[str, str]
+    cells: Sequence[Cell]
+    results: Sequence[Mapping[str, Any]]
+    metrics: Sequence[Sequence[Mapping[str, Any]]]
+    cost: Summary | None
+    sized: Sized | None
+
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """A result, for what they have in common."""
+        return self.results[0]
+
+    def label(self, common: Sequence[str] = ()) -> str:
+        """Its values, without those of axes that all rows have in common."""
+        shown = {key: value for key, value in self.values.items() if key not in common}
+        return ", ".join(v if key == "mixer" else f"{key}={v}" for key, v in shown.items()) or "all"
+
+    def test(self, length: int | None = None) -> tuple[float, float | None]:
+        """Mean and half the interval of the test metric, at a length (by default that of training)."""
+        return interval([result["test"][str(length or result["length"])] for result in self.results])
+
+    def lengths(self) -> list[int]:
+        """The lengths that all its cells are scored at."""
+        return sorted(set.intersection(*({int(n) for n in result["test"]} for result in self.results)))
+
+    def tokens_per_second(self) -> float | None:
+        """Median speed of training."""
+        speeds = [line["tokens_per_second"] for run in self.metrics for line in run if "tokens_per_second" in line]
+        return statistics.median(speeds) if speeds else None
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
+    """The mean, and half the width of its confidence interval by the t distribution; None for less than two values."""
+    mean, count = statistics.fmean(values), len(values)
+    if count < 2 or not math.isfinite(mean):
+        return mean, None
+    quantile = float(stdtrit(count - 1, (1 + confidence) / 2))
+    return mean, quantile * statistics.stdev(values) / math.sqrt(count)
+
+
+def rows(cells: Sequence[Cell]) -> list[Row]:
+    """The cells by everything but their seed."""
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        values = {key: value for key, value in cell.values.items() if key != "seed"}
+        groups.setdefault(tuple(values.items()), []).append(cell)
+    made = []
+    for values, members in groups.items():
+        found = [(result, read_metrics(cell.workdir)) for cell in members if (result := cell.result()) is not None]
+        results, metrics = [result for result, _ in found], [lines for _, lines in found]
+        made.append(Row(dict(values), members, results, metrics, members[0].cost, members[0].sized))
+    return made
+
+
+def sections(all_rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows that have results, those together that can be compared (task, metric and floors), best first."""
+    groups: dict[str, list[Row]] = {}
+    for row in all_rows:
+        if row.results:
+            key = repr((row.first["task"], row.first["metric"], row.first["floors"], row.first["length"]))
+            groups.setdefault(key, []).append(row)
+    return [
+        sorted(group, key=lambda row: row.test()[0] * (-1 if row.first["higher_is_better"] else 1))
+        for group in groups.values()
+    ]
+
+
+def common_axes(group: Sequence[Row]) -> list[str]:
+    """The axes on which all rows have the same value, the mixer apart."""
+    return [k for k in group[0].values if k != "mixer" and len({row.values[k] for row in group}) == 1]
+
+
+def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], command: str) -> None:
+    """Writes `report.md` and `results.csv` into the sweep's directory.
+
+    Args:
+      request: what was asked for.
+      cells: all cells, whether they are finished or not.
+      errors: of the failed cells, by name.
+      command: that ran the sweep.
+    """
+    request.workdir.mkdir(parents=True, exist_ok=True)
+    everything = rows(cells)
+    write_atomically(request.workdir / "results.csv", _csv(request, cells, errors))
+    text = [f"# {request.workdir.name}", f"```\n{command}\n```", _method(request, cells)]
+    groups = sections(everything)
+    for group in groups:
+        text += _section(group, len(groups) > 1)
+    text += _not_matched(request, everything) + _missing(everything, errors)
+    text += ["## Commands", "What each row is made of, without the sweep.", _commands(everything)]
+    write_atomically(request.workdir / "report.md", "\n\n".join(text) + "\n")
+
+
+def _method(request: Request, cells: Sequence[Cell]) -> str:
+    lines = [
+        "Scores are of the test split, at the checkpoint that is best on the validation split; after ± is half the 95 % "
+        "confidence interval of the mean over seeds (t distribution). Parameters, FLOPs (forward pass, per token, every "
+        "primitive in its matmul form) and carry (bytes per sequence, at the task's length) are those of the whole model, "
+        "derived from its trace. Tokens/s is the median over training, as fast as cells that ran beside it let it be."
+    ]
+    if request.match is not None:
+        whose = "" if request.budget else f" of `mixer={request.axes['mixer'][0]}` at the configuration's width"
+        budget = f"{request.budget:,.0f}" if request.budget else "that"
+        what = {"params": "number of parameters", "flops": "FLOPs per token", "state": "carry"}[request.match]
+        lines.append(f"Widths are solved for the same {what}: {budget}{whose}.")
+    launches = [launch[-1] for cell in cells if (launch := read_json(RunDirectory(cell.workdir).environment))]
+    for what, find in {
+        "Code": lambda e: f"commit {e['git']['commit'][:10]}{' with changes' if e['git']['dirty'] else ''}",
+        "Device": lambda e: f"{e['devices']['count']} x {e['devices']['kind']}, jax {e['packages']['jax']}",
+    }.items():
+        found = sorted({find(launch) for launch in launches if launch["git"] or what != "Code"})
+        if found:
+            warning = " (**they differ between cells**)" if len(found) > 1 else ""
+            lines.append(f"{what}: {'; '.join(found)}{warning}.")
+    return "\n\n".join(lines)
+
+
+def _section(group: Sequence[Row], several: bool) -> list[str]:
+    """Title, table with the floors among the rows, and scores by length."""
+    first, common = group[0].first, common_axes(group)
+    metric, scale, digits = units(first["metric"])
+    show = lambda score: shown(score, scale, digits)
+    matched = any(row.sized is not None for row in group)
+    shared = "".join(f", {key}={group[0].values[key]}" for key in common) if several else ""
+    header = ["", f"test {metric}", "valid", "seeds", "width", "parameters", "FLOPs/token", "carry bytes", "tokens/s"]
+    if matched:
+        header.insert(5, "budget met to")
+    lines = []
+    for row in group:
+        seeds = f"{len(row.results)}" + (f" of {len(row.cells)}" if len(row.results) < len(row.cells) else "")
+        valid = show((statistics.fmean(result["valid"] for result in row.results), None))
+        width = row.cells[0].config["model"]["width"]
+        cost, speed = row.cost, row.tokens_per_second()
+        cells = [f"`{row.label(common)}`", show(row.test()), valid, seeds, f"{width}"]
+        cells += [f"{cost.parameters:,}", f"{cost.flops_per_token:,.0f}"]
+        cells += ["–" if x is None else f"{x:,.0f}" for x in (cost.carry_bytes, speed)]
+        if matched:
+            cells.insert(5, met(row.sized))
+        lines.append((row.test()[0], cells))
+    for name, value in first["floors"].items():
+        lines.append((value, [f"*{name}*", f"*{show((value, None))}*"] + [""] * (len(header) - 2)))
+    lines.sort(key=lambda line: line[0], reverse=first["higher_is_better"])
+    better = "higher" if first["higher_is_better"] else "lower"
+    note = f"At length {first['length']:,}; {better} is better; trivial predictors (floors) in italics."
+    text = [f"## {first['task']}{shared}", note, markdown(header, [cells for _, cells in lines])]
+    lengths = sorted(set().union(*(row.lengths() for row in group)))
+    if len(lengths) > 1:
+        table = [
+            [f"`{row.label(common)}`", *(show(row.test(n)) if n in row.lengths() else "–" for n in lengths)]
+            for row in group
+        ]
+        text += [f"### test {metric} by length", markdown(["", *(f"{n:,}" for n in lengths)], table)]
+    return text
+
+
+def units(metric: str) -> tuple[str, float, int]:
+    """The name of a metric in reports, what its values are multiplied by, and their decimals: accuracies are in per cent."""
+    name = metric.replace("_", " ")
+    return (f"{name}, %", 100, 2) if metric.endswith("accuracy") else (name, 1, 4)
+
+
+def shown(score: tuple[float, float | None], scale: float, digits: int) -> str:
+    """Mean ± half the interval."""
+    mean, half = score
+    return f"{scale * mean:.{digits}f}" + ("" if half is None else f" ± {scale * half:.{digits}f}")
+
+
+def met(sized: Sized | None) -> str:
+    """How far a model is from its budget."""
+    if sized is None or sized.deviation is None:
+        return "**no carry**"
+    return f"{100 * sized.deviation:+.1f} %" if sized.reached else f"**{100 * sized.deviation:+.1f} %**"
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+
+
+def _not_matched(request: Request, everything: Sequence[Row]) -> list[str]:
+    """Which rows are not comparable, and why."""
+    far = [row for row in everything if row.sized is not None and not row.sized.reached]
+    if not far:
+        return []
+    lines = []
+    for row in far:
+        has = (
+            "no carry at all" if row.sized.achieved is None else f"{row.sized.achieved:,.0f} at width {row.sized.width}"
+        )
+        lines.append(f"- `{row.label()}`: {has}, for a budget of {row.sized.budget:,.0f} ({met(row.sized)})")
+    title = f"## Not within {100 * TOLERANCE:.0f} % of the budget"
+    note = (
+        f"No width brings these to the same {MEASURES[request.match].replace('_', ' ')}; they are run at the nearest."
+    )
+    return [title, note, "\n".join(lines)]
+
+
+def _missing(everything: Sequence[Row], errors: Mapping[str, str]) -> list[str]:
+    cells = [cell for row in everything for cell in row.cells if cell.result() is None]
+    lines = [
+        f"- `{cell.name}`: {errors[cell.name]}" + ("" if cell.error else f" (`{cell.name}/{LOG}`)")
+        if cell.name in errors
+        else f"- `{cell.name}`: not finished"
+        for cell in cells
+    ]
+    return ["## Failures and unfinished cells", "\n".join(lines)] if lines else []
+
+
+def _commands(everything: Sequence[Row]) -> str:
+    """For each row a loop over its seeds: train.py, then eval.py."""
+    blocks = []
+    for row in everything:
+        first = row.cells[0]
+        seeds = [cell.values["seed"] for cell in row.cells if "seed" in cell.values]
+        arguments = [a for a in first.arguments if not (seeds and a.startswith("--config.seed="))]
+        workdir = f"--workdir=runs/{directory(row.values) or 'all'}"
+        lengths = sorted({first.config["task"].get("length"), *first.lengths} - {None}) if first.lengths else []
+        lengths = [f"--lengths={','.join(map(str, lengths))}"] if lengths else []
+        train, score = shlex.join(["python", "train.py", *arguments]), shlex.join(["python", "eval.py", *lengths])
+        if seeds:
+            block = f"for seed in {' '.join(seeds)}; do\n  {train} --config.seed=$seed {workdir}-$seed &&\n"
+            blocks.append(block + f"  {score} {workdir}-$seed\ndone")
+        else:
+            blocks.append(f"{train} {workdir} &&\n  {score} {workdir}")
+    return "```\n" + "\n\n".join(blocks) + "\n```"
+
+
+def _csv(request: Request, cells: Sequence[Cell], errors: Mapping[str, str]) -> str:
+    """One line for each cell."""
+    lines = []
+    for cell in cells:
+        (row,) = rows([cell])
+        line = {**cell.values, "status": "failed" if cell.name in errors else "unfinished"}
+        line |= {"error": errors.get(cell.name), "width": cell.config["model"]["width"]}
+        if cell.cost is not None:
+            line |= {key: getattr(cell.cost, key) for key in MEASURES.values()}
+        if cell.sized is not None:
+            line |= {"budget": cell.sized.budget, "budget_deviation": cell.sized.deviation}
+        for result in row.results:
+            kept = ("task", "metric", "length", "steps", "step", "valid")
+            line |= {"status": "finished", "tokens_per_second": row.tokens_per_second()}
+            line |= {key: result[key] for key in kept} | {"test": result["test"][str(result["length"])]}
+            if len(row.lengths()) > 1:
+                line |= {f"test_at_{length}": result["test"][str(length)] for length in row.lengths()}
+        line["arguments"] = shlex.join(cell.arguments)
+        lines.append(line)
+    names = list(dict.fromkeys(name for line in lines for name in line if name != "arguments"))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*names, "arguments"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
