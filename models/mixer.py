@@ -54,7 +54,9 @@ class Context(NamedTuple):
 class Mixer(nnx.Module):
     """Base of all mixers: checks, padding and segment bookkeeping around `mix`, which is what a variant writes.
 
-    A subclass defines `__init__(self, width, *, rngs, ...)`, `mix` and (if it streams) `initial_state`, and these attributes:
+    A subclass defines `__init__(self, width, *, rngs, ...)`, `mix` and (if it streams) `initial_state`. One with an explicit map
+    of attention may define `attention_scores(x, *, segment_ids, positions)`, which gives the diagnostics its scores [B, H, T, T]
+    (-inf where its own pattern hides a key) and how they are normalised: "softmax", "sum" or "none". Its attributes are:
 
     Attributes:
       causal: has a form in which y_t depends on x_1..x_t only. On an instance: whether it is that form.

@@ -66,13 +66,8 @@ class Attention(Mixer):
         self.slopes = tuple(alibi_slopes(heads).tolist()) if positions == "alibi" else None
 
     def mix(self, x, state, *, segment_ids, positions):
-        q = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_q[...]), "batch", "length", "heads", None)
-        k = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_k[...]), "batch", "length", "kv_heads", None)
+        q, k = self.queries_and_keys(x, positions)
         v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "kv_heads", None)
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.positions == "rotary":
-            q, k = (rotary(a, positions, base=self.rotary_base) for a in (q, k))
         slopes = None if self.slopes is None else jnp.asarray(self.slopes)
         if state is None:
             y = attention(q, k, v, causal=self.causal, slopes=slopes, segment_ids=segment_ids)
@@ -89,6 +84,26 @@ class Attention(Mixer):
                 query_offset=offset,
             )
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+
+    def queries_and_keys(self, x, positions):
+        """[B, T, H, K] and [B, T, G, K], normalised and rotated as the hyperparameters say."""
+        q = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_q[...]), "batch", "length", "heads", None)
+        k = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_k[...]), "batch", "length", "kv_heads", None)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.positions == "rotary":
+            q, k = (rotary(a, positions, base=self.rotary_base) for a in (q, k))
+        return q, k
+
+    def attention_scores(self, x, *, segment_ids, positions):
+        """How every query scores every key, for diagnostics; see `training.diagnostics.score_gradients`."""
+        q, k = self.queries_and_keys(x, positions)
+        k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+        scores = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+        if self.slopes is not None:
+            distance = jnp.abs(positions[:, :, None] - positions[:, None])
+            scores = scores - jnp.asarray(self.slopes)[:, None, None] * distance[:, None]
+        return scores, "softmax"
 
     def initial_state(self, batch, capacity):
         return buffers(batch, capacity, key=self.kv_shape, value=self.kv_shape)

@@ -42,7 +42,7 @@ class GatedAttentionUnit(Mixer):
     paper = "FLASH (GAU, FLASH-Quad), arXiv 2202.10447"
     primitive = "attention"
     complexity = "T^2"
-    tiny = {"key_size": 16, "length": 8}
+    tiny = {"key_size": 16}
 
     def __init__(
         self,

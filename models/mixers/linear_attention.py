@@ -45,5 +45,10 @@ class LinearAttention(Mixer):
         )
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
+    def attention_scores(self, x, *, segment_ids, positions):
+        """How every query scores every key, for diagnostics; see `training.diagnostics.score_gradients`."""
+        q, k = jax.nn.elu(jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2])) + 1
+        return jnp.einsum("bthk,bshk->bhts", q, k), "sum"
+
     def initial_state(self, batch, capacity):
         return jnp.zeros((batch, *self.state_shape), jnp.float32)

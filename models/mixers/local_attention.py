@@ -62,11 +62,8 @@ class LocalAttention(Mixer):
         self.b_o = param(rngs, zeros, (width,), (None,)) if bias else None
 
     def mix(self, x, state, *, segment_ids, positions):
-        q = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_q[...]), "batch", "length", "heads", None)
-        k = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_k[...]), "batch", "length", "kv_heads", None)
+        q, k = self.queries_and_keys(x, positions)
         v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "kv_heads", None)
-        frequencies = self.rotary_base ** (-jnp.arange(0, self.rotated, 2) / self.rotated)
-        q, k = (rotary(a, positions, frequencies=frequencies) for a in (q, k))
         key_segments = segment_ids
         if state is not None:
             new = {"key": k, "value": v, "segment": segment_ids}
@@ -86,6 +83,22 @@ class LocalAttention(Mixer):
         )
         y = jnp.einsum("bthk,hkd->btd", y, self.w_o[...])
         return (y if self.b_o is None else y + self.b_o[...]), state
+
+    def queries_and_keys(self, x, positions):
+        """[B, T, H, K] and [B, T, G, K], rotated."""
+        q = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_q[...]), "batch", "length", "heads", None)
+        k = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_k[...]), "batch", "length", "kv_heads", None)
+        frequencies = self.rotary_base ** (-jnp.arange(0, self.rotated, 2) / self.rotated)
+        return tuple(rotary(a, positions, frequencies=frequencies) for a in (q, k))
+
+    def attention_scores(self, x, *, segment_ids, positions):
+        """How every query scores every key, for diagnostics; see `training.diagnostics.score_gradients`."""
+        q, k = self.queries_and_keys(x, positions)
+        k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+        scores = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+        distance = jnp.abs(positions[:, :, None] - positions[:, None])
+        near = distance < self.window if self.causal else distance <= self.window // 2
+        return jnp.where(near[:, None], scores, -jnp.inf), "softmax"
 
     def initial_state(self, batch, capacity):
         slots = (batch, self.window - 1)

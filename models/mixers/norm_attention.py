@@ -53,17 +53,9 @@ class NormAttention(Mixer):
     def mix(self, x, state, *, segment_ids, positions):
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         q, k, v = jnp.moveaxis(qkv, 1, 0)
-        u = jax.lax.stop_gradient(self.u[...])
-        u = u / jnp.linalg.norm(u)
-
-        def feature(a):
-            a = jax.nn.elu(a.astype(jnp.float32)) + (self.version - 1)
-            a = a - 2 * (a @ u)[..., None] * u
-            return rotary(a, positions, frequencies=self.theta[...], layout="interleaved")
-
         y, state = kernel_attention(
-            feature(q),
-            feature(k),
+            self.feature(q, positions),
+            self.feature(k, positions),
             v.astype(jnp.float32),
             causal=self.causal,
             normalize=False,
@@ -73,6 +65,19 @@ class NormAttention(Mixer):
         # The authors' eps of 1e-8 outside of the root.
         y = rms_normalize(y.reshape(x.shape), eps=1e-16).reshape(y.shape).astype(x.dtype)
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+
+    def feature(self, a, positions):
+        """f and LRPE of queries or keys [B, T, H, K]."""
+        u = jax.lax.stop_gradient(self.u[...])
+        u = u / jnp.linalg.norm(u)
+        a = jax.nn.elu(a.astype(jnp.float32)) + (self.version - 1)
+        a = a - 2 * (a @ u)[..., None] * u
+        return rotary(a, positions, frequencies=self.theta[...], layout="interleaved")
+
+    def attention_scores(self, x, *, segment_ids, positions):
+        """How every query scores every key, for diagnostics; see `training.diagnostics.score_gradients`."""
+        q, k = (self.feature(a, positions) for a in jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2]))
+        return jnp.einsum("bthk,bshk->bhts", q, k), "none"
 
     def initial_state(self, batch, capacity):
         return jnp.zeros((batch, *self.state_shape), jnp.float32)

@@ -97,6 +97,19 @@ class Performer(Mixer):
         state = None if state is None else {"maximum": maximum, "sums": sums}
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
 
+    def attention_scores(self, x, *, segment_ids, positions):
+        """How every query scores every key, for diagnostics; see `training.diagnostics.score_gradients`.
+
+        Not in the units of running maxima, but in those of exp(q . k / sqrt(K)); without eps (softmax).
+        """
+        q, k = jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2]).astype(jnp.float32) / self.w.shape[1] ** 0.25
+        project = lambda a: jnp.einsum("bthk,mk->bthm", a, self.w[...], precision="highest")
+        if self.kernel == "relu":
+            phi = lambda a: jax.nn.relu(project(a)) + self.eps
+        else:
+            phi = lambda a: jnp.exp(project(a) - 0.5 * jnp.sum(jnp.square(a), -1, keepdims=True))
+        return jnp.einsum("bthm,bshm->bhts", phi(q), phi(k)) / len(self.w[...]), "sum"
+
     def initial_state(self, batch, capacity):
         return {
             "maximum": jnp.full((batch, self.state_shape[0]), NOTHING, jnp.float32),

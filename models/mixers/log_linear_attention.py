@@ -1,0 +1,125 @@
+"""Log-linear attention: Mamba-2 with a state for each scale of the past."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.mixer import Mixer, head_size
+from models.norms import RMSNorm
+from models.params import dense, inverse_softplus, log_uniform, ones, param, uniform, zeros
+from models.partitioning import constrain
+from ops.log_linear_attention import log_linear_attention
+from ops.short_convolution import short_convolution
+
+
+class LogLinearAttention(Mixer):
+    """o_t = sum_l lambda_t^l (S_t^l)^T C_t + D u_t, y = W_out norm(o * silu(z)), S_t^l = sum_{s in bucket l of t}
+    exp(sum_{s<r<=t} dt_r A) dt_s B_s u_s^T (arXiv 2506.04761, section 3: log-linear Mamba-2).
+
+    The buckets are those of a Fenwick tree: level 0 is the token itself, level l the 2^(l-1) tokens before those of the lower
+    levels where t has bit l - 1, else nothing. lambda = softplus(Lambda * W_lambda x), one for each head and level. With all
+    lambda equal this is Mamba-2: u, B, C = silu(conv(W x)), dt = softplus(W_dt x + b_dt), A = -exp(A_log), and B and C are
+    shared by all heads. The carry holds one state for each bit of the position.
+
+    Departure: levels beyond the last lambda share it, where the authors' code ends at 2^(levels - 1) tokens.
+
+    Args:
+      state: size of B and C.
+      expand: channels over the width.
+      heads: number of heads; by default one for every 64 channels.
+      levels: number of lambdas of a head, which tells apart the buckets of 2^(levels - 1) tokens.
+      conv_size: taps of the short convolutions.
+      dt_min, dt_max: range of the step size at initialisation.
+      eps: of the norm.
+    """
+
+    constant_carry = False
+    replaces_channel_mixer = True
+    paper = "Log-Linear Attention, arXiv 2506.04761"
+    primitive = "log_linear_attention"
+    complexity = "T log T"
+    tiny = {"state": 8, "heads": 2, "levels": 4}
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        depth: int = 1,
+        state: int = 128,
+        expand: float = 2.0,
+        heads: int | None = None,
+        levels: int = 15,
+        conv_size: int = 4,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        eps: float = 1e-5,
+    ):
+        if levels < 2:
+            raise ValueError(f"log_linear_attention needs levels >= 2, the token itself and its past; got {levels}")
+        inner = int(expand * width)
+        heads = max(1, inner // 64) if heads is None else heads
+        self.sizes = (heads, state, head_size(inner, heads, "the number of channels"))
+        self.conv_size = conv_size
+        self.w_z = dense(rngs, (width, inner), ("embed", "heads"))
+        self.w_u = dense(rngs, (width, inner), ("embed", "heads"))
+        self.w_bc = dense(rngs, (width, 2 * state), ("embed", None))
+        self.w_dt = dense(rngs, (width, heads), ("embed", None))
+        self.w_lambda = dense(rngs, (width, heads, levels), ("embed", "heads", None))
+        self.scale_lambda = param(rngs, ones, (heads, levels), ("heads", None), decay=False, keep_float32=True)
+        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
+        self.conv_u = param(rngs, tap, (conv_size, inner), (None, "heads"), decay=False)
+        self.conv_u_bias = param(rngs, zeros, (inner,), ("heads",))
+        self.conv_bc = param(rngs, tap, (conv_size, 2 * state), (None, None), decay=False)
+        self.conv_bc_bias = param(rngs, zeros, (2 * state,), (None,))
+        dt_bias = inverse_softplus(log_uniform(max(dt_min, 1e-4), dt_max))
+        self.dt_bias = param(rngs, dt_bias, (heads,), (None,), decay=False, keep_float32=True)
+        log_a = lambda *args: jnp.log(uniform(1.0, 16.0)(*args))
+        self.a_log = param(rngs, log_a, (heads,), (None,), decay=False, keep_float32=True)
+        self.d = param(rngs, ones, (heads,), (None,), decay=False, keep_float32=True)
+        self.norm = RMSNorm(inner, rngs=rngs, axis="heads", eps=eps)
+        self.w_out = dense(rngs, (inner, width), ("heads", "embed"), gain=depth**-0.5)
+
+    def mix(self, x, state, *, segment_ids, positions):
+        heads, _, channels = self.sizes
+        new = {}
+        if state is not None:  # a carry that grows is restarted here
+            fresh = positions[:, 0] == 0
+            state = jax.tree.map(lambda a: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), 0, a), state)
+
+        def branch(name, w, taps, bias):
+            initial = None if state is None else state[name]
+            u = x @ w[...]
+            u, new[name] = short_convolution(u, taps[...], bias[...], initial_state=initial, segment_ids=segment_ids)
+            return jax.nn.silu(u)
+
+        z = constrain(x @ self.w_z[...], "batch", "length", "heads")
+        u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias), "batch", "length", "heads")
+        u = u.reshape(*u.shape[:2], heads, channels)
+        bc = branch("conv_bc", self.w_bc, self.conv_bc, self.conv_bc_bias)
+        b, c = (jnp.repeat(a[:, :, None], heads, axis=2) for a in jnp.split(bc, 2, axis=-1))
+        dt = jax.nn.softplus((x @ self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
+        logits = jnp.einsum("btd,dhl->bthl", x, self.w_lambda[...]).astype(jnp.float32)
+        o, new["buckets"] = log_linear_attention(
+            c,
+            b,
+            (dt[..., None] * u).astype(u.dtype),
+            -jnp.exp(self.a_log[...]) * dt,
+            jax.nn.softplus(self.scale_lambda[...] * logits),
+            positions=None if state is None else positions,
+            initial_state=None if state is None else state["buckets"],
+            segment_ids=segment_ids,
+        )
+        o = (o + self.d[...][:, None] * u).astype(x.dtype)
+        return self.norm(o.reshape(z.shape) * jax.nn.silu(z)) @ self.w_out[...], new
+
+    def initial_state(self, batch, capacity):
+        if capacity < 1:
+            raise ValueError(
+                f"this mixer's carry grows: initial_carry needs the number of tokens to hold, got capacity={capacity}"
+            )
+        heads, size, channels = self.sizes
+        taps = lambda width: jnp.zeros((batch, self.conv_size - 1, width), jnp.float32)
+        # Buckets for the bits of the positions 0..capacity - 1.
+        buckets = jnp.zeros((batch, max(1, (capacity - 1).bit_length()), heads, size, channels), jnp.float32)
+        return {"conv_u": taps(heads * channels), "conv_bc": taps(2 * size), "buckets": buckets}

@@ -1,0 +1,151 @@
+"""The delta rule with momentum and forgetting: a matrix memory trained online by gradient descent, a token a step.
+
+Titans with a linear memory (arXiv 2501.00663, equations 9-14). Per head, with the memory M_t and the momentum S_t, both
+[K, V], and the loss |M^T k_t - v_t|^2 / 2 of memory M on token t:
+
+    u_t = M_{t-1}^T k_t - v_t
+    S_t = exp(h_t) S_{t-1} - beta_t k_t u_t^T               h: log of the momentum
+    M_t = exp(g_t) M_{t-1} + S_t                            g: log of what is not forgotten
+    y_t = scale * M_t^T q_t
+
+For h = -inf this is a delta rule (`ops.delta_rule`), in which the error is that of the memory before its decay.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from ops import chunks, dispatch, segments
+
+_CHUNK = 64
+_FULL = lax.Precision.HIGHEST
+State = tuple[Float[Array, "B H K V"], Float[Array, "B H K V"]]
+
+
+def momentum_delta_rule(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    beta: Float[Array, "B T H"],
+    log_momentum: Float[Array, "B T H"],
+    log_decay: Float[Array, "B T H"],
+    *,
+    scale: float = 1.0,
+    initial_state: State | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    implementation: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Float[Array, "B T H V"], State]:
+    """Applies the rule along axis 1.
+
+    Args:
+      q, k, v: queries, keys and values; float32, bfloat16 or float64. Keys are normally of unit length; nothing is
+        normalised here.
+      beta: step size. With unit keys the memory stays bounded up to 1, whatever the momentum; beyond, it can explode.
+      log_momentum: h <= 0.
+      log_decay: g <= 0.
+      scale: multiplies the outputs.
+      initial_state: (M, S) before the first token, zero by default.
+      segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
+      implementation: "reference" (token by token, plain autodiff) or "chunked" (matmuls over chunks: the errors u of a
+        chunk solve a triangular system, as in the delta rule); "auto" is chunked.
+      chunk_size: tokens per chunk of "chunked", a power of two.
+
+    Returns:
+      y in v's dtype, zero on padding, and the final (M, S) in float32 (float64 if any of q, k, v is).
+
+    Raises:
+      ValueError: if shapes disagree, `chunk_size` is not a power of two, or the implementation is unknown.
+    """
+    batch, length, heads, key_size = q.shape
+    if k.shape != q.shape or v.shape[:3] != q.shape[:3]:
+        raise ValueError(f"q and k must be [B, T, H, K] and v [B, T, H, V], not {q.shape}, {k.shape} and {v.shape}")
+    for name, gate in (("beta", beta), ("log_momentum", log_momentum), ("log_decay", log_decay)):
+        if gate.shape != q.shape[:3]:
+            raise ValueError(f"{name} must have the shape {q.shape[:3]}, not {gate.shape}")
+    form = dispatch.choose(implementation, ("reference", "chunked"), "chunked")
+    if length == 1:
+        form = "reference"
+    dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
+    present = lambda x: segments.zero_padding(x, segment_ids).astype(dtype)
+    q, k, values, beta, h, g = map(present, (scale * q, k, v, beta, log_momentum, log_decay))
+    if initial_state is None:
+        initial_state = (jnp.zeros((batch, heads, key_size, v.shape[-1]), dtype),) * 2
+    state = tuple(x.astype(dtype) for x in initial_state)
+    start = jnp.zeros((batch, length), bool) if segment_ids is None else segments.is_start(segment_ids)
+    if form == "reference":
+        y, state = _reference(q, k, values, beta, h, g, start, state)
+    else:
+        y, state = _chunked(q, k, values, beta, h, g, start, state, chunks.fit(chunk_size or _CHUNK, length))
+    return segments.zero_padding(y, segment_ids).astype(v.dtype), state
+
+
+def _reference(q, k, v, beta, h, g, start, state):
+    def step(state, x):
+        q, k, v, beta, h, g, start = x
+        M, S = (jnp.where(start[:, None, None, None], 0, s) for s in state)
+        u = jnp.einsum("bhkv,bhk->bhv", M, k, precision=_FULL) - v
+        S = jnp.exp(h)[..., None, None] * S - (beta[..., None] * k)[..., None] * u[..., None, :]
+        M = jnp.exp(g)[..., None, None] * M + S
+        return (M, S), jnp.einsum("bhkv,bhk->bhv", M, q, precision=_FULL)
+
+    state, y = lax.scan(step, state, tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, beta, h, g, start)))
+    return jnp.moveaxis(y, 0, 1), state
+
+
+def _chunked(q, k, v, beta, h, g, start, state, chunk):
+    length = q.shape[1]
+    cut = functools.partial(chunks.split, chunk=chunk)
+    column = lambda x: cut(jnp.maximum(x, -750.0 if x.dtype == jnp.float64 else -110.0)[..., None])  # sums stay finite
+    exists = cut(jnp.ones((1, length, 1, 1), q.dtype))  # the momentum must not go on where the last chunk is filled up
+    xs = cut(q), cut(k), cut(v), cut(beta[..., None]), column(h), column(g), cut(start[:, :, None]), exists
+    state, y = lax.scan(jax.checkpoint(_chunk, prevent_cse=False), state, xs)
+    return chunks.join(y, length), state
+
+
+def _chunk(state, x):
+    """A chunk [B, H, C, ...] from the state that enters it.
+
+    What token j gives to S reaches M at t along every token i between them: with D_h and D_g the lower triangular
+    matrices of the two decays, as (D_g D_h)_tj. So, with rows for tokens,
+
+        M_t = exp(G_t) M + m_t S - sum_{j<=t} (D_g D_h)_tj beta_j k_j u_j^T,       m = D_g exp(H)
+
+    and U solves (I + L) U = R, L strictly lower triangular, for three right-hand sides: one for each of M, S and -v.
+    """
+    M, S = state
+    q, k, v, beta, h, g, start, exists = x
+    masks = chunks.segment_masks(start)
+    G, H = jnp.cumsum(g, -2), jnp.cumsum(h, -2)
+    D_g, D_h = (jnp.where(masks.same, chunks.pair_decays(x), 0) for x in (G, H))
+    enter = masks.enters[..., None]
+    from_S = jnp.where(enter, jnp.exp(H), 0)
+    from_M = jnp.where(enter, jnp.exp(G), 0)
+    to_M = _matmul(D_g, exists * D_h)
+    S_to_M = _matmul(D_g, exists * from_S)
+    before = lambda x, first: jnp.concatenate([jnp.full_like(x[..., :1, :], first), x[..., :-1, :]], -2)
+
+    L = jnp.where(masks.same, before(to_M, 0), 0) * _matmul(k, _transpose(beta * k))
+    R = [jnp.where(enter, before(from_M, 1), 0) * k, jnp.where(enter, before(S_to_M, 0), 0) * k, -v]
+    U = jax.scipy.linalg.solve_triangular(
+        L + jnp.eye(L.shape[-1], dtype=L.dtype), jnp.concatenate(R, -1), lower=True, unit_diagonal=True
+    )
+    K = k.shape[-1]
+    U = _matmul(U[..., :K], M) + _matmul(U[..., K : 2 * K], S) + U[..., 2 * K :]
+    y = from_M * _matmul(q, M) + S_to_M * _matmul(q, S) - _matmul(to_M * _matmul(q, _transpose(beta * k)), U)
+
+    end = lambda x: x[..., -1:, :]
+    written = lambda D: _matmul(_transpose(_transpose(end(D)) * beta * k), U)
+    M, S = end(from_M) * M + end(S_to_M) * S - written(to_M), end(from_S) * S - written(D_h)
+    return (M, S), y
+
+
+def _matmul(x, y):
+    return chunks.dot("ik,kj->ij", x, y, _FULL)
+
+
+def _transpose(x):
+    return jnp.swapaxes(x, -1, -2)
