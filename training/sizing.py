@@ -64,32 +64,19 @@ def cost(model: ModelConfig, spec: Spec) -> Summary:
     Raises:
       ValueError: if the model cannot be built.
     """
+    abstract = nnx.eval_shape(lambda: SequenceModel(model, rngs=nnx.Rngs(0)))
     if spec.channels is not None:
         inputs = jax.ShapeDtypeStruct((1, spec.length, spec.channels), jnp.float32)
     else:
         inputs = jax.ShapeDtypeStruct((1, 2, spec.length) if model.head == "pair" else (1, spec.length), jnp.int32)
-    capacity = spec.length if streams(model) else None
+    streams = model.causal and all(mixers.find(name).streaming for name in model.pattern)
     with dispatch.implementation("chunked"):
-        return accounting.summarize("model", abstract(model), inputs, spec.length, capacity)
-
-
-def abstract(model: ModelConfig) -> SequenceModel:
-    """The model without its arrays."""
-    return nnx.eval_shape(lambda: SequenceModel(model, rngs=nnx.Rngs(0)))
-
-
-def streams(model: ModelConfig) -> bool:
-    """Whether the model has a carry."""
-    return model.causal and all(mixers.find(name).streaming for name in model.pattern)
+        return accounting.summarize("model", abstract, inputs, spec.length, spec.length if streams else None)
 
 
 def amount(model: ModelConfig, spec: Spec, measure: str) -> float | None:
-    """One field of `cost`, without tracing the forward pass unless it must."""
-    if measure == "params":
-        return accounting.parameter_count(abstract(model))
-    if measure == "state":
-        return accounting.carry_bytes(abstract(model), 1, spec.length) if streams(model) else None
-    return cost(model, spec).flops_per_token
+    """The field of `cost` for one of `MEASURES`. The forward pass is always traced: some widths are refused only there."""
+    return getattr(cost(model, spec), MEASURES[measure])
 
 
 def match(model: ModelConfig, spec: Spec, measure: str, budget: float) -> Sized:

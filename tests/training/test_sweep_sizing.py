@@ -1,0 +1,90 @@
+"""Widths against an exhaustive search, costs against the model that is built."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+from flax import nnx
+
+from data.task import Spec
+from models.sequence_model import ModelConfig, SequenceModel
+from training import sizing
+from training.sizing import Sized, solve
+
+SPEC = Spec(vocab_size=11, channels=None, targets=11, objective="causal_lm", length=16)
+
+
+def model(name, width=16, **options):
+    return ModelConfig(vocab_size=11, targets=11, width=width, depth=2, pattern=(name,), length=16, **options)
+
+
+def heads(step, power=2):
+    def amount(width):
+        if width % step:
+            raise ValueError(f"{width} cannot be divided into {step} heads")
+        return 3 * width**power + 7 * width
+
+    return amount
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 96])
+@pytest.mark.parametrize("budget", [1, 900, 54_321, 3_000_000])
+def test_the_nearest_width_is_found(step, budget):
+    amount = heads(step)
+    found = solve(amount, budget, 64)
+    errors = {w: abs(amount(w) - budget) for w in range(step * math.ceil(8 / step), 1200, step)}
+    if found.width % 8 == 0 and abs(found.deviation) <= 0.01:
+        assert errors[found.width] <= 0.01 * budget
+    else:
+        assert errors[found.width] == min(errors.values())
+    assert found == Sized(found.width, budget, amount(found.width))
+    assert found.reached == (abs(amount(found.width) / budget - 1) <= 0.05)
+
+
+def test_hardware_likes_multiples_of_eight():
+    assert solve(heads(1), heads(1)(1001), 64).width == 1000
+    assert solve(heads(1), heads(1)(37), 64).width == 37
+
+
+def test_what_cannot_be_sized():
+    assert solve(lambda width: 1234, 999, 48) == Sized(48, 999, 1234), "as it is where the width does not matter"
+    nothing = solve(lambda width: None, 999, 48)
+    assert nothing == Sized(48, 999, None) and nothing.deviation is None and not nothing.reached
+
+    def never(width):
+        raise ValueError("is not causal\nand so on")
+
+    with pytest.raises(ValueError, match=r"^is not causal$"):
+        solve(never, 999, 48)
+    with pytest.raises(ValueError, match="more than 0"):
+        solve(heads(1), 0, 48)
+
+
+@pytest.mark.parametrize("name", ["attention", "s4d"])
+@pytest.mark.parametrize("measure", ["params", "state"])
+def test_models_are_sized(name, measure):
+    """The nearest of all widths that can be built."""
+    budget = 1.1 * sizing.amount(model(name, 24), SPEC, measure)
+    found = sizing.match(model(name), SPEC, measure, budget)
+    widths = [w for w in range(16, 33) if name != "attention" or w % 8 == 0]  # four heads, rotated in pairs
+    amounts = {w: sizing.amount(dataclasses.replace(model(name), width=w), SPEC, measure) for w in widths}
+    assert found.achieved == amounts[found.width]
+    assert abs(found.achieved - budget) <= min(abs(a - budget) for a in amounts.values()) + 0.01 * budget
+
+
+def test_costs_are_those_of_the_model():
+    config = model("gla")
+    cost = sizing.cost(config, SPEC)
+    built = SequenceModel(config, rngs=nnx.Rngs(0))
+    assert cost.parameters == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(built, nnx.Param)))
+    assert cost.carry_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(built.initial_carry(1, 16)))
+    for measure, field in sizing.MEASURES.items():
+        assert sizing.amount(config, SPEC, measure) == getattr(cost, field)
+    encoder = dataclasses.replace(config, causal=False)
+    assert sizing.cost(encoder, SPEC).carry_bytes is None and sizing.amount(encoder, SPEC, "state") is None
+    pair = dataclasses.replace(encoder, head="pair", targets=2, tie_embeddings=False)
+    spec = dataclasses.replace(SPEC, objective="pair_classification", targets=2, metric="", causal=None)
+    assert sizing.cost(pair, spec).flops_per_token > 1.5 * sizing.cost(encoder, SPEC).flops_per_token
+    real = dataclasses.replace(encoder, vocab_size=None, channels=3, tie_embeddings=False)
+    assert sizing.cost(real, dataclasses.replace(SPEC, vocab_size=None, channels=3)).parameters > 0
