@@ -183,6 +183,21 @@ class SequenceModel(nnx.Module):
         if self.kind == "pair":  # both rows of a pair go through one model
             pack = lambda a: None if a is None else a.reshape(2 * rows, *a.shape[2:])
             inputs, segment_ids, positions = pack(inputs), pack(segment_ids), pack(positions)
+        x, carry = self.encode(inputs, carry, segment_ids=segment_ids, positions=positions, key=key)
+        if self.kind != "token":
+            x = pool(x, segment_ids, self.pooling)
+        if self.regression is not None:
+            return self.regression(x, targets), carry
+        if self.pair is not None:
+            return self.pair(x.reshape(rows, 2, -1)), carry
+        head = self.embedding[...].T if self.head is None else self.head[...]
+        logits = jnp.einsum("...d,dv->...v", x, head, preferred_element_type=jnp.float32)
+        if self.logit_cap:
+            logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
+        return constrain(logits, "batch", *("length",) * (self.kind == "token"), "vocab"), carry
+
+    def encode(self, inputs, carry=None, *, segment_ids=None, positions=None, key=None):
+        """What the head reads: the normalised output of the stack, [batch, length, width], and the carry; see `__call__`."""
         place, _, positions = mixers.locate(inputs.shape[:2], carry, segment_ids, positions)
         if self.real_inputs:
             x = self.embedding_scale * (inputs.astype(self.embedding.dtype) @ self.embedding[...])
@@ -203,19 +218,7 @@ class SequenceModel(nnx.Module):
             positions=positions,
             key=key,
         )
-        x = normalize(self.norm, x)
-        carry = None if carry is None else {**place, "stack": stack_carry}
-        if self.kind != "token":
-            x = pool(x, segment_ids, self.pooling)
-        if self.regression is not None:
-            return self.regression(x, targets), carry
-        if self.pair is not None:
-            return self.pair(x.reshape(rows, 2, -1)), carry
-        head = self.embedding[...].T if self.head is None else self.head[...]
-        logits = jnp.einsum("...d,dv->...v", x, head, preferred_element_type=jnp.float32)
-        if self.logit_cap:
-            logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
-        return constrain(logits, "batch", *("length",) * (self.kind == "token"), "vocab"), carry
+        return normalize(self.norm, x), (None if carry is None else {**place, "stack": stack_carry})
 
     def initial_carry(self, batch: int, capacity: int) -> Any:
         """The carry before the first token; `capacity` is the number of tokens that growing carries must hold."""

@@ -82,9 +82,7 @@ class Summary:
     carry_bytes: int | None
 
 
-def summarize(
-    name: str, model: nnx.Module, inputs: jax.ShapeDtypeStruct, tokens: int, capacity: int | None
-) -> Summary:
+def summarize(name: str, model: nnx.Module, inputs: jax.ShapeDtypeStruct, tokens: int, capacity: int | None) -> Summary:
     """Sums up a model.
 
     Args:

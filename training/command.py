@@ -33,9 +33,9 @@ def run(main: Callable) -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("--config="))
     try:
         app.run(main, flags_parser=_parse)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
-        ours = isinstance(error, ValueError | FileNotFoundError) or type(error).__name__ in ("CheckpointError", "FetchError")
-        if not ours or flags.FLAGS.traceback:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        foreign = isinstance(error, RuntimeError) and type(error).__name__ not in ("CheckpointError", "FetchError")
+        if foreign or flags.FLAGS.traceback:
             raise
         sys.exit(f"error: {error}")
 

@@ -39,6 +39,8 @@ def run(model: Loaded, lengths: list[int], sequences: int = 4) -> dict[str, Any]
     Raises:
       ValueError: for several lengths, or where the folder holds the diagnostics of another step.
     """
+    if model.config.model.head == "pair":
+        raise ValueError("there are no diagnostics of models of pairs")
     if len(lengths) > 1:
         raise ValueError(f"diagnostics are of one length, --lengths has {len(lengths)}")
     config, folder = model.config, model.workdir / "diagnostics"
@@ -131,7 +133,8 @@ def diagnose(
     Returns:
       {"length", "sequences", "receptive_field", "layers": one dict for each layer}; nested dicts and lists of numbers.
     """
-    rows, length = batch["inputs"].shape
+    rows, length = batch["inputs"].shape[:2]
+    scored = tokens_of(batch)
     where = {key: jnp.asarray(batch[key]) for key in ("segment_ids", "positions") if key in batch}
     at = query_positions(length, queries, causal)
     mixers = unstack(model)
@@ -146,7 +149,7 @@ def diagnose(
         layers.append(
             {
                 "mixer": name,
-                "locality": locality(found, at, batch["weights"], causal),
+                "locality": locality(found, at, scored, causal),
                 "token_gradient": spread(norms),
                 "score_gradient": None,
             }
@@ -156,7 +159,7 @@ def diagnose(
             layers[-1]["score_gradient"] = {"normalization": kind} | spread(values)
     for layer, found in enumerate(spectra(model, mixers, batch, causal, tokens, limit, seed)):
         layers[layer]["spectrum"] = found
-    field = locality(logits, at, batch["weights"], causal)
+    field = locality(logits, at, scored, causal)
     return {"length": length, "sequences": rows, "receptive_field": field, "layers": layers}
 
 
@@ -166,6 +169,14 @@ def rows_of(task: tasks.Task, split: str, count: int) -> dict[str, np.ndarray]:
     rows = [task.example(split, i) for i in np.unique(np.linspace(0, total - 1, count).astype(int))]
     drop = () if task.spec.segmented else ("segment_ids", "positions")
     return {key: np.stack([row[key] for row in rows]) for key in rows[0] if key not in drop}
+
+
+def tokens_of(batch: dict[str, np.ndarray]) -> np.ndarray:
+    """[B, T], not 0 at the tokens that count: those that are scored, or where rows are scored all but padding."""
+    if np.ndim(batch["weights"]) == 2:
+        return batch["weights"]
+    shape = batch["inputs"].shape[:2]
+    return (batch["segment_ids"] != 0).astype(np.float32) if "segment_ids" in batch else np.ones(shape, np.float32)
 
 
 def query_positions(length: int, count: int, causal: bool) -> np.ndarray:
@@ -181,7 +192,8 @@ def _outputs(x, mixer, call):
 def _logits(added, model, ids, where):
     own = nnx.clone(model)
     own.stack = Tapped(own.stack, lambda x, *_, **__: x + added)
-    return own(ids, **where)[0]
+    # Where rows are scored and not tokens: what the pooling reads of each token.
+    return own(ids, **where)[0] if model.kind == "token" and model.regression is None else own.encode(ids, **where)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("f", "probes"))
@@ -294,4 +306,4 @@ def spread(values: np.ndarray) -> dict[str, Any]:
 
 
 def _real(batch: dict) -> np.ndarray:
-    return np.asarray(batch["weights"] > 0 if "segment_ids" not in batch else batch["segment_ids"] > 0)
+    return np.asarray(tokens_of(batch) > 0 if "segment_ids" not in batch else batch["segment_ids"] > 0)

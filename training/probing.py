@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models.sequence_model import SequenceModel
-from training.step import token_sums
+from training.step import score
 
 
 class Tapped(nnx.Module):
@@ -69,11 +69,10 @@ def observe(
             return x + added[layer]
 
         own.stack = Unrolled(own.stack, tap)
-        logits, _ = own(batch["inputs"], **where)
-        sums = token_sums(logits, batch["targets"], batch["weights"])
+        sums = score(own, {**batch, **where})
         return sums["nats"] / jnp.maximum(sums["weight"], 1), calls
 
-    gradients, calls = jax.grad(loss, has_aux=True)(jnp.zeros((layers, *batch["inputs"].shape, width)))
+    gradients, calls = jax.grad(loss, has_aux=True)(jnp.zeros((layers, *batch["inputs"].shape[:2], width)))
     return calls, gradients
 
 

@@ -5,6 +5,7 @@ float32, whatever the devices, the microbatches and the weights are. Classes are
 model's own loss.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -183,12 +184,17 @@ def make_eval_step(built: Built, *, compute_dtype="float32") -> Callable[[PyTree
 
 
 def _sums(built: Built, params: PyTree, batch: Batch, **kwargs) -> dict[str, Float[Array, ""]]:
+    return score(functools.partial(built.apply, params), batch, **kwargs)
+
+
+def score(model: Callable, batch: Batch, **kwargs) -> dict[str, Float[Array, ""]]:
+    """The sums of a batch: `class_sums` or, of real targets, `real_sums`; `model` is a `SequenceModel` or is called like one."""
     kwargs |= {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
     targets, weights = batch["targets"], batch["weights"]
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        (predictions, loss), _ = built.apply(params, batch["inputs"], targets=targets, **kwargs)
+        (predictions, loss), _ = model(batch["inputs"], targets=targets, **kwargs)
         return real_sums(predictions, loss, targets, weights)
-    logits, _ = built.apply(params, batch["inputs"], **kwargs)
+    logits, _ = model(batch["inputs"], **kwargs)
     # The backward pass keeps the logits and nothing else of their size.
     return jax.checkpoint(class_sums)(logits, targets, weights)
 
