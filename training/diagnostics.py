@@ -25,7 +25,7 @@ from data import task as tasks
 from models.sequence_model import SequenceModel
 from ops import dispatch
 from training import loop, plots
-from training.inference import Loaded
+from training.inference import Loaded, at_length
 from training.probing import Tapped, observe, unstack
 from training.spectrum import spectra
 
@@ -46,8 +46,8 @@ def run(model: Loaded, lengths: list[int], sequences: int = 4) -> dict[str, Any]
     config, folder = model.config, model.workdir / "diagnostics"
     refuse_another(folder, model.step)
     length = lengths[0] if lengths else min(LONGEST, config.task.spec.length)
-    options = {key: value for key, value in config.raw["task"].items() if key != "name"} | {"length": length}
-    batch = rows_of(tasks.create(config.raw["task"]["name"], **options), "valid", sequences)
+    task = config.task if length == config.task.spec.length else at_length(config, length)
+    batch = rows_of(task, "valid", sequences)
     pattern = config.model.pattern
     with jax.default_device(jax.local_devices()[0]), dispatch.implementation(config.train.implementation):
         whole = model.built.merge(jax.tree.map(jnp.asarray, jax.device_get(model.params)))

@@ -61,8 +61,7 @@ def score(model: Loaded, split: str, lengths: list[int], batches: int = 0) -> li
     tasks.check_choice("split", split, config.task.splits)
     results = []
     for length in lengths or [trained]:
-        options = {key: value for key, value in config.raw["task"].items() if key != "name"} | {"length": length}
-        task = tasks.create(config.raw["task"]["name"], **options)
+        task = config.task if length == trained else at_length(config, length)
         ways = model.built.mesh.size
         # The same number of tokens in a batch, whatever the length.
         rows = max(1, config.train.batch_size * trained // length // ways) * ways
@@ -78,6 +77,20 @@ def score(model: Loaded, split: str, lengths: list[int], batches: int = 0) -> li
         if split != "train":
             report.floors(config.task, split, dict(results).get(trained, results[-1][1]))
     return results
+
+
+def at_length(config: Config, length: int) -> tasks.Task:
+    """The task of a run with rows of another length.
+
+    Raises:
+      ValueError: if the task has one length only.
+    """
+    name = config.raw["task"]["name"]
+    if "length" not in tasks.defaults(name):
+        raise ValueError(f"rows of task {name!r} have one length, {config.task.spec.length}; leave --lengths out")
+    options = {key: value for key, value in config.raw["task"].items() if key != "name"} | {"length": length}
+    options.setdefault("seed", config.seed)
+    return tasks.create(name, **options)
 
 
 def sample(model: Loaded, prompt: str, length: int, **options) -> str:

@@ -73,13 +73,21 @@ def score(workdir: Path, lengths: Sequence[int] = ()) -> None:
     """Scores the test split at the checkpoint of a run that is best on validation, and writes `result.json`.
 
     Raises:
-      ValueError: if the directory holds no run, or its task cannot have such lengths.
+      ValueError: if the directory holds no run. A length that its mixers or its task cannot have gets no score.
       CheckpointError: if no checkpoint has a score to be the best by: the run diverged.
     """
     model = inference.load(workdir)
     task, spec = model.config.task, model.config.task.spec
-    # Without lengths, the task is taken as it is: not all have one to choose.
-    found = inference.score(model, "test", sorted({spec.length, *lengths}) if lengths else [])
+    scores = {}
+    for length in sorted({spec.length, *lengths}):
+        try:
+            ((_, found),) = inference.score(model, "test", [] if length == spec.length else [length])
+            scores[str(length)] = found[spec.metric]
+        except ValueError as error:
+            if length == spec.length:
+                raise
+            loop.say(f"no score at length {length}: {error}")  # mixers and tasks that have one length only
+            scores[str(length)] = None
     valid = {line["step"]: line[spec.metric] for line in read_metrics(workdir) if line["split"] == "valid"}
     result = {
         "task": task.name,
@@ -90,6 +98,6 @@ def score(workdir: Path, lengths: Sequence[int] = ()) -> None:
         "steps": model.config.train.steps,
         "step": model.step,
         "valid": valid[model.step],
-        "test": {str(length): scores[spec.metric] for length, scores in found},
+        "test": scores,
     }
     write_atomically(Path(workdir) / RESULT, json.dumps(result, indent=1))

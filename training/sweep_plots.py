@@ -18,6 +18,9 @@ MANY = 12  # rows beyond which labels go into a legend and shrink
 
 def save(groups: Sequence[Sequence[Row]], folder: Path) -> str:
     """Writes the plots of each group of comparable rows; returns a sentence that says where they are."""
+    plots = {"quality": quality, "learning": learning, "lengths": lengths}
+    for path in (path for name in plots for path in folder.glob(f"{name}*.png")):
+        path.unlink()  # of an earlier state of the sweep
     if not groups:
         return "no plots: nothing is finished"
     try:
@@ -27,13 +30,10 @@ def save(groups: Sequence[Sequence[Row]], folder: Path) -> str:
     made = []
     for i, group in enumerate(groups):
         suffix = f"-{i + 1}" if len(groups) > 1 else ""
-        for name, plot in {"quality": quality, "learning": learning, "lengths": lengths}.items():
-            figure, path = plot(group), folder / f"{name}{suffix}.png"
-            if figure is None:
-                path.unlink(missing_ok=True)
-                continue
-            figure.savefig(path, dpi=130)
-            made.append(path.name)
+        for name, plot in plots.items():
+            if (figure := plot(group)) is not None:
+                made.append(f"{name}{suffix}.png")
+                figure.savefig(folder / made[-1], dpi=130)
     return f"plots: {', '.join(made)}"
 
 

@@ -53,7 +53,11 @@ class Row:
 
     def lengths(self) -> list[int]:
         """The lengths that all its cells are scored at."""
-        return sorted(set.intersection(*({int(n) for n in result["test"]} for result in self.results)))
+        return sorted(
+            set.intersection(
+                *({int(n) for n, value in result["test"].items() if value is not None} for result in self.results)
+            )
+        )
 
     def tokens_per_second(self) -> float | None:
         """Median speed of training."""

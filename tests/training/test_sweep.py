@@ -66,7 +66,7 @@ class Pretender:
         (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         result = {"task": "text", "metric": "bits_per_byte", "higher_is_better": False}
         result |= {"floors": {"uniform": 8.0, "5-gram": 3.5}, "length": 16, "steps": 4, "step": 4}
-        scores = {str(n): value + n / 1000 for n in {16, *cell.lengths}}
+        scores = {str(n): None if n > 40 else value + n / 1000 for n in {16, *cell.lengths}}
         (cell.workdir / "result.json").write_text(json.dumps(result | {"valid": value, "test": scores}))
         return Result(cell, "finished", seconds=1.0)
 
@@ -134,7 +134,7 @@ def test_bad_requests(text, tmp_path, axes, options, message):
 
 def test_a_sweep_and_its_report(text, tmp_path, capsys):
     """Failures are told and the rest goes on; what is finished is not run again; the report has everything."""
-    asked = request(text, tmp_path, {"mixer": "mamba,gla,lru,fnet", "seed": "0,1,9"}, lengths=(32,))
+    asked = request(text, tmp_path, {"mixer": "mamba,gla,lru,fnet", "seed": "0,1,9"}, lengths=(32, 48))
     engine = Pretender()
     assert not sweep.run(asked, engine, "python sweep.py")
     assert len(engine.ran) == 9, "fnet is not causal: its cells are not run"
@@ -147,15 +147,21 @@ def test_a_sweep_and_its_report(text, tmp_path, capsys):
     assert gla.startswith(f"| `gla` | 3.0660 ± {half:.4f} | 3.0500 | 2 of 3 |") and "1,000 |" in gla
     order = [report.index(text) for text in ("`gla` | 3.0660", "*5-gram*", "`mamba` | 4.0660", "*uniform*")]
     assert order == sorted(order), "floors stand among the rows, best first"
-    assert "| `gla` | 3.0660 ±" in report and "| 16 | 32 |" in report
+    assert "| `gla` | 3.0660 ±" in report and "| 16 | 32 |\n" in report
     assert "ValueError: it broke (`mixer=lru,seed=0/log.txt`)" in report and "mixer 'fnet' is not causal" in report
     assert "`mixer=gla,seed=9`: not finished" in report
     assert (
-        "for seed in 0 1 9; do" in report and "python eval.py --lengths=16,32 --workdir=runs/mixer=gla-$seed" in report
+        "for seed in 0 1 9; do" in report
+        and "python eval.py --lengths=16,32,48 --workdir=runs/mixer=gla-$seed" in report
     )
     lines = list(csv.DictReader((asked.workdir / "results.csv").open()))
     assert len(lines) == 12 and [line["status"] for line in lines[:3]] == ["finished", "finished", "unfinished"]
-    assert float(lines[0]["test"]) == 4.016 and float(lines[0]["test_at_32"]) == 4.032 and lines[0]["step"] == "4"
+    assert (
+        float(lines[0]["test"]) == 4.016
+        and float(lines[0]["test_at_32"]) == 4.032
+        and "test_at_48" not in lines[0]
+        and lines[0]["step"] == "4"
+    )
     assert lines[6]["error"] == "ValueError: it broke" and int(lines[6]["parameters"]) > 0
     assert "8 of 12 cells are not finished (6 failed)" in capsys.readouterr().out
     longer = dataclasses.replace(asked, settings={**asked.settings, "train.steps": "6"})
