@@ -45,7 +45,11 @@ def run(model: Loaded, lengths: list[int], sequences: int = 4) -> dict[str, Any]
         raise ValueError(f"diagnostics are of one length, --lengths has {len(lengths)}")
     config, folder = model.config, model.workdir / "diagnostics"
     refuse_another(folder, model.step)
-    length = lengths[0] if lengths else min(LONGEST, config.task.spec.length)
+    length = config.task.spec.length
+    if lengths:
+        length = lengths[0]
+    elif "length" in tasks.defaults(config.raw["task"]["name"]):
+        length = min(LONGEST, length)
     task = config.task if length == config.task.spec.length else at_length(config, length)
     batch = rows_of(task, "valid", sequences)
     pattern = config.model.pattern
