@@ -13,7 +13,7 @@ from data.task import Spec
 from models import mixer as mixers
 from models.sequence_model import SequenceModel
 from ops import dispatch
-from training import accounting, optimizer, run_directory, sharding, state
+from training import accounting, optimizer, run_directory, sharding, sizing, state
 from training.checkpoints import Checkpoints
 from training.config import Config
 from training.evaluation import evaluate
@@ -72,27 +72,21 @@ def cost_table(config: Config) -> tuple[str, float]:
     FLOPs are those of matrix products and Fourier transforms with every primitive in its matmul form, whatever form this
     platform runs.
     """
-    spec, length = config.task.spec, config.task.spec.length
-    model = nnx.eval_shape(lambda: SequenceModel(config.model, rngs=nnx.Rngs(0)))
-    streams = all(mixers.find(name).streaming for name in config.model.pattern) and config.model.causal
+    model, length = config.model, config.task.spec.length
+    rows = [sizing.cost(model, config.task.spec)]
+    capacity = None if rows[0].carry_bytes is None else length
     with dispatch.implementation("chunked"):
-        if spec.channels is not None:
-            inputs = jax.ShapeDtypeStruct((1, length, spec.channels), jnp.float32)
-        else:
-            inputs = jax.ShapeDtypeStruct((1, 2, length) if config.model.head == "pair" else (1, length), jnp.int32)
-        rows = [accounting.summarize("model", model, inputs, length, length if streams else None)]
-        for name in dict.fromkeys(config.model.pattern):
+        for name in dict.fromkeys(model.pattern):
             make = lambda name=name: mixers.create(
                 name,
-                config.model.width,
+                model.width,
                 rngs=nnx.Rngs(0),
-                causal=config.model.causal,
-                depth=config.model.depth,
-                length=config.model.length,
-                **config.model.mixer.get(name, {}),
+                causal=model.causal,
+                depth=model.depth,
+                length=model.length,
+                **model.mixer.get(name, {}),
             )
-            x = jax.ShapeDtypeStruct((1, length, config.model.width), jnp.float32)
-            capacity = length if streams else None
+            x = jax.ShapeDtypeStruct((1, length, model.width), jnp.float32)
             rows.append(accounting.summarize(f"  one {name}", nnx.eval_shape(make), x, length, capacity))
     return accounting.table(rows), rows[0].flops_per_token
 
