@@ -11,6 +11,7 @@ from flax import nnx
 
 from models import mixer as mixers
 from models.sequence_model import ModelConfig, SequenceModel
+from tests.collection import one_of_each_primitive
 from tests.tolerance import assert_close
 from training import optimizer, sharding, state
 from training.state import Metadata
@@ -42,7 +43,7 @@ def sketch(name: str) -> SequenceModel:
     return nnx.eval_shape(lambda: model(name, nnx.Rngs(0)))
 
 
-@pytest.mark.parametrize("name", mixers.names())
+@pytest.mark.parametrize("name", one_of_each_primitive(mixers.names()))
 def test_sharded_equals_unsharded(name):
     """The loss and its gradients on data x fsdp x tensor = 2 x 2 x 2 devices are those of one device."""
     ids = jax.random.randint(jax.random.key(0), (4, LENGTH), 0, 16)
