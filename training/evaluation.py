@@ -49,7 +49,7 @@ def summary(spec: Spec, sums: dict[str, float]) -> dict[str, float]:
         result |= {spec.metric: loss / math.log(2), "perplexity": math.exp(min(loss, 700.0))}
     if "correct" in sums:
         result["accuracy"] = sums["correct"] / weight
-        if spec.objective in ("causal_lm", "token_labels"):
+        if spec.objective == "token_labels" or spec.metric == "row_accuracy":
             result["row_accuracy"] = sums["rows_correct"] / sums["rows"]
     else:
         result |= {"rmse": math.sqrt(sums["squared"] / weight), "mae": sums["absolute"] / weight}
