@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ops import chunks, dispatch, segments
+from ops.triangular import solve_unit_lower
 
 _OFFERED = ("reference", "sequential", "chunked")
 _CHUNK = 64
@@ -318,7 +319,7 @@ def _group(precision, state, x):
         A = -down(_scores(b_after, a, G, masks))
         W = b * jnp.concatenate([jnp.ones_like(enter[..., :1, :]), enter[..., :-1, :]], -2)
         R = down(_matmul(_scores(b_after, k, G, masks), v))
-    W, R = jnp.split(_solve(A, jnp.concatenate([W, R], -1)), [q.shape[-1]], -1)
+    W, R = jnp.split(solve_unit_lower(A, jnp.concatenate([W, R], -1)), [q.shape[-1]], -1)
     writes = _transpose(a * leave)
     added = None if beta is not None else _matmul(_transpose(k * leave), v)
 
@@ -353,48 +354,3 @@ def _scores(x, y, G, masks, precision=_FULL):
     """`_strict_scores` and the diagonal."""
     diagonal = _dot(x, y) * jnp.eye(x.shape[-2], dtype=x.dtype)
     return _strict_scores(x, y, G, masks, precision) + diagonal
-
-
-@jax.custom_vjp
-def _solve(A: Float[Array, "... C C"], R: Float[Array, "... C D"]) -> Float[Array, "... C D"]:
-    """Solves (I + A) X = R for strictly lower triangular A."""
-    return _solve_forward(A, R)[0]
-
-
-def _solve_forward(A, R):
-    inverse = _inverse(A[..., None, :, :])[..., 0, :, :]
-    X = _matmul(inverse, R)
-    return X, (inverse, X)
-
-
-def _solve_backward(saved, dX):
-    inverse, X = saved
-    dR = _matmul(_transpose(inverse), dX)
-    dA = -_matmul(dR, _transpose(X))
-    return jnp.where(chunks.lower(dA.shape[-1], strict=True), dA, 0), dR
-
-
-_solve.defvjp(_solve_forward, _solve_backward)
-
-
-def _inverse(A: Float[Array, "... n C C"]) -> Float[Array, "... n C C"]:
-    """(I + A)^-1 of n blocks: rows are substituted inside blocks of 8 tokens, and halves merged above.
-
-    As accurate as substitution. The Neumann series would need fewer products, but its terms grow without bound and
-    cancel when keys repeat.
-    """
-    *lead, n, size, _ = A.shape
-    if size <= 8:
-        eye = jnp.eye(size, dtype=A.dtype)
-        rows = jnp.broadcast_to(eye[:1], (*lead, n, 1, size))
-        for i in range(1, size):
-            row = eye[i : i + 1] - jnp.sum(A[..., i, :i, None] * rows, -2, keepdims=True)
-            rows = jnp.concatenate([rows, row], -2)
-        return rows
-    half = size // 2
-    blocks = jnp.stack([A[..., :half, :half], A[..., half:, half:]], -3).reshape(*lead, 2 * n, half, half)
-    inverses = _inverse(blocks).reshape(*lead, n, 2, half, half)
-    first, second = inverses[..., 0, :, :], inverses[..., 1, :, :]
-    corner = -_matmul(_matmul(second, A[..., half:, :half]), first)
-    upper = jnp.concatenate([first, jnp.zeros_like(corner)], -1)
-    return jnp.concatenate([upper, jnp.concatenate([corner, second], -1)], -2)

@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ops import chunks, dispatch, segments
+from ops.triangular import solve_unit_lower
 
 _CHUNK = 64
 _FULL = lax.Precision.HIGHEST
@@ -130,9 +131,7 @@ def _chunk(state, x):
 
     L = jnp.where(masks.same, before(to_M, 0), 0) * _matmul(k, _transpose(beta * k))
     R = [jnp.where(enter, before(from_M, 1), 0) * k, jnp.where(enter, before(S_to_M, 0), 0) * k, -v]
-    U = jax.scipy.linalg.solve_triangular(
-        L + jnp.eye(L.shape[-1], dtype=L.dtype), jnp.concatenate(R, -1), lower=True, unit_diagonal=True
-    )
+    U = solve_unit_lower(L, jnp.concatenate(R, -1))
     K = k.shape[-1]
     U = _matmul(U[..., :K], M) + _matmul(U[..., K : 2 * K], S) + U[..., 2 * K :]
     y = from_M * _matmul(q, M) + S_to_M * _matmul(q, S) - _matmul(to_M * _matmul(q, _transpose(beta * k)), U)

@@ -110,3 +110,19 @@ def test_bounded():
     x = jax.tree.map(jnp.float32, (q, k, v, gate(), np.log(gate()), np.full((1, 1024, 8), -0.01)))
     _, (memory, _) = jax.jit(momentum_delta_rule)(*x)
     assert jnp.abs(memory).max() < 30
+
+
+def test_many_chunks_and_rows():
+    """A size at which LAPACK's solver blocked forever inside the compiled loop over chunks, gradients included."""
+    r = np.random.default_rng(2)
+    shape = (8, 256, 4)
+    q, k, v = (r.standard_normal((*shape, 16)) for _ in range(3))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    x = q, k, v, r.uniform(0, 1, shape), -r.uniform(0, 1, shape), -r.uniform(0, 0.1, shape)
+    x = jax.tree.map(jnp.float32, x)
+
+    def f(form):
+        loss = lambda x: jnp.sum(jnp.sin(momentum_delta_rule(*x, implementation=form)[0]))
+        return jax.jit(jax.value_and_grad(loss))(x)
+
+    compare(f("chunked"), f("reference"), 1e-4)
