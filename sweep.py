@@ -13,6 +13,8 @@ import pathlib
 import shlex
 import sys
 
+from training import command
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
@@ -98,7 +100,7 @@ def lengths(text: str) -> tuple[int, ...]:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (ValueError, RuntimeError) as error:
-        if not isinstance(error, ValueError) and type(error).__name__ not in ("CheckpointError", "FetchError"):
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        if not command.is_bad_input(error):
             raise
         sys.exit(f"error: {error}")

@@ -27,20 +27,20 @@ def main():
     options = parser.parse_args()
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
 
-    from configs import regression
     from data import label_noise, task
+    from models.heads import LOSSES
 
     errors = {
         (noise, loss): [train(options, noise, loss, seed) for seed in range(options.seeds)]
         for noise in label_noise.NOISES
-        for loss in regression.LOSSES
+        for loss in LOSSES
     }
     print(
         f"\nmean angular error in degrees, {options.mixer}, {options.steps} steps, {options.seeds} seed(s): mean (spread)"
     )
-    print(f"{'training labels':<20}" + "".join(f"{loss:>18}" for loss in regression.LOSSES))
+    print(f"{'training labels':<20}" + "".join(f"{loss:>18}" for loss in LOSSES))
     for noise in label_noise.NOISES:
-        cells = (errors[noise, loss] for loss in regression.LOSSES)
+        cells = (errors[noise, loss] for loss in LOSSES)
         shown = (f"{statistics.mean(cell):.2f} ({max(cell) - min(cell):.2f})" for cell in cells)
         print(f"{noise:<20}" + "".join(f"{text:>18}" for text in shown))
     for noise in label_noise.NOISES:
@@ -58,7 +58,7 @@ def train(options: argparse.Namespace, noise: str, loss: str, seed: int) -> floa
 
     chosen = regression.get_config(f"task=gaze,mixer={options.mixer},loss={loss}")
     chosen.seed = seed
-    chosen.task.update({"label_noise": noise, "seed": seed})
+    chosen.task.label_noise = noise
     chosen.optimizer.warmup_steps = options.steps // 10
     chosen.train.update({"steps": options.steps, "eval_every": 0, "checkpoint_every": 0})
     chosen.train.log_every = max(1, options.steps // 4)

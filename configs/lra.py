@@ -4,7 +4,8 @@
     python train.py --config=configs/lra.py:task=image,mixer=s4d,size=paper --workdir=runs/image --config.task.protocol=s4
 
 Keys of the argument:
-  task: listops, text, retrieval, image, pathfinder; or fashion_mnist_pixels, digits_pixels, mnist1d.
+  task: listops, text, retrieval, image, pathfinder; fashion_mnist_pixels, digits_pixels, mnist1d; or any other of
+    `data/tasks/`.
   mixer: a mixer, or several joined by "+", a pattern that the depth repeats.
   size: "cpu" (minutes on two cores) or "paper" (the task's published size, in a model of the S4 line's size).
 """
@@ -14,7 +15,6 @@ from ml_collections import ConfigDict
 from configs import common
 from data import task as tasks
 
-TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "fashion_mnist_pixels", "digits_pixels", "mnist1d")
 # width, depth, norm, batch size, learning rate, steps
 SIZES = {
     "cpu": (64, 2, "rmsnorm", 32, 3e-3, 2000),
@@ -29,10 +29,10 @@ def get_config(arg: str = "") -> ConfigDict:
       ValueError: for a key or a value that does not exist.
     """
     choice = common.parse(arg, "configs/lra.py", task="listops", mixer="s4d", size="cpu")
-    name = common.choose("task", choice["task"], {name: name for name in TASKS})
     width, depth, norm, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)
+    paper = tasks.find(choice["task"]).paper if choice["size"] == "paper" else {}
     return common.experiment(
-        common.task_section(name, **(tasks.find(name).paper if choice["size"] == "paper" else {})),
+        common.task_section(choice["task"], **paper),
         common.model(tuple(choice["mixer"].split("+")), width, depth, norm=norm),
         common.optimizer(learning_rate, steps, warmup_steps=steps // 10, weight_decay=0.05),
         common.train(steps, batch_size, eval_every=steps // 10, checkpoint_every=steps // 10),

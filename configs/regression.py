@@ -4,7 +4,7 @@
     python train.py --config=configs/regression.py:loss=squared --workdir=runs/noisy --config.task.label_noise=heavy-tailed
 
 Keys of the argument:
-  task: gaze, keypoints or adding.
+  task: gaze, keypoints, adding, or any other of `data/tasks/` whose targets are real numbers.
   mixer: a mixer, or several joined by "+", a pattern that the depth repeats.
   loss: squared, absolute, laplace or rle (of an even number of targets).
   size: "cpu" (minutes on two cores) or "paper" (the task's larger size).
@@ -15,8 +15,6 @@ from ml_collections import ConfigDict
 from configs import common
 from data import task as tasks
 
-TASKS = ("gaze", "keypoints", "adding")
-LOSSES = ("squared", "absolute", "laplace", "rle")
 # width, depth, batch size, learning rate, steps
 SIZES = {
     "cpu": (32, 2, 32, 3e-3, 1500),
@@ -31,16 +29,13 @@ def get_config(arg: str = "") -> ConfigDict:
       ValueError: for a key or a value that does not exist.
     """
     choice = common.parse(arg, "configs/regression.py", task="gaze", mixer="gla", loss="rle", size="cpu")
-    name = common.choose("task", choice["task"], {name: name for name in TASKS})
-    loss = common.choose("loss", choice["loss"], {loss: loss for loss in LOSSES})
     width, depth, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)
-    task = tasks.defaults(name)
-    if choice["size"] == "paper":
-        task.update(tasks.find(name).paper)
+    paper = tasks.find(choice["task"]).paper if choice["size"] == "paper" else {}
+    pattern = tuple(choice["mixer"].split("+"))
     return common.experiment(
-        {"name": name, **task},
+        common.task_section(choice["task"], **paper),
         # Where a pixel lies is what is asked: the mean over positions needs to know the absolute one.
-        common.model(tuple(choice["mixer"].split("+")), width, depth, loss=loss, position_embedding="sinusoidal"),
+        common.model(pattern, width, depth, loss=choice["loss"], position_embedding="sinusoidal"),
         common.optimizer(learning_rate, steps, warmup_steps=steps // 10, weight_decay=0.01),
         common.train(steps, batch_size, eval_every=max(1, steps // 4)),
     )

@@ -57,8 +57,8 @@ class Spec:
         by default.
       metric: what the task is judged by: "bits_per_<unit>", "accuracy", "row_accuracy" (all labels of a row are right),
         "rmse", "mae" or "angular_error". By default the first for language models, accuracy for classes, rmse for numbers.
-      segmented: whether rows hold several segments, or padding that a model must see. Otherwise models get no segment_ids
-        and take their fast paths (the unscored tail of a split's last row harms nobody).
+      packed: whether rows hold several segments, which a model must keep apart.
+      padded: whether rows hold padding that a model must see (the unscored tail of a split's last row harms nobody).
     """
 
     vocab_size: int | None
@@ -67,7 +67,8 @@ class Spec:
     objective: str
     length: int
     unit: str = ""
-    segmented: bool = False
+    packed: bool = False
+    padded: bool = False
     causal: bool | None = None
     metric: str = ""
 
@@ -87,6 +88,11 @@ class Spec:
             object.__setattr__(self, "metric", usual)
 
     @property
+    def segmented(self) -> bool:
+        """Whether models get segment_ids; without them they take their fast paths."""
+        return self.packed or self.padded
+
+    @property
     def higher_is_better(self) -> bool:
         """Whether a larger value of the metric is better."""
         return self.metric.endswith("accuracy")
@@ -98,12 +104,14 @@ class Task(abc.ABC):
     Attributes:
       name: the task and the data it reads, for reports.
       spec: what a model needs to know.
+      paper: the hyperparameters of the published size.
       seed: the order and the cutting of the training rows where the caller gives no seed of its own.
     """
 
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
     name: str
     spec: Spec
+    paper: ClassVar[dict[str, typing.Any]] = {}
     seed: int = 0
 
     @abc.abstractmethod
@@ -178,6 +186,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(data.tasks.__path__))
 
 
+@functools.cache
 def find(name: str) -> type[Task]:
     """The class of a task.
 

@@ -12,6 +12,7 @@ are its constructor's keywords, and what it cannot do it says in class attribute
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -320,6 +321,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(models.mixers.__path__))
 
 
+@functools.cache
 def find(name: str) -> type[Mixer]:
     """The class of a mixer.
 

@@ -93,7 +93,7 @@ class ModelConfig:
         }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
-                raise ValueError(f"model.{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}")
+                raise ValueError(f"model.{key} must be one of {', '.join(map(str, allowed))}; got {getattr(self, key)!r}")
         for name in self.pattern:
             mixers.find(name)
         if not self.pattern or self.depth % len(self.pattern):

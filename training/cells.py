@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data.task import Spec
 from models.sequence_model import ModelConfig
-from training import config, loop, sizing
+from training import command, config, loop, sizing
 from training.accounting import Summary
 from training.metrics import read_metrics
 from training.run_directory import RunDirectory
@@ -165,15 +165,12 @@ def parse(arguments: Sequence[str]) -> ConfigDict:
       ValueError: for what the experiment file or ml_collections refuses.
     """
     values = absl_flags.FlagValues()
-    command = ["train.py", *arguments]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
+    line = ["train.py", *arguments]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=line)
     try:
-        values(command)
+        values(line)
     except (absl_flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        # An error in the file comes as a whole traceback; its last line is what the file said.
-        text = str(error).strip().replace("\\n", ": ").replace("\\'", "").strip("'\"")
-        text = text.splitlines()[-1].strip().removeprefix("ValueError: ") if "Traceback" in text else text
-        raise ValueError(f"{text} (in {shlex.join(arguments)})") from error
+        raise ValueError(f"{command.flag_error(error)} (in {shlex.join(arguments)})") from error
     return holder.value
 
 

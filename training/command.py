@@ -34,10 +34,27 @@ def run(main: Callable) -> None:
     try:
         app.run(main, flags_parser=_parse)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
-        foreign = isinstance(error, RuntimeError) and type(error).__name__ not in ("CheckpointError", "FetchError")
-        if foreign or flags.FLAGS.traceback:
+        if not is_bad_input(error) or flags.FLAGS.traceback:
             raise
         sys.exit(f"error: {error}")
+
+
+def is_bad_input(error: Exception) -> bool:
+    """Whether an error says what a user must change, so that its message is enough; any other is a bug of ours."""
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ in ("CheckpointError", "FetchError")  # their modules are slow to import
+    return isinstance(error, (ValueError, FileNotFoundError))
+
+
+def flag_error(error: Exception) -> str:
+    """What went wrong when flags, or the configuration that they name, were read.
+
+    An error in a configuration's file comes as a whole traceback, of which the last line is what the file said.
+    """
+    text = str(error).strip()
+    if isinstance(error, AttributeError):  # as ml_collections quotes it: a representation of a representation
+        text = text.replace("\\n", ": ").replace("\\'", "").strip("'\"")
+    return text.splitlines()[-1].strip().removeprefix("ValueError: ") if "Traceback" in text else text
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
@@ -46,9 +63,4 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
         if "--traceback" in arguments:
             raise
-        # An error in a config file comes as a whole traceback; its last line is what the file said.
-        text = str(error).strip()
-        if isinstance(error, AttributeError):  # as ml_collections quotes it: a representation of a representation
-            text = text.replace("\\n", ": ").replace("\\'", "").strip("'\"")
-        text = text.splitlines()[-1].strip().removeprefix("ValueError: ") if "Traceback" in text else text
-        sys.exit(f"error: {text}")
+        sys.exit(f"error: {flag_error(error)}")

@@ -12,6 +12,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from training import command
+
 
 @dataclasses.dataclass(frozen=True)
 class Expect:
@@ -83,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return 0 if compare(workdir) else 1
     except (ValueError, RuntimeError, FileNotFoundError) as error:
-        if isinstance(error, RuntimeError) and type(error).__name__ not in ("CheckpointError", "FetchError"):
+        if not command.is_bad_input(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -41,13 +41,12 @@ def check_capabilities(config: Config) -> None:
     spec = config.task.spec
     for name in config.model.pattern:
         mixer = mixers.find(name)
-        if spec.objective == "causal_lm":
-            if spec.segmented and not mixer.packing:
-                raise ValueError(
-                    f"the rows of task {config.task.name!r} hold several segments, and mixer {name!r} has packing=False; "
-                    "set config.task.packing='windows' or choose another mixer"
-                )
-        elif spec.segmented and not mixer.padding:
+        if spec.packed and not mixer.packing:
+            raise ValueError(
+                f"the rows of task {config.task.name!r} hold several segments, and mixer {name!r} has packing=False; "
+                "set config.task.packing='windows' or choose another mixer"
+            )
+        if spec.padded and not (mixer.padding or mixer.packing):
             raise ValueError(
                 f"the rows of task {config.task.name!r} are padded, and mixer {name!r} has padding=False; choose another "
                 "mixer"

@@ -69,7 +69,7 @@ class LanguageModel(Task):
             targets=size,
             objective="causal_lm",
             length=length,
-            segmented=packing == "documents",
+            packed=packing == "documents",
             unit=unit,
         )
         self.name = f"language_model/{self.corpus.name}" + (f"/{tokenizer}" if tokenizer != "byte" else "")

@@ -74,7 +74,7 @@ class ListOps(Task):
             targets=10,
             objective="classification",
             length=length,
-            segmented=True,
+            padded=True,
             unit="row",
         )
         self.min_length, self.max_length = min_length, length if max_length is None else max_length

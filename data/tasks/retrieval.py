@@ -69,7 +69,7 @@ class Retrieval(Task):
             targets=2,
             objective="pair_classification",
             length=length,
-            segmented=True,
+            padded=True,
             unit="row",
         )
         cache = corpora.cache_folder(cache_dir) / "retrieval"

@@ -59,7 +59,7 @@ class Text(Task):
             targets=2,
             objective="classification",
             length=length,
-            segmented=True,
+            padded=True,
             unit="row",
         )
 

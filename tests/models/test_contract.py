@@ -43,11 +43,12 @@ def each(found) -> list:
 
 
 def forms() -> list[tuple[str, bool]]:
-    """Every mixer's causal and own two-sided form; and in two-sided form, through the wrapper, one mixer without context
+    """Every mixer's causal and own two-sided form; and in two-sided form, through the wrapper, the first mixer without context
     and all those that have one."""
     own = [(name, causal) for causal, kind in ((True, "causal"), (False, "bidirectional")) for name in able(kind)]
-    wrapped = [name for name in able("bidirectional", False) if mixers.find(name).uses_context or name == "mamba"]
-    return own + [(name, False) for name in wrapped]
+    wrapped = able("bidirectional", False)
+    first = next(name for name in wrapped if not mixers.find(name).uses_context)
+    return own + [(name, False) for name in wrapped if name == first or mixers.find(name).uses_context]
 
 
 def main_forms() -> list[tuple[str, bool]]:

@@ -122,6 +122,7 @@ def test_replaced_channel_mixer():
         ({"depth": 3}, "multiple"),
         ({"pattern": ("mambo",), "mixer": {}}, "mamba"),
         ({"norm": "rms"}, "model.norm must be one of"),
+        ({"loss": "rel"}, "model.loss must be one of None, squared"),
         ({"mixer": {"gla": {}}}, "does not use 'gla'"),
         ({"targets": 3}, "tie_embeddings"),
     ],

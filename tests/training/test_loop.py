@@ -165,7 +165,7 @@ def test_documents(tmp_path):
     config = small(folder, "mixer=s4d+local_attention", steps=3, eval_batches=0, profile_step=2)
     config.task.update({"corpus": f"file:{folder}", "packing": "documents"})
     resolved = resolve(config)
-    assert resolved.task.spec.segmented
+    assert resolved.task.spec.packed
     result = loop.train(resolved, tmp_path / "run")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     valid = loop.Batches(resolved, loop.build(resolved), "valid", 8)
