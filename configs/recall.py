@@ -29,11 +29,13 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     choice = common.parse(arg, "configs/recall.py", task="mqar", mixer="mamba", size="cpu")
     width, depth, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)
+    pattern = tuple(choice["mixer"].split("+"))
     # The mean over a row knows sums without any memory: where rows are scored, what counts is the last token's state.
     paper = tasks.find(choice["task"]).paper if choice["size"] == "paper" else {}
     return common.experiment(
         common.task_section(choice["task"], **paper),
-        common.model(tuple(choice["mixer"].split("+")), width, depth, pooling="last"),
+        # Tokens as large as what the first block writes beside them: attention finds them much sooner.
+        common.model(pattern, width, depth, pooling="last", embedding_scale=width**0.5),
         common.optimizer(learning_rate, steps, warmup_steps=steps // 10),
         common.train(steps, batch_size, eval_every=steps // 10, checkpoint_every=steps // 10),
     )

@@ -42,7 +42,7 @@ class ModelConfig:
       norm_eps: added to the norm's variance; by default the norm's own.
       norm_position: "pre" or "post".
       embedding_norm: whether the embedded tokens are normalised before the first block.
-      embedding_scale: factor of the embedded tokens.
+      embedding_scale: factor of the embedded tokens (width^0.5 in arXiv 1706.03762, section 3.4); real inputs have none.
       position_embedding: "sinusoidal" (with a learned scale), "none", or "auto": sinusoidal if some mixer of the pattern
         does not know the order of tokens.
       pooling: what stands for a row: the "mean" of its tokens (padding left out), its "last" or its "first" token.
@@ -93,7 +93,9 @@ class ModelConfig:
         }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
-                raise ValueError(f"model.{key} must be one of {', '.join(map(str, allowed))}; got {getattr(self, key)!r}")
+                raise ValueError(
+                    f"model.{key} must be one of {', '.join(map(str, allowed))}; got {getattr(self, key)!r}"
+                )
         for name in self.pattern:
             mixers.find(name)
         if not self.pattern or self.depth % len(self.pattern):
@@ -200,7 +202,7 @@ class SequenceModel(nnx.Module):
         """What the head reads: the normalised output of the stack, [batch, length, width], and the carry; see `__call__`."""
         place, _, positions = mixers.locate(inputs.shape[:2], carry, segment_ids, positions)
         if self.real_inputs:
-            x = self.embedding_scale * (inputs.astype(self.embedding.dtype) @ self.embedding[...])
+            x = inputs.astype(self.embedding.dtype) @ self.embedding[...]
         else:
             x = self.embedding_scale * constrain(self.embedding[...], "vocab", "activation")[inputs]
         if self.position_scale is not None:
