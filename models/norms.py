@@ -116,3 +116,12 @@ NORMS = {
     "scalenorm": ScaleNorm,
     "batchnorm": BatchNorm,
 }
+
+
+def normalize(
+    norm: nnx.Module, x: Float[Array, "B T D"], *, training: bool, segment_ids: Int[Array, "B T"] | None
+) -> Float[Array, "B T D"]:
+    """Applies any of the NORMS; the last two arguments are for those whose statistics are of the batch."""
+    if isinstance(norm, BatchNorm):
+        return norm(x, training=training, segment_ids=segment_ids)
+    return norm(x)
