@@ -3,8 +3,8 @@
     python -m benchmarks.tasks
     python -m benchmarks.tasks --tasks=mqar,listops --seconds=5
 
-Prints rows and positions per second for the default size and, of tasks that are generated, for the published one. The others fetch
-or read their data, as in training, or are listed with the first line of what they miss.
+Prints rows and positions per second for the default size and, of tasks that are generated, for the published one. The others
+fetch or read their data, as in training, or are listed with the first line of what they miss.
 """
 
 import argparse

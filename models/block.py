@@ -1,7 +1,5 @@
 """The residual block: a token mixer, then (where the mixer's paper has one) a channel mixer."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
 from models.mixer import Context
-from models.norms import BatchNorm
+from models.norms import normalize
 from models.partitioning import constrain
 
 
@@ -76,14 +74,13 @@ class Block(nnx.Module):
             return y, rest
 
         def residual(x, norm, f, key):
-            if isinstance(norm, BatchNorm):
-                norm = functools.partial(norm, training=context.key is not None, segment_ids=segment_ids)
-            y, aux = f(norm(x) if self.pre_norm else x)
+            apply = lambda x: normalize(norm, x, training=context.key is not None, segment_ids=segment_ids)
+            y, aux = f(apply(x) if self.pre_norm else x)
             if key is not None and self.dropout > 0:
                 keep = jax.random.bernoulli(key, 1 - self.dropout, y.shape)
                 y = jnp.where(keep, y / (1 - self.dropout), 0).astype(y.dtype)
             x = constrain(x + y, "batch", "length", "activation")
-            return (x if self.pre_norm else norm(x)), aux
+            return (x if self.pre_norm else apply(x)), aux
 
         x, (carry, stream) = residual(x, self.mixer_norm, mix, keys[0])
         if self.channel_mixer is not None:

@@ -22,6 +22,13 @@ def l2_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, ".
     return (x32 * jax.lax.rsqrt(jnp.sum(jnp.square(x32), -1, keepdims=True) + eps)).astype(x.dtype)
 
 
+def layer_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
+    """(x - mean) / sqrt(var + eps) over the last axis, without weight and bias."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 - jnp.mean(x32, -1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)).astype(x.dtype)
+
+
 class RMSNorm(nnx.Module):
     """w * x / sqrt(mean(x^2) + eps) over the last axis (arXiv 1910.07467). `offset=1` stores w - 1, as Gemma does."""
 
@@ -45,10 +52,8 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        x32 = x.astype(jnp.float32)
-        x32 = x32 - jnp.mean(x32, -1, keepdims=True)
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
-        return (x32 * scale * self.weight[...] + self.bias[...]).astype(x.dtype)
+        y = layer_normalize(x.astype(jnp.float32), self.eps)
+        return (y * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
 class ScaleNorm(nnx.Module):
@@ -116,3 +121,12 @@ NORMS = {
     "scalenorm": ScaleNorm,
     "batchnorm": BatchNorm,
 }
+
+
+def normalize(
+    norm: nnx.Module, x: Float[Array, "B T D"], *, training: bool, segment_ids: Int[Array, "B T"] | None
+) -> Float[Array, "B T D"]:
+    """Applies any of the NORMS; the last two arguments are for those whose statistics are of the batch."""
+    if isinstance(norm, BatchNorm):
+        return norm(x, training=training, segment_ids=segment_ids)
+    return norm(x)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
 from models.heads import LOSSES, POOLINGS, PairHead, Regression, pool
-from models.norms import NORMS, BatchNorm
+from models.norms import NORMS, normalize
 from models.params import constant, dense, normal, param
 from models.partitioning import constrain
 from models.stack import REMAT, Stack
@@ -207,11 +207,9 @@ class SequenceModel(nnx.Module):
             x = self.embedding_scale * constrain(self.embedding[...], "vocab", "activation")[inputs]
         if self.position_scale is not None:
             x = x + (self.position_scale[...] * sinusoids(positions, x.shape[-1])).astype(x.dtype)
-        normalize = lambda norm, x: (
-            norm(x, training=key is not None, segment_ids=segment_ids) if isinstance(norm, BatchNorm) else norm(x)
-        )
+        apply = lambda norm, x: normalize(norm, x, training=key is not None, segment_ids=segment_ids)
         if self.embedding_norm is not None:
-            x = normalize(self.embedding_norm, x)
+            x = apply(self.embedding_norm, x)
         x = constrain(x, "batch", "length", "activation")
         x, stack_carry = self.stack(
             x,
@@ -220,7 +218,7 @@ class SequenceModel(nnx.Module):
             positions=positions,
             key=key,
         )
-        return normalize(self.norm, x), (None if carry is None else {**place, "stack": stack_carry})
+        return apply(self.norm, x), (None if carry is None else {**place, "stack": stack_carry})
 
     def initial_carry(self, batch: int, capacity: int) -> Any:
         """The carry before the first token; `capacity` is the number of tokens that growing carries must hold."""

@@ -9,9 +9,8 @@ from flax import nnx
 from models.mixer import Mixer, head_size
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, inverse_softplus, log_uniform, param, uniform
-from models.partitioning import constrain
+from models.short_convolution import ConvolvedProjection
 from ops.delta_rule import delta_rule
-from ops.short_convolution import short_convolution
 
 
 class DeltaProduct(Mixer):
@@ -58,15 +57,10 @@ class DeltaProduct(Mixer):
         self.sizes = (heads, key, value)
         self.steps = steps
         self.gated = gated
-        self.conv_size = conv_size
         self.beta_scale = 2.0 if negative_eigenvalues else 1.0
-        self.w_q = dense(rngs, (width, heads * key), ("embed", "heads"))
-        self.w_k = dense(rngs, (width, steps * heads * key), ("embed", "heads"))
-        self.w_v = dense(rngs, (width, steps * heads * value), ("embed", "heads"))
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv_q = param(rngs, tap, (conv_size, heads * key), (None, "heads"), decay=False)
-        self.conv_k = param(rngs, tap, (conv_size, steps * heads * key), (None, "heads"), decay=False)
-        self.conv_v = param(rngs, tap, (conv_size, steps * heads * value), (None, "heads"), decay=False)
+        self.q = ConvolvedProjection(width, heads, key, conv_size, rngs=rngs)
+        self.k = ConvolvedProjection(width, steps * heads, key, conv_size, rngs=rngs)
+        self.v = ConvolvedProjection(width, steps * heads, value, conv_size, rngs=rngs)
         self.w_b = dense(rngs, (width, steps * heads), ("embed", None))
         if gated:
             self.w_a = dense(rngs, (width, heads), ("embed", None))
@@ -79,38 +73,35 @@ class DeltaProduct(Mixer):
         self.w_o = dense(rngs, (heads, value, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
 
     def mix(self, x, state, *, segment_ids, positions):
-        heads, key, value = self.sizes
-        new = {}
-
-        def branch(name, w, taps, size):
-            """[B, T, n H size] -> [B, n T, H, size]."""
-            initial = None if state is None else state[name]
-            u = constrain(x @ w[...], "batch", "length", "heads")
-            u, new[name] = short_convolution(u, taps[...], initial_state=initial, segment_ids=segment_ids)
-            return jax.nn.silu(u).reshape(u.shape[0], -1, heads, size)
-
-        q = l2_normalize(branch("conv_q", self.w_q, self.conv_q, key))
-        k = l2_normalize(branch("conv_k", self.w_k, self.conv_k, key))
-        v = branch("conv_v", self.w_v, self.conv_v, value)
+        initial = {"conv_q": None, "conv_k": None, "conv_v": None, "memory": None} if state is None else state
+        q, conv_q = self.q(x, initial["conv_q"], segment_ids)
+        k, conv_k = self.k(x, initial["conv_k"], segment_ids)
+        v, conv_v = self.v(x, initial["conv_v"], segment_ids)
+        k, v = self.as_steps(k), self.as_steps(v)
         beta = self.beta_scale * jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32))
         log_decay = None
         if self.gated:
             dt = jax.nn.softplus((x @ self.w_a[...]).astype(jnp.float32) + self.dt_bias[...])
             log_decay = self.among_steps(-jnp.exp(self.a_log[...]) * dt, 0)
-        o, new["memory"] = delta_rule(
-            self.among_steps(q, self.steps - 1),
-            k,
+        o, memory = delta_rule(
+            self.among_steps(l2_normalize(q), self.steps - 1),
+            l2_normalize(k),
             v,
             beta.reshape(*k.shape[:3]),
             log_decay,
-            scale=1 / math.sqrt(key),
-            initial_state=None if state is None else state["memory"],
+            scale=1 / math.sqrt(q.shape[-1]),
+            initial_state=initial["memory"],
             segment_ids=None if segment_ids is None else jnp.repeat(segment_ids, self.steps, axis=1),
         )
         o = self.norm(o[:, self.steps - 1 :: self.steps])
         if self.gated:
             o = jax.nn.silu(jnp.einsum("btd,dhv->bthv", x, self.w_g[...])) * o
-        return jnp.einsum("bthv,hvd->btd", o, self.w_o[...]), new
+        y = jnp.einsum("bthv,hvd->btd", o, self.w_o[...])
+        return y, {"conv_q": conv_q, "conv_k": conv_k, "conv_v": conv_v, "memory": memory}
+
+    def as_steps(self, x):
+        """Makes a token of each step: [B, T, n H, K] -> [B, n T, H, K]."""
+        return x.reshape(x.shape[0], -1, self.sizes[0], x.shape[-1])
 
     def among_steps(self, x, step):
         """Gives x to one step of each token and zeros to the others: [B, T, ...] -> [B, n T, ...]."""
@@ -119,10 +110,9 @@ class DeltaProduct(Mixer):
 
     def initial_state(self, batch, capacity):
         heads, key, value = self.sizes
-        taps = lambda size: jnp.zeros((batch, self.conv_size - 1, size), jnp.float32)
         return {
-            "conv_q": taps(heads * key),
-            "conv_k": taps(self.steps * heads * key),
-            "conv_v": taps(self.steps * heads * value),
+            "conv_q": self.q.initial_state(batch),
+            "conv_k": self.k.initial_state(batch),
+            "conv_v": self.v.initial_state(batch),
             "memory": jnp.zeros((batch, heads, key, value), jnp.float32),
         }

@@ -9,9 +9,8 @@ from flax import nnx
 from models.mixer import Mixer, head_size
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, inverse_softplus, log_uniform, param, uniform
-from models.partitioning import constrain
+from models.short_convolution import ConvolvedProjection
 from ops.delta_rule import delta_rule
-from ops.short_convolution import short_convolution
 
 
 class GatedDeltaNet(Mixer):
@@ -47,16 +46,11 @@ class GatedDeltaNet(Mixer):
         key = head_size(int(expand_key * width), heads, "the size of the keys")
         value = head_size(int(expand_value * width), heads, "the size of the values")
         self.sizes = (heads, key, value)
-        self.conv_size = conv_size
         self.beta_scale = 2.0 if negative_eigenvalues else 1.0
-        self.w_q = dense(rngs, (width, heads * key), ("embed", "heads"))
-        self.w_k = dense(rngs, (width, heads * key), ("embed", "heads"))
-        self.w_v = dense(rngs, (width, heads * value), ("embed", "heads"))
+        self.q = ConvolvedProjection(width, heads, key, conv_size, rngs=rngs)
+        self.k = ConvolvedProjection(width, heads, key, conv_size, rngs=rngs)
+        self.v = ConvolvedProjection(width, heads, value, conv_size, rngs=rngs)
         self.w_g = dense(rngs, (width, heads, value), ("embed", "heads", None))
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv_q = param(rngs, tap, (conv_size, heads * key), (None, "heads"), decay=False)
-        self.conv_k = param(rngs, tap, (conv_size, heads * key), (None, "heads"), decay=False)
-        self.conv_v = param(rngs, tap, (conv_size, heads * value), (None, "heads"), decay=False)
         self.w_b = dense(rngs, (width, heads), ("embed", None))
         self.w_a = dense(rngs, (width, heads), ("embed", None))
         log_a = lambda *args: jnp.log(uniform(1e-3, 16.0)(*args))
@@ -67,35 +61,31 @@ class GatedDeltaNet(Mixer):
         self.w_o = dense(rngs, (heads, value, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
 
     def mix(self, x, state, *, segment_ids, positions):
-        heads, key, value = self.sizes
-        new = {}
-
-        def branch(name, w, taps, size):
-            initial = None if state is None else state[name]
-            u = constrain(x @ w[...], "batch", "length", "heads")
-            u, new[name] = short_convolution(u, taps[...], initial_state=initial, segment_ids=segment_ids)
-            return jax.nn.silu(u).reshape(*u.shape[:2], heads, size)
-
-        q = l2_normalize(branch("conv_q", self.w_q, self.conv_q, key))
-        k = l2_normalize(branch("conv_k", self.w_k, self.conv_k, key))
-        v = branch("conv_v", self.w_v, self.conv_v, value)
+        initial = {"conv_q": None, "conv_k": None, "conv_v": None, "memory": None} if state is None else state
+        q, conv_q = self.q(x, initial["conv_q"], segment_ids)
+        k, conv_k = self.k(x, initial["conv_k"], segment_ids)
+        v, conv_v = self.v(x, initial["conv_v"], segment_ids)
         beta = self.beta_scale * jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32))
         dt = jax.nn.softplus((x @ self.w_a[...]).astype(jnp.float32) + self.dt_bias[...])
-        o, new["memory"] = delta_rule(
-            q,
-            k,
+        o, memory = delta_rule(
+            l2_normalize(q),
+            l2_normalize(k),
             v,
             beta,
             -jnp.exp(self.a_log[...]) * dt,
-            scale=1 / math.sqrt(key),
-            initial_state=None if state is None else state["memory"],
+            scale=1 / math.sqrt(q.shape[-1]),
+            initial_state=initial["memory"],
             segment_ids=segment_ids,
         )
         g = jnp.einsum("btd,dhv->bthv", x, self.w_g[...])
-        return jnp.einsum("bthv,hvd->btd", jax.nn.silu(g) * self.norm(o), self.w_o[...]), new
+        y = jnp.einsum("bthv,hvd->btd", jax.nn.silu(g) * self.norm(o), self.w_o[...])
+        return y, {"conv_q": conv_q, "conv_k": conv_k, "conv_v": conv_v, "memory": memory}
 
     def initial_state(self, batch, capacity):
         heads, key, value = self.sizes
-        taps = lambda size: jnp.zeros((batch, self.conv_size - 1, heads * size), jnp.float32)
-        memory = jnp.zeros((batch, heads, key, value), jnp.float32)
-        return {"conv_q": taps(key), "conv_k": taps(key), "conv_v": taps(value), "memory": memory}
+        return {
+            "conv_q": self.q.initial_state(batch),
+            "conv_k": self.k.initial_state(batch),
+            "conv_v": self.v.initial_state(batch),
+            "memory": jnp.zeros((batch, heads, key, value), jnp.float32),
+        }

@@ -9,9 +9,8 @@ from flax import nnx
 from models.mixer import Mixer, head_size
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, inverse_softplus, log_uniform, param, uniform
-from models.partitioning import constrain
+from models.short_convolution import ConvolvedProjection
 from ops.delta_rule import delta_rule
-from ops.short_convolution import short_convolution
 
 
 class KimiDeltaAttention(Mixer):
@@ -48,15 +47,10 @@ class KimiDeltaAttention(Mixer):
         inner = int(expand * width)
         size = head_size(inner, heads, "the size of the keys")
         self.sizes = (heads, size)
-        self.conv_size = conv_size
         self.lower_bound = lower_bound
-        self.w_q = dense(rngs, (width, inner), ("embed", "heads"))
-        self.w_k = dense(rngs, (width, inner), ("embed", "heads"))
-        self.w_v = dense(rngs, (width, inner), ("embed", "heads"))
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv_q = param(rngs, tap, (conv_size, inner), (None, "heads"), decay=False)
-        self.conv_k = param(rngs, tap, (conv_size, inner), (None, "heads"), decay=False)
-        self.conv_v = param(rngs, tap, (conv_size, inner), (None, "heads"), decay=False)
+        self.q = ConvolvedProjection(width, heads, size, conv_size, rngs=rngs)
+        self.k = ConvolvedProjection(width, heads, size, conv_size, rngs=rngs)
+        self.v = ConvolvedProjection(width, heads, size, conv_size, rngs=rngs)
         self.w_b = dense(rngs, (width, heads), ("embed", None))
         self.w_f1 = dense(rngs, (width, size), ("embed", None))
         self.w_f2 = dense(rngs, (size, heads, size), (None, "heads", None))
@@ -70,31 +64,24 @@ class KimiDeltaAttention(Mixer):
         self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
 
     def mix(self, x, state, *, segment_ids, positions):
-        _, size = self.sizes
-        new = {}
-
-        def branch(name, w, taps):
-            initial = None if state is None else state[name]
-            u = constrain(x @ w[...], "batch", "length", "heads")
-            u, new[name] = short_convolution(u, taps[...], initial_state=initial, segment_ids=segment_ids)
-            return jax.nn.silu(u).reshape(*u.shape[:2], -1, size)
-
+        initial = {"conv_q": None, "conv_k": None, "conv_v": None, "memory": None} if state is None else state
+        q, conv_q = self.q(x, initial["conv_q"], segment_ids)
+        k, conv_k = self.k(x, initial["conv_k"], segment_ids)
+        v, conv_v = self.v(x, initial["conv_v"], segment_ids)
         low_rank = lambda w1, w2: jnp.einsum("btr,rhk->bthk", x @ w1[...], w2[...])
-        q = l2_normalize(branch("conv_q", self.w_q, self.conv_q))
-        k = l2_normalize(branch("conv_k", self.w_k, self.conv_k))
-        v = branch("conv_v", self.w_v, self.conv_v)
-        o, new["memory"] = delta_rule(
-            q,
-            k,
+        o, memory = delta_rule(
+            l2_normalize(q),
+            l2_normalize(k),
             v,
             jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32)),
             self.log_decay(low_rank(self.w_f1, self.w_f2)),
-            scale=1 / math.sqrt(size),
-            initial_state=None if state is None else state["memory"],
+            scale=1 / math.sqrt(q.shape[-1]),
+            initial_state=initial["memory"],
             segment_ids=segment_ids,
         )
         gate = jax.nn.sigmoid(low_rank(self.w_g1, self.w_g2))
-        return jnp.einsum("bthv,hvd->btd", gate * self.norm(o), self.w_o[...]), new
+        y = jnp.einsum("bthv,hvd->btd", gate * self.norm(o), self.w_o[...])
+        return y, {"conv_q": conv_q, "conv_k": conv_k, "conv_v": conv_v, "memory": memory}
 
     def log_decay(self, f):
         f = f.astype(jnp.float32) + self.dt_bias[...]
@@ -105,5 +92,9 @@ class KimiDeltaAttention(Mixer):
 
     def initial_state(self, batch, capacity):
         heads, size = self.sizes
-        taps = {name: jnp.zeros((batch, self.conv_size - 1, heads * size)) for name in ("conv_q", "conv_k", "conv_v")}
-        return taps | {"memory": jnp.zeros((batch, heads, size, size), jnp.float32)}
+        return {
+            "conv_q": self.q.initial_state(batch),
+            "conv_k": self.k.initial_state(batch),
+            "conv_v": self.v.initial_state(batch),
+            "memory": jnp.zeros((batch, heads, size, size), jnp.float32),
+        }

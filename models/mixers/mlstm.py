@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.mixer import Mixer, head_size
+from models.norms import layer_normalize
 from models.params import normal, ones, param, uniform, zeros
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
@@ -103,14 +104,10 @@ class MLSTM(Mixer):
         )
         bound = jnp.maximum(jnp.exp(-scaled.maximum), 1e-6)[..., None]
         h = h[..., :-1] / jnp.maximum(jnp.abs(h[..., -1:]), bound)
-        h = self.norm(h).reshape(u.shape).astype(x.dtype)
+        h = layer_normalize(h, self.eps) * self.norm_weight[...]
+        h = h.reshape(u.shape).astype(x.dtype)
         y = (h + self.skip[...] * c) * jax.nn.silu(z)
         return y @ self.w_down[...], {"conv": taps, "memory": memory, "maximum": scaled.final}
-
-    def norm(self, h):
-        """LayerNorm of each head, without bias."""
-        h = h - jnp.mean(h, -1, keepdims=True)
-        return h * jax.lax.rsqrt(jnp.mean(jnp.square(h), -1, keepdims=True) + self.eps) * self.norm_weight[...]
 
     def initial_state(self, batch, capacity):
         heads, size = self.sizes

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.mixer import Mixer, head_size
+from models.norms import layer_normalize
 from models.params import constant, param, uniform, zeros
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
@@ -98,10 +99,8 @@ class RWKV6(Mixer):
 
     def norm(self, o):
         """LayerNorm of each head."""
-        o32 = o.astype(jnp.float32)
-        o32 = o32 - jnp.mean(o32, -1, keepdims=True)
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(o32), -1, keepdims=True) + self.eps)
-        return (o32 * scale * self.norm_weight[...] + self.norm_bias[...]).astype(o.dtype)
+        y = layer_normalize(o.astype(jnp.float32), self.eps)
+        return (y * self.norm_weight[...] + self.norm_bias[...]).astype(o.dtype)
 
     def initial_state(self, batch, capacity):
         heads, size = self.u.shape

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.mixer import Mixer, head_size
-from models.norms import l2_normalize
+from models.norms import l2_normalize, layer_normalize
 from models.params import constant, ones, param, uniform, zeros
 from models.partitioning import constrain
 from ops.delta_rule import delta_rule
@@ -139,10 +139,7 @@ class RWKV7(Mixer):
 
     def norm(self, o):
         """LayerNorm of each head, in float32."""
-        o = o.astype(jnp.float32)
-        o = o - jnp.mean(o, -1, keepdims=True)
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(o), -1, keepdims=True) + self.eps)
-        return o * scale * self.norm_weight[...] + self.norm_bias[...]
+        return layer_normalize(o.astype(jnp.float32), self.eps) * self.norm_weight[...] + self.norm_bias[...]
 
     def initial_state(self, batch, capacity):
         heads, size = self.r_k.shape

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import lax
 
 from models.mixer import Mixer, head_size
+from models.norms import layer_normalize
 from models.params import normal, ones, param, uniform, zeros
 from models.partitioning import constrain
 from ops import segments
@@ -79,12 +80,8 @@ class SLSTM(Mixer):
         gates = jnp.concatenate([gates(jax.nn.silu(c), self.w_if), gates(x, self.w_zo)], 2)
         gates = gates.astype(jnp.float32) + self.b[...]
         h, cell = recurrence(gates, self.r[...].astype(jnp.float32), state["cell"], segment_ids)
-        return self.norm(h).reshape(x.shape).astype(x.dtype), {"conv": taps, "cell": cell}
-
-    def norm(self, h):
-        """LayerNorm of each head, without bias."""
-        h = h - jnp.mean(h, -1, keepdims=True)
-        return h * lax.rsqrt(jnp.mean(jnp.square(h), -1, keepdims=True) + self.eps) * self.norm_weight[...]
+        y = layer_normalize(h, self.eps) * self.norm_weight[...]
+        return y.reshape(x.shape).astype(x.dtype), {"conv": taps, "cell": cell}
 
     def initial_state(self, batch, capacity):
         heads, size = self.sizes

@@ -8,10 +8,9 @@ from flax import nnx
 
 from models.mixer import Mixer, head_size
 from models.norms import RMSNorm, l2_normalize
-from models.params import dense, log_uniform, param, uniform, zeros
-from models.partitioning import constrain
+from models.params import dense, log_uniform, param, zeros
+from models.short_convolution import ConvolvedProjection
 from ops.momentum_delta_rule import momentum_delta_rule
-from ops.short_convolution import short_convolution
 
 
 class Titans(Mixer):
@@ -53,15 +52,10 @@ class Titans(Mixer):
         key = head_size(int(expand_key * width), heads, "the size of the keys")
         value = head_size(int(expand_value * width), heads, "the size of the values")
         self.sizes = (heads, key, value)
-        self.conv_size = conv_size
-        self.w_q = dense(rngs, (width, heads * key), ("embed", "heads"))
-        self.w_k = dense(rngs, (width, heads * key), ("embed", "heads"))
-        self.w_v = dense(rngs, (width, heads * value), ("embed", "heads"))
+        self.q = ConvolvedProjection(width, heads, key, conv_size, rngs=rngs)
+        self.k = ConvolvedProjection(width, heads, key, conv_size, rngs=rngs)
+        self.v = ConvolvedProjection(width, heads, value, conv_size, rngs=rngs)
         self.w_g = dense(rngs, (width, heads, value), ("embed", "heads", None))
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv_q = param(rngs, tap, (conv_size, heads * key), (None, "heads"), decay=False)
-        self.conv_k = param(rngs, tap, (conv_size, heads * key), (None, "heads"), decay=False)
-        self.conv_v = param(rngs, tap, (conv_size, heads * value), (None, "heads"), decay=False)
         self.w_eta = dense(rngs, (width, heads), ("embed", None))
         self.w_theta = dense(rngs, (width, heads), ("embed", None))
         self.w_alpha = dense(rngs, (width, heads), ("embed", None))
@@ -73,33 +67,33 @@ class Titans(Mixer):
         self.w_o = dense(rngs, (heads, value, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
 
     def mix(self, x, state, *, segment_ids, positions):
-        _, key, value = self.sizes
-        new = {}
-
-        def branch(name, w, taps, size):
-            initial = None if state is None else state[name]
-            u = constrain(x @ w[...], "batch", "length", "heads")
-            u, new[name] = short_convolution(u, taps[...], initial_state=initial, segment_ids=segment_ids)
-            return jax.nn.silu(u).reshape(*u.shape[:2], -1, size)
-
+        initial = {"conv_q": None, "conv_k": None, "conv_v": None} if state is None else state
+        q, conv_q = self.q(x, initial["conv_q"], segment_ids)
+        k, conv_k = self.k(x, initial["conv_k"], segment_ids)
+        v, conv_v = self.v(x, initial["conv_v"], segment_ids)
         gate = lambda w, b: (x @ w[...]).astype(jnp.float32) + b[...]
-        o, (new["memory"], new["momentum"]) = momentum_delta_rule(
-            l2_normalize(branch("conv_q", self.w_q, self.conv_q, key)),
-            l2_normalize(branch("conv_k", self.w_k, self.conv_k, key)),
-            branch("conv_v", self.w_v, self.conv_v, value),
+        o, (memory, momentum) = momentum_delta_rule(
+            l2_normalize(q),
+            l2_normalize(k),
+            v,
             jax.nn.sigmoid(gate(self.w_theta, self.b_theta)),
             jax.nn.log_sigmoid(gate(self.w_eta, self.b_eta)),
             jax.nn.log_sigmoid(-gate(self.w_alpha, self.b_alpha)),
-            scale=1 / math.sqrt(key),
+            scale=1 / math.sqrt(q.shape[-1]),
             initial_state=None if state is None else (state["memory"], state["momentum"]),
             segment_ids=segment_ids,
         )
         g = jnp.einsum("btd,dhv->bthv", x, self.w_g[...])
-        return jnp.einsum("bthv,hvd->btd", jax.nn.silu(g) * self.norm(o), self.w_o[...]), new
+        y = jnp.einsum("bthv,hvd->btd", jax.nn.silu(g) * self.norm(o), self.w_o[...])
+        return y, {"conv_q": conv_q, "conv_k": conv_k, "conv_v": conv_v, "memory": memory, "momentum": momentum}
 
     def initial_state(self, batch, capacity):
         heads, key, value = self.sizes
-        taps = lambda size: jnp.zeros((batch, self.conv_size - 1, heads * size), jnp.float32)
         matrix = jnp.zeros((batch, heads, key, value), jnp.float32)
-        convolutions = {"conv_q": taps(key), "conv_k": taps(key), "conv_v": taps(value)}
-        return convolutions | {"memory": matrix, "momentum": matrix}
+        return {
+            "conv_q": self.q.initial_state(batch),
+            "conv_k": self.k.initial_state(batch),
+            "conv_v": self.v.initial_state(batch),
+            "memory": matrix,
+            "momentum": matrix,
+        }

@@ -40,8 +40,8 @@ def test_layer(negative_eigenvalues):
     heads = arguments["w_o"].shape[0]
 
     def branch(a, name):
-        x = torch.nn.functional.pad(a["x"] @ a[f"w_{name}"], (0, 0, 3, 0)).mT
-        taps = a[f"conv_{name}"]
+        x = torch.nn.functional.pad(a["x"] @ a[f"{name}.weight"], (0, 0, 3, 0)).mT
+        taps = a[f"{name}.taps"]
         x = torch.nn.functional.silu(torch.nn.functional.conv1d(x, taps.T[:, None], groups=taps.shape[1]))
         return x.unflatten(1, (heads, -1)).mT  # [B, H, T, K]
 

@@ -20,8 +20,8 @@ def test_layer(gated, steps, form):
 
     def branch(a, name):
         """[B, n T, H, size]"""
-        x = functional.pad(a["x"] @ a[f"w_{name}"], (0, 0, 3, 0)).mT
-        taps = a[f"conv_{name}"]
+        x = functional.pad(a["x"] @ a[f"{name}.weight"], (0, 0, 3, 0)).mT
+        taps = a[f"{name}.taps"]
         x = functional.silu(functional.conv1d(x, taps.T[:, None], groups=taps.shape[1])).mT
         return x.unflatten(2, (-1, heads, value)).flatten(1, 2)
 

@@ -40,7 +40,7 @@ def test_qwen3_next():
     # Inputs for which no head's output nearly vanishes: there the head norm would blow up float32's rounding, also theirs.
     arguments["x"] = normal(BATCH, LENGTH, WIDTH, seed=20)
     heads, values, _ = arguments["w_o"].shape
-    keys = arguments["w_q"].shape[1] // heads
+    keys = arguments["q.weight"].shape[1] // heads
     config = qwen.Qwen3NextConfig(
         hidden_size=WIDTH,
         linear_num_key_heads=heads,
@@ -56,11 +56,11 @@ def test_qwen3_next():
 
     def theirs(a):
         # The library interleaves its projections by head: q, k, v and the gate; beta and the decay.
-        by_head = [a[name].unflatten(1, (heads, -1)) for name in ("w_q", "w_k", "w_v")]
+        by_head = [a[f"{name}.weight"].unflatten(1, (heads, -1)) for name in "qkv"]
         weights = {
             "in_proj_qkvz.weight": torch.cat([*by_head, a["w_g"]], 2).flatten(1).T,
             "in_proj_ba.weight": torch.stack([a["w_b"], a["w_a"]], 2).flatten(1).T,
-            "conv1d.weight": torch.cat([a["conv_q"], a["conv_k"], a["conv_v"]], 1).T[:, None],
+            "conv1d.weight": torch.cat([a[f"{name}.taps"] for name in "qkv"], 1).T[:, None],
             "A_log": a["a_log"],
             "dt_bias": a["dt_bias"],
             "norm.weight": a["norm.weight"],

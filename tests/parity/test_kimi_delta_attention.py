@@ -61,10 +61,10 @@ def test_layer(lower_bound, form, monkeypatch):
 
     def theirs(a):
         weights = {
-            "q_proj.weight": a["w_q"].T,
-            "k_proj.weight": a["w_k"].T,
-            "v_proj.weight": a["w_v"].T,
-            "conv1d.weight": torch.cat([a["conv_q"], a["conv_k"], a["conv_v"]], 1).T[:, None],
+            "q_proj.weight": a["q.weight"].T,
+            "k_proj.weight": a["k.weight"].T,
+            "v_proj.weight": a["v.weight"].T,
+            "conv1d.weight": torch.cat([a[f"{name}.taps"] for name in "qkv"], 1).T[:, None],
             "forget_gate.f_a_proj.weight": a["w_f1"].T,
             "forget_gate.f_b_proj.weight": a["w_f2"].flatten(1).T,
             "forget_gate.dt_bias": a["dt_bias"].flatten(),

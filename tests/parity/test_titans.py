@@ -17,8 +17,8 @@ def test_layer():
     functional = torch.nn.functional
 
     def branch(a, name):
-        x = functional.pad(a["x"] @ a[f"w_{name}"], (0, 0, 3, 0)).mT
-        taps = a[f"conv_{name}"]
+        x = functional.pad(a["x"] @ a[f"{name}.weight"], (0, 0, 3, 0)).mT
+        taps = a[f"{name}.taps"]
         x = functional.silu(functional.conv1d(x, taps.T[:, None], groups=taps.shape[1]))
         return x.unflatten(1, (heads, -1)).permute(0, 3, 1, 2)  # [B, T, H, size]
 

@@ -1,0 +1,43 @@
+"""Projections with a short convolution, which make the queries, keys and values of the delta rules."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from models.params import dense, param, uniform
+from models.partitioning import constrain
+from ops.short_convolution import short_convolution
+
+
+class ConvolvedProjection(nnx.Module):
+    """silu(conv(W x)), split into heads.
+
+    Args:
+      heads: number of heads.
+      size: channels of each.
+      conv_size: taps of the convolution.
+    """
+
+    def __init__(self, width: int, heads: int, size: int, conv_size: int, *, rngs: nnx.Rngs):
+        self.size = size
+        self.weight = dense(rngs, (width, heads * size), ("embed", "heads"))
+        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
+        self.taps = param(rngs, tap, (conv_size, heads * size), (None, "heads"), decay=False)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        state: Float[Array, "B W-1 H*K"] | None,
+        segment_ids: Int[Array, "B T"] | None,
+    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B W-1 H*K"]]:
+        """Returns the heads and the next state: the last inputs of the convolution. For the arguments see
+        `ops.short_convolution`."""
+        u = constrain(x @ self.weight[...], "batch", "length", "heads")
+        u, state = short_convolution(u, self.taps[...], initial_state=state, segment_ids=segment_ids)
+        return jax.nn.silu(u).reshape(*u.shape[:2], -1, self.size), state
+
+    def initial_state(self, batch: int) -> Float[Array, "B W-1 H*K"]:
+        """The state before the first token."""
+        conv_size, channels = self.taps.shape
+        return jnp.zeros((batch, conv_size - 1, channels), jnp.float32)
