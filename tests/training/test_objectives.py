@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import lra, recall
+from configs import lm, lra, recall
 from data.task import Spec
+from models import mixer as mixers
 from models.heads import pool
 from models.sequence_model import ModelConfig, SequenceModel
 from tests.tolerance import assert_close
@@ -92,3 +93,16 @@ def test_models_that_do_not_fit_their_task():
     config.model.loss = "squared"
     with pytest.raises(ValueError, match="has classes"):
         resolve(config)
+
+
+def test_mixers_that_do_not_fit_the_rows(monkeypatch):
+    """Padded rows are for mixers that honour padding, packed rows for those that keep segments apart."""
+    padded = resolve(lra.get_config("task=listops,mixer=hyena"))
+    loop.check_capabilities(padded)
+    monkeypatch.setattr(mixers.find("hyena"), "padding", False)
+    with pytest.raises(ValueError, match="are padded, and mixer 'hyena' has padding=False"):
+        loop.check_capabilities(padded)
+    packed = lm.get_config("mixer=hyena,corpus=stdlib")
+    packed.task.packing = "documents"
+    with pytest.raises(ValueError, match="hold several segments, and mixer 'hyena' has packing=False"):
+        loop.check_capabilities(resolve(packed))
