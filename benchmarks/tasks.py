@@ -44,7 +44,9 @@ def main():
             except (FileNotFoundError, ImportError, ValueError, RuntimeError) as error:
                 print(f"{name:<22}{size:<10}{str(error).splitlines()[0][:100]}", flush=True)
                 continue
-            print(f"{name:<22}{size:<10}{task.spec.length:>8,}{rows:>12,.0f}{rows * task.spec.length:>16,.0f}", flush=True)
+            print(
+                f"{name:<22}{size:<10}{task.spec.length:>8,}{rows:>12,.0f}{rows * task.spec.length:>16,.0f}", flush=True
+            )
 
 
 if __name__ == "__main__":
