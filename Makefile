@@ -20,6 +20,8 @@ train: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not parity" $(ARGS)
 
+# The comparisons run what XLA makes by default; the other tests do without its fusion emitters (see tests/conftest.py).
+parity: export FUSION_EMITTERS = 1
 parity: $(VENV)/.installed-parity
 	$(BIN)/python -m pytest -n 2 -m parity tests/parity $(ARGS)
 

@@ -10,6 +10,8 @@ from benchmarks.cases import CASES
 from benchmarks.peers import PEERS
 from benchmarks.timing import Clock, Expectation, Program, measure
 
+pytestmark = pytest.mark.xdist_group("benchmarks.ops")  # one process makes the rows
+
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
