@@ -3,16 +3,18 @@
 import os
 from importlib.metadata import version
 
-os.environ["JAX_PLATFORMS"] = "cpu"
 # Compilation dominates these tests; unoptimised machine code computes the same mathematics.
-flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+CHEAP = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if version("jaxlib").startswith("0.10.") and "FUSION_EMITTERS" not in os.environ:  # later ones have no such choice
-    flags.append("--xla_cpu_use_fusion_emitters=false")  # compiles in half the time
-flags.append("--xla_force_host_platform_device_count=8")
-os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])  # the caller's come last
+    CHEAP.append("--xla_cpu_use_fusion_emitters=false")  # compiles in half the time
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+    [*CHEAP, "--xla_force_host_platform_device_count=8", os.environ.get("XLA_FLAGS", "")]
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from absl import flags as absl_flags
+from absl import flags  # noqa: E402
 
-if not absl_flags.FLAGS.is_parsed():  # grain reads absl flags
-    absl_flags.FLAGS.mark_as_parsed()
+if not flags.FLAGS.is_parsed():  # grain reads absl flags
+    flags.FLAGS.mark_as_parsed()
