@@ -139,12 +139,13 @@ def test_zero_gradient_moves_exactly_the_parameters_that_decay(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_group_scale_is_exact(name):
+def test_group_scale_multiplies_the_update(name):
     params, grads = tree(0), tree(1)
     base = update(plain(name), grads, params, steps=2)
     scaled = update(plain(name, group_scale={"ssm": 0.25, "nobody": 3.0}), grads, params, steps=2)
     for key, m in METADATA.items():
-        np.testing.assert_array_equal(scaled[key], base[key] * (0.25 if m.group == "ssm" else 1.0), err_msg=key)
+        factor = 0.25 if m.group == "ssm" else 1.0
+        np.testing.assert_allclose(scaled[key], base[key] * factor, rtol=3e-7, err_msg=key)  # XLA may fuse a * b + c
 
 
 def test_clipping_is_by_the_global_norm():
