@@ -114,9 +114,14 @@ def _grow(p, margin, rng, starts, length, placed):
             made = np.stack([begin, begin + p.dash_length * np.exp(1j * turned)], -1)
             free = np.minimum(made.real, made.imag).min(-1) >= border
             free &= np.maximum(made.real, made.imag).max(-1) <= p.side - border
-            # Most directions that fail do so at the border, which is cheap to see.
-            i, j = np.nonzero(free)
-            free[i, j] = _clearance(made[i, j, None], obstacles[i]) >= apart
+            # Most directions fail at the border and most obstacles are far away: both are cheap to see.
+            row, turn = np.nonzero(free)
+            candidates = made[row, turn]
+            away = candidates.mean(-1)[:, None] - obstacles.mean(-1)[row]
+            candidate, obstacle = np.nonzero(away.real**2 + away.imag**2 < (apart + p.dash_length) ** 2)
+            distance = _dash_distances(candidates[candidate], obstacles[row[candidate], obstacle])
+            blocked = candidate[distance < apart]
+            free[row[blocked], turn[blocked]] = False
             weights = np.cumsum(density * free, 1)
             chosen = (weights <= rng.random((len(weights), 1)) * weights[:, -1:]).sum(1)
             kept = np.flatnonzero(weights[:, -1] > 1e-4)
@@ -127,16 +132,12 @@ def _grow(p, margin, rng, starts, length, placed):
     return dashes[0]
 
 
-def _clearance(dashes, obstacles):
-    """Distance of each dash [..., 1, 2] from the nearest of the obstacles [..., n, 2].
+def _dash_distances(a, b):
+    """Distances of dashes a from dashes b, both complex [n, 2]: the least of an end of one from the other.
 
-    Dashes are shorter than twice the distance asked for, so that of two that cross, an end is too close to the other.
+    Of two that cross it is not 0, but less than half a dash, which is less than the distance asked for.
     """
-    result = np.full(np.broadcast_shapes(dashes.shape, obstacles.shape)[:-2], np.inf)
-    for a, b in ((dashes, obstacles), (obstacles, dashes)):
-        for end in (0, 1):
-            result = np.minimum(result, point_distances(a[..., end], b).min(-1, initial=np.inf))
-    return result
+    return np.min([point_distances(one[:, end], other) for one, other in ((a, b), (b, a)) for end in (0, 1)], 0)
 
 
 def point_distances(points: np.ndarray, segments: np.ndarray) -> np.ndarray:
