@@ -8,7 +8,7 @@ python eval.py --workdir=runs/first --diagnose
 
 from absl import flags
 
-from training import command
+from common import command
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "directory of the run")
@@ -28,11 +28,12 @@ flags.DEFINE_bool("distributed", False, "call jax.distributed.initialize() (pods
 
 def main(_):
     command.start(FLAGS.distributed)
-    from training import diagnostics, inference
+    from evaluation import scoring
+    from evaluation.diagnostics import measures
 
-    model = inference.load(FLAGS.workdir, FLAGS.checkpoint)
+    model = scoring.load(FLAGS.workdir, FLAGS.checkpoint)
     if FLAGS.sample is not None:
-        inference.sample(
+        scoring.sample(
             model,
             FLAGS.sample,
             FLAGS.length,
@@ -42,9 +43,9 @@ def main(_):
             seed=FLAGS.seed,
         )
     elif FLAGS.diagnose:
-        diagnostics.run(model, [int(n) for n in FLAGS.lengths])
+        measures.run(model, [int(n) for n in FLAGS.lengths])
     else:
-        inference.score(model, FLAGS.split, [int(n) for n in FLAGS.lengths], FLAGS.batches)
+        scoring.score(model, FLAGS.split, [int(n) for n in FLAGS.lengths], FLAGS.batches)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains a grid of models that differ in what is asked for and in nothing else, and compares them.
 
-    python sweep.py --config=configs/lm.py --over mixer=attention,mamba,s4d seed=0,1,2 --match=params --workdir=sweeps/first
+    python sweep.py --config=configs/lm.py --over mixer=attention,mamba,s4d seed=0,1,2 --match=params --workdir=runs/sweep
 
 Axes and settings whose key has a dot, and `seed`, are keys of the configuration (`--over optimizer.learning_rate=1e-3,3e-3`,
 `--set train.steps=200`); all others (mixer, task, size, corpus) go into the experiment file's argument. The same command goes
@@ -13,7 +13,7 @@ import pathlib
 import shlex
 import sys
 
-from training import command
+from common import command
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -39,8 +39,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def request(options: argparse.Namespace):
-    """What the command line asks for, as a `training.cells.Request`."""
-    from training.cells import Request
+    """What the command line asks for, as a `sweeps.cells.Request`."""
+    from sweeps.cells import Request
 
     return Request(
         config=options.config,
@@ -56,12 +56,13 @@ def request(options: argparse.Namespace):
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     start(cpu=options.score is None)
-    from training import launcher, sweep
+    from sweeps import sweep
+    from sweeps.engines import local
 
     if options.score:
         sweep.score(options.score, lengths(options.lengths))
         return 0
-    engine = launcher.LocalLauncher(options.workers, options.workdir / ".lock")
+    engine = local.LocalLauncher(options.workers, options.workdir / ".lock")
     return 0 if sweep.run(request(options), engine, shlex.join(["python", "sweep.py", *arguments])) else 1
 
 

@@ -9,7 +9,7 @@ Any key of the configuration is a flag; `--workdir` of an earlier run of the sam
 from absl import flags
 from ml_collections import config_flags
 
-from training import command
+from common import command
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/lm.py", "what to train", lock_config=True)
@@ -19,7 +19,8 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "call jax.distributed.ini
 
 def main(_):
     command.start(_DISTRIBUTED.value)
-    from training import config, loop, report
+    from evaluation import report
+    from training import config, loop
 
     resolved = config.resolve(_CONFIG.value)
     result = loop.train(resolved, _WORKDIR.value)

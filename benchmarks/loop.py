@@ -15,7 +15,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from training import command
+from common import command
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/lm.py", "what to train", lock_config=True)
 _STEPS = flags.DEFINE_integer("steps", 100, "steps in a round")

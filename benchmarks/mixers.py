@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks.timing import Clock, environment
+from models import accounting
 from models import mixer as mixers
-from training import accounting
 
 BATCH, LENGTH, ROUNDS = 8, 256, 5
 COLUMNS = ("mixer", "error", "against", "lines", "tokens/s", "parameters", "carry bytes", "valid bits/byte")

@@ -79,7 +79,7 @@ def lra_hours(name: str, steps: int, batch_size: int) -> float:
 def expect(
     value: float | None, tolerance: float, source: str, *, seeds: int, hours: float, metric: str = "accuracy"
 ) -> ConfigDict:
-    """The expect section, see `training.expect.Expect`."""
+    """The expect section, see `evaluation.expect.Expect`."""
     return ConfigDict(
         {
             "metric": metric,

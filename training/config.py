@@ -9,8 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data import task as tasks
+from evaluation.expect import Expect
 from models.sequence_model import ModelConfig
-from training.expect import Expect
 from training.optimizer import OptimizerConfig
 
 

@@ -10,16 +10,18 @@ from flax import nnx
 
 from data.loader import Loader, prefetch
 from data.task import Spec
+from models import accounting
 from models import mixer as mixers
 from models.sequence_model import SequenceModel
 from ops import dispatch
-from training import accounting, optimizer, run_directory, sharding, sizing, state
+from sweeps import sizing
+from training import optimizer, run_directory, sharding, state
 from training.checkpoints import Checkpoints
 from training.config import Config
-from training.evaluation import evaluate
 from training.metrics import MetricWriter, Progress, peak_flops
-from training.signals import GracefulStop
 from training.step import make_eval_step, make_train_step
+from training.stopping import GracefulStop
+from training.validation import evaluate
 
 SEGMENT_KEYS = ("segment_ids", "positions")
 

@@ -1,7 +1,7 @@
 """FLASH as a language model of Wiki-40B or PG-19 (Transformer Quality in Linear Time, arXiv 2202.10447).
 
     python train.py --config=configs/papers/flash_lm.py:task=wiki40b,length=1024 --workdir=runs/flash --config.task.data_dir=TFDS
-    python -m training.expect --workdir=runs/flash
+    python -m evaluation.expect --workdir=runs/flash
 
 Keys of the argument:
   task: wiki40b or pg19, which TFDS must have prepared as ArrayRecord in data_dir.

@@ -1,7 +1,7 @@
 """LRU on the Long Range Arena (arXiv 2303.06349).
 
     python train.py --config=configs/papers/lru_lra.py:task=listops --workdir=runs/lru_listops
-    python -m training.expect --workdir=runs/lru_listops
+    python -m evaluation.expect --workdir=runs/lru_listops
 
 task: listops (drawn where no data_dir is given), text, retrieval, pathfinder, path_x; all but listops need
 --config.task.data_dir=DATA. There is no image: the paper's is CIFAR-10 in colour (89.0 %), which is not the task of the

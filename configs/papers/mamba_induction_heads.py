@@ -1,7 +1,7 @@
 """Mamba on induction heads (arXiv 2312.00752, section 4.1.2, table 11).
 
     python train.py --config=configs/papers/mamba_induction_heads.py --workdir=runs/mamba_induction
-    python -m training.expect --workdir=runs/mamba_induction
+    python -m evaluation.expect --workdir=runs/mamba_induction
     python eval.py --workdir=runs/mamba_induction --lengths=64,256,1024,4096,16384,65536
 
 Expected: 100 % of the answers at the length of training, 256, and at all lengths up to 1,048,576 (table 11; rotary

@@ -1,7 +1,7 @@
 """Mamba on selective copying (arXiv 2312.00752, section 4.1.1, table 1 and appendix E.1).
 
     python train.py --config=configs/papers/mamba_selective_copying.py --workdir=runs/mamba_copying
-    python -m training.expect --workdir=runs/mamba_copying
+    python -m evaluation.expect --workdir=runs/mamba_copying
 
 Expected: 99.8 % of the 16 answers (table 1; for comparison S4 18.3, H3 57.0, Hyena 30.1, and 97.0 for a selective S6 in
 S4's block). Tolerance: 1 point, of our choosing.

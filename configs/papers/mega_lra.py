@@ -1,7 +1,7 @@
 """MEGA on the Long Range Arena (arXiv 2209.10655).
 
     python train.py --config=configs/papers/mega_lra.py:task=listops --workdir=runs/mega_listops
-    python -m training.expect --workdir=runs/mega_listops
+    python -m evaluation.expect --workdir=runs/mega_listops
 
 task: listops (drawn where no data_dir is given), text, retrieval, image, pathfinder, path_x; all but listops need
 --config.task.data_dir=DATA.

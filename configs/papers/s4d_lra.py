@@ -1,7 +1,7 @@
 """S4D-LegS on the Long Range Arena (arXiv 2206.11893).
 
     python train.py --config=configs/papers/s4d_lra.py:task=image --workdir=runs/s4d_image --config.task.data_dir=DATA
-    python -m training.expect --workdir=runs/s4d_image
+    python -m evaluation.expect --workdir=runs/s4d_image
 
 task: listops (drawn where no data_dir is given), text, retrieval, image, pathfinder, path_x.
 

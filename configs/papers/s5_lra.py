@@ -1,7 +1,7 @@
 """S5 on the Long Range Arena (arXiv 2208.04933).
 
     python train.py --config=configs/papers/s5_lra.py:task=listops --workdir=runs/s5_listops
-    python -m training.expect --workdir=runs/s5_listops
+    python -m evaluation.expect --workdir=runs/s5_listops
 
 task: listops (drawn where no data_dir is given), text, retrieval, image, pathfinder, path_x; all but listops need
 --config.task.data_dir=DATA.

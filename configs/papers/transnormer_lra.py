@@ -2,7 +2,7 @@
 
     python train.py --config=configs/papers/transnormer_lra.py:task=pathfinder --workdir=runs/transnormer_pathfinder \\
         --config.task.data_dir=DATA
-    python -m training.expect --workdir=runs/transnormer_pathfinder
+    python -m evaluation.expect --workdir=runs/transnormer_pathfinder
 
 task: listops (drawn where no data_dir is given), text, retrieval, image, pathfinder.
 

@@ -1,7 +1,7 @@
 """Multi-query associative recall, figure 2 of Zoology (arXiv 2312.04927).
 
     python train.py --config=configs/papers/zoology_mqar.py:mixer=attention,length=256,width=64,rate=2.2e-3 --workdir=runs/mqar
-    python -m training.expect --workdir=runs/mqar
+    python -m evaluation.expect --workdir=runs/mqar
 
 Keys of the argument:
   mixer: attention, hyena, rwkv4, h3 or mamba.

@@ -96,7 +96,7 @@ class Attention(Mixer):
         return q, k
 
     def attention_scores(self, x, *, segment_ids, positions):
-        """How every query scores every key, for diagnostics; see `training.diagnostics.score_gradients`."""
+        """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
         q, k = self.queries_and_keys(x, positions)
         k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
         scores = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5

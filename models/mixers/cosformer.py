@@ -63,7 +63,7 @@ class CosFormer(Mixer):
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
     def attention_scores(self, x, *, segment_ids, positions):
-        """How every query scores every key, for diagnostics; see `training.diagnostics.score_gradients`."""
+        """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
         q, k = jax.nn.relu(jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2]))
         place = jnp.minimum(positions + 1, self.length)
         angle = math.pi / (2 * self.length) * (place[:, :, None] - place[:, None])

@@ -46,7 +46,7 @@ class LinearAttention(Mixer):
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
     def attention_scores(self, x, *, segment_ids, positions):
-        """How every query scores every key, for diagnostics; see `training.diagnostics.score_gradients`."""
+        """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
         q, k = jax.nn.elu(jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2])) + 1
         return jnp.einsum("bthk,bshk->bhts", q, k), "sum"
 

@@ -75,7 +75,7 @@ class NormAttention(Mixer):
         return rotary(a, positions, frequencies=self.theta[...], layout="interleaved")
 
     def attention_scores(self, x, *, segment_ids, positions):
-        """How every query scores every key, for diagnostics; see `training.diagnostics.score_gradients`."""
+        """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
         q, k = (self.feature(a, positions) for a in jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2]))
         return jnp.einsum("bthk,bshk->bhts", q, k), "none"
 

@@ -98,7 +98,7 @@ class Performer(Mixer):
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
 
     def attention_scores(self, x, *, segment_ids, positions):
-        """How every query scores every key, for diagnostics; see `training.diagnostics.score_gradients`.
+        """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`.
 
         Not in the units of running maxima, but in those of exp(q . k / sqrt(K)); without eps (softmax).
         """

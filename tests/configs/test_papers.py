@@ -13,7 +13,7 @@ import configs
 import configs.papers
 from training import loop
 from training.config import resolve
-from training.evaluation import summary
+from training.validation import summary
 
 # What a file offers to choose from, and the key of its argument.
 CHOICES = {"RECIPES": "task", "MIXERS": "mixer", "CORPORA": "task"}
@@ -106,7 +106,7 @@ def test_a_paper_explains_itself(module):
     """The file has its command, its paper, what differs, and where the hours come from."""
     text = " ".join(module.__doc__.split())
     path = pathlib.Path(module.__file__)
-    assert f"--config=configs/papers/{path.name}" in text and "python -m training.expect" in text
+    assert f"--config=configs/papers/{path.name}" in text and "python -m evaluation.expect" in text
     assert re.search(r"arXiv (\d{4}\.\d{5})", text)[1] in module.get_config().expect.source
     assert "Expected" in text and "Recipe" in text and "Hours in `expect`" in text
     assert "not as published" in text or "not known" in text

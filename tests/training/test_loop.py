@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from configs import lm
+from evaluation import scoring
 from models import mixer as mixers
-from training import inference, loop
+from training import loop
 from training.config import resolve
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -137,19 +138,19 @@ def test_kill_and_terminate(finished, text, tmp_path):
 def test_evaluation_and_sampling(finished, capsys):
     """A checkpoint is scored at several lengths beside its floors, and sampled from, reproducibly."""
     workdir, result = finished
-    model = inference.load(workdir, "latest")
+    model = scoring.load(workdir, "latest")
     assert model.step == 12
-    (length, at_training), _ = inference.score(model, "valid", [24, 48], batches=2)
+    (length, at_training), _ = scoring.score(model, "valid", [24, 48], batches=2)
     assert length == 24
     assert at_training["bits_per_byte"] == pytest.approx(result["bits_per_byte"], rel=1e-5)
     printed = capsys.readouterr().out
     assert "uniform" in printed and "5-gram" in printed and "model" in printed
-    inference.score(model, "test", [48], batches=1)
+    scoring.score(model, "test", [48], batches=1)
     assert "5-gram" in capsys.readouterr().out, "the floors are beside every score, at any length"
-    first, again, other = (inference.sample(model, "the quick", 20, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (scoring.sample(model, "the quick", 20, seed=seed) for seed in (0, 0, 1))
     assert first == again != other and first.startswith("the quick")
     assert (workdir / "samples" / "step12-seed0.txt").read_text() == first
-    greedy = inference.sample(model, "the quick", 5, temperature=0.0)
+    greedy = scoring.sample(model, "the quick", 5, temperature=0.0)
     # The likeliest token, from the whole sequence at once, is what the carry gives step by step.
     ids = model.config.task.encode(greedy)
     logits, _ = jax.jit(model.built.apply)(model.params, ids[None, :-1])

@@ -12,7 +12,7 @@ from models import mixer as mixers
 from models.heads import pool
 from models.sequence_model import ModelConfig, SequenceModel
 from tests.tolerance import assert_close
-from training import evaluation, loop
+from training import loop, validation
 from training.config import resolve
 from training.step import class_sums, real_sums
 
@@ -69,7 +69,7 @@ def test_sums_of_rows():
     sums = class_sums(logits, targets, weights)
     assert sums["rows"] == 2 and sums["rows_correct"] == 1 and sums["correct"] == 3
     spec = Spec(vocab_size=4, channels=None, targets=4, objective="token_labels", length=2, causal=True)
-    result = evaluation.summary(spec, {key: float(value) for key, value in sums.items()})
+    result = validation.summary(spec, {key: float(value) for key, value in sums.items()})
     assert result["accuracy"] == 0.75 and result["row_accuracy"] == 0.5
 
 

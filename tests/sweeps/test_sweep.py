@@ -17,9 +17,9 @@ import pytest
 import scipy.stats
 
 import sweep as command
-from training import cells, sweep, sweep_plots, sweep_report
-from training.cells import Cell, Request
-from training.launcher import LocalLauncher, Result
+from sweeps import cells, plots, report, sweep
+from sweeps.cells import Cell, Request
+from sweeps.engines.local import LocalLauncher, Result
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {"task.length": "16", "model.width": "16", "model.depth": "2", "train.steps": "4", "train.batch_size": "8"}
@@ -176,22 +176,22 @@ def test_plots(text, tmp_path, monkeypatch):
     grid = cells.plan(asked)
     for cell in grid:
         Pretender().finish(cell)
-    groups = sweep_report.sections(sweep_report.rows(grid))
+    groups = report.sections(report.rows(grid))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert sweep_plots.save(groups, asked.workdir) == "no plots: pip install matplotlib"
+    assert plots.save(groups, asked.workdir) == "no plots: pip install matplotlib"
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
-    assert sweep_plots.save(groups, asked.workdir) == "plots: quality.png, learning.png, lengths.png"
+    assert plots.save(groups, asked.workdir) == "plots: quality.png, learning.png, lengths.png"
     assert all((asked.workdir / f"{name}.png").stat().st_size > 10_000 for name in ("quality", "learning", "lengths"))
 
 
 def test_intervals():
     values = [1.0, 2.0, 4.0, 4.5]
-    mean, half = sweep_report.interval(values)
+    mean, half = report.interval(values)
     low, high = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-12)
-    assert sweep_report.interval([3.0]) == (3.0, None)
-    assert sweep_report.interval([math.inf, 3.0])[1] is None
+    assert report.interval([3.0]) == (3.0, None)
+    assert report.interval([math.inf, 3.0])[1] is None
 
 
 @dataclasses.dataclass(frozen=True)

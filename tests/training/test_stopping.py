@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax.experimental import multihost_utils
 
-from training.signals import GracefulStop
+from training.stopping import GracefulStop
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -11,8 +11,8 @@ from jax.flatten_util import ravel_pytree
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
+from evaluation.diagnostics.probing import calls_with_carry
 from models.sequence_model import SequenceModel
-from training.probing import calls_with_carry
 
 CHUNK = 256
 ZERO = 1e-6  # eigenvalues below are those of buffers that only shift

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.sweep_report import Row, common_axes, units
+from sweeps.report import Row, common_axes, units
 
 COSTS = {
     "parameters": "parameters",

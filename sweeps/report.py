@@ -11,11 +11,11 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from training.accounting import Summary
-from training.cells import LOG, Cell, Request, directory, read_json
+from models.accounting import Summary
+from sweeps.cells import LOG, Cell, Request, directory, read_json
+from sweeps.sizing import MEASURES, TOLERANCE, Sized
 from training.metrics import read_metrics
 from training.run_directory import RunDirectory, write_atomically
-from training.sizing import MEASURES, TOLERANCE, Sized
 
 
 @dataclasses.dataclass(frozen=True)

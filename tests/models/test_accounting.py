@@ -10,8 +10,9 @@ from flax import nnx
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
-from training import accounting, sharding
-from training.accounting import Flops, flops
+from models import accounting
+from models.accounting import Flops, flops
+from training import sharding
 
 B, D, H, LAYERS = 8, 16, 32, 5
 

@@ -1,6 +1,6 @@
 """Word embeddings: skip-gram and CBOW with negative sampling (word2vec; arXiv 1301.3781, 1310.4546).
 
-    python -m training.word_embeddings --corpus=shakespeare --vectors=vectors.txt --neighbours=king,love
+    python -m data.word_embeddings --corpus=shakespeare --vectors=vectors.txt --neighbours=king,love
 
 Skip-gram predicts each word around a word, CBOW a word from the mean of those around it. With the input vectors v, the
 output vectors u, h = v[word] or the mean of v[words], and k words n drawn in proportion to count^0.75,
@@ -212,7 +212,7 @@ def save(path: str, words: Sequence[str], vectors: Float[np.ndarray, "V D"]) -> 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; `argv` without the program's name."""
-    parser = argparse.ArgumentParser(prog="python -m training.word_embeddings", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m data.word_embeddings", description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default="auto", help="see data/corpora.py; its train split is read")
     parser.add_argument("--data_dir", help="folder of data sets that are read from one")
     parser.add_argument("--model", default="skipgram", choices=MODELS)

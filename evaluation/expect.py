@@ -1,6 +1,6 @@
 """Compares a finished run with the number that its configuration expects.
 
-    python -m training.expect --workdir=runs/s4d_image
+    python -m evaluation.expect --workdir=runs/s4d_image
 
 The checkpoint that was best on the validation split is scored on the test split. Exit status 0: the score is within the
 tolerance. 1: it is not. 2: there is nothing to compare, as the line that is printed says: the run expects nothing, is not
@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from training import command
+from common import command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Expect:
     """The published number that a configuration is to find again.
 
     Attributes:
-      metric: a score, as `training.evaluation.summary` names it.
+      metric: a score, as `training.validation.summary` names it.
       value: the number, in the score's unit; None where none is verified.
       tolerance: how far from it, to either side, a run's score may be.
       source: of the number: arXiv id and table, and how far it is verified.
@@ -51,7 +51,7 @@ def compare(workdir: Path) -> bool:
       FileNotFoundError: if the data of the run is not here.
     """
     # They read configurations, of which `Expect` is a part.
-    from training import inference
+    from evaluation import scoring
     from training.checkpoints import Checkpoints
     from training.run_directory import read_config
 
@@ -61,9 +61,9 @@ def compare(workdir: Path) -> bool:
     step, steps = max(Checkpoints(workdir / "checkpoints").steps(), default=0), raw["train"]["steps"]
     if step < steps:
         raise ValueError(f"{workdir} is not finished: its last checkpoint is of step {step} of {steps}; train on first")
-    model = inference.load(workdir)
+    model = scoring.load(workdir)
     expect, seed = model.config.expect, model.config.seed
-    ((_, scores),) = inference.score(model, "test", [])
+    ((_, scores),) = scoring.score(model, "test", [])
     if expect.metric not in scores:
         raise ValueError(f"config.expect.metric={expect.metric!r} is no score of this task: {', '.join(scores)}")
     found = scores[expect.metric]
@@ -79,7 +79,7 @@ def compare(workdir: Path) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m training.expect", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m evaluation.expect", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="directory of the run")
     workdir = parser.parse_args(argv).workdir
     try:

@@ -5,9 +5,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from training import accounting, cells, inference, loop, sweep_plots, sweep_report
-from training.cells import RESULT, Request
-from training.launcher import Launcher, Result
+from evaluation import scoring
+from models import accounting
+from sweeps import cells, plots, report
+from sweeps.cells import RESULT, Request
+from sweeps.engines.local import Launcher, Result
+from training import loop
 from training.metrics import read_metrics
 from training.run_directory import write_atomically
 
@@ -39,10 +42,10 @@ def run(request: Request, launcher: Launcher, command: str) -> bool:
         if result.error:
             errors[result.cell.name] = result.error
         loop.say(f"{result.cell.name}: {_describe(result)}  [{done}/{len(left)}, {result.seconds:,.0f} s]")
-        sweep_report.write(request, grid, errors, command)
-    sweep_report.write(request, grid, errors, command)
-    groups = sweep_report.sections(sweep_report.rows(grid))
-    loop.say(f"{request.workdir / 'report.md'}, results.csv; {sweep_plots.save(groups, request.workdir)}")
+        report.write(request, grid, errors, command)
+    report.write(request, grid, errors, command)
+    groups = report.sections(report.rows(grid))
+    loop.say(f"{request.workdir / 'report.md'}, results.csv; {plots.save(groups, request.workdir)}")
     missing = sum(cell.result() is None for cell in grid)
     if missing:
         loop.say(f"{missing} of {len(grid)} cells are not finished ({len(errors)} failed): the same command goes on")
@@ -56,7 +59,7 @@ def _costs(grid: Sequence[cells.Cell]) -> str:
         if cell.cost is not None:
             name = ", ".join(f"{key}={value}" for key, value in cell.values.items() if key != "seed") or "model"
             if cell.sized:
-                name += f" (width {cell.sized.width}, {sweep_report.met(cell.sized).strip('*')})"
+                name += f" (width {cell.sized.width}, {report.met(cell.sized).strip('*')})"
             rows[name] = dataclasses.replace(cell.cost, name=name)
     return accounting.table(list(rows.values()))
 
@@ -76,12 +79,12 @@ def score(workdir: Path, lengths: Sequence[int] = ()) -> None:
       ValueError: if the directory holds no run. A length that its mixers or its task cannot have gets no score.
       CheckpointError: if no checkpoint has a score to be the best by: the run diverged.
     """
-    model = inference.load(workdir)
+    model = scoring.load(workdir)
     task, spec = model.config.task, model.config.task.spec
     scores = {}
     for length in sorted({spec.length, *lengths}):
         try:
-            ((_, found),) = inference.score(model, "test", [] if length == spec.length else [length])
+            ((_, found),) = scoring.score(model, "test", [] if length == spec.length else [length])
             scores[str(length)] = found[spec.metric]
         except ValueError as error:
             if length == spec.length:

@@ -8,15 +8,16 @@ import jax
 import numpy as np
 
 from data import task as tasks
+from evaluation import report
+from evaluation.sampling import generate
 from ops import dispatch
-from training import loop, report
+from training import loop
 from training.checkpoints import Checkpoints
 from training.config import Config, resolve
-from training.evaluation import per_word
 from training.run_directory import read_config
-from training.sampling import generate
 from training.state import Built, cast
 from training.step import make_eval_step
+from training.validation import per_word
 
 
 @dataclasses.dataclass(frozen=True)

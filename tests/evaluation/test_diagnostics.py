@@ -12,10 +12,12 @@ import pytest
 from flax import nnx
 
 from configs import lm
+from evaluation import scoring
+from evaluation.diagnostics import measures, plots, probing, spectra
 from models import mixer as mixers
 from models.sequence_model import ModelConfig, SequenceModel
 from tests.tolerance import assert_close
-from training import diagnostics, inference, loop, plots, probing, spectrum
+from training import loop
 from training.config import resolve
 
 MAPS = [
@@ -40,7 +42,7 @@ def test_scores_are_those_of_the_mixer(name, options, causal):
     """What a mixer says of its scores gives its output; d p / d s is what automatic differentiation finds."""
     mixer = mixers.create(name, 16, rngs=nnx.Rngs(0), causal=causal, **options)
     x, positions = normal(2, 14, 16), jnp.broadcast_to(jnp.arange(14), (2, 14))
-    kind = diagnostics.score_gradients(mixer, x, None, positions)[1]
+    kind = measures.score_gradients(mixer, x, None, positions)[1]
 
     def weights(scores):
         if kind == "softmax":
@@ -66,7 +68,7 @@ def test_scores_are_those_of_the_mixer(name, options, causal):
     scores, y, mixed, slopes = map(np.asarray, expect())
     # Performer's scores leave out its eps.
     assert_close(mixed, y, 1e-3 if name == "performer" else 1e-5)
-    found, _ = diagnostics.score_gradients(mixer, x, None, positions)
+    found, _ = measures.score_gradients(mixer, x, None, positions)
     seen, defined = scores > -np.inf, np.isfinite(found)
     assert defined.mean() > 0.9
     assert_close(found[defined], np.abs(slopes[seen][defined]), 1e-4)
@@ -80,7 +82,7 @@ def test_score_gradients_stay_in_documents():
     """Pairs are those of the same document, and padding has none."""
     mixer = mixers.create("linear_attention", 8, rngs=nnx.Rngs(0))
     ids, positions = jnp.array([[1, 1, 1, 2, 2, 0]]), jnp.array([[0, 1, 2, 0, 1, 0]])
-    found, kind = diagnostics.score_gradients(mixer, normal(1, 6, 8), ids, positions)
+    found, kind = measures.score_gradients(mixer, normal(1, 6, 8), ids, positions)
     assert kind == "sum" and found.shape == (4 * (6 + 3),)
 
 
@@ -88,7 +90,7 @@ def test_influence_is_the_jacobian():
     """The estimate approaches the Jacobian's norms, and is exactly 0 outside the window."""
     mixer = mixers.create("local_attention", 8, rngs=nnx.Rngs(0), window=4)
     x, at = normal(1, 12, 8), np.array([0, 5, 11])
-    found = diagnostics.influence(diagnostics._outputs, (mixer, {}), x, at, jax.random.key(1), 400)
+    found = measures.influence(measures._outputs, (mixer, {}), x, at, jax.random.key(1), 400)
     jacobian = jax.jit(jax.jacrev(lambda x: mixer(x)[0]))(x)[0, :, :, 0]
     expected = np.sqrt(np.sum(np.square(jacobian), (1, 3)))[at]
     assert_close(found[0], expected, 0.15)
@@ -101,15 +103,15 @@ def test_locality_of_known_maps():
     """Equal influence of all tokens before, of one token only, and of tokens that do not count."""
     at = np.array([9, 19])
     even = np.stack([np.arange(20) <= t for t in at])[None] * 3.0
-    found = diagnostics.locality(even, at, np.ones((1, 20)), True)
+    found = measures.locality(even, at, np.ones((1, 20)), True)
     assert found["mean_distance"] == pytest.approx((4.5 + 9.5) / 2)
     assert found["entropy"] == pytest.approx((np.log(10) + np.log(20)) / 2)
     assert found["within"]["4"] == pytest.approx((5 / 10 + 5 / 20) / 2)
     assert found["within"]["19"] == pytest.approx(1) and found["profile"] == pytest.approx([3.0] * 20)
     one = np.stack([np.arange(20) == t - 3 for t in at])[None] * 1.0
-    found = diagnostics.locality(one, at, np.ones((1, 20)), True)
+    found = measures.locality(one, at, np.ones((1, 20)), True)
     assert found["cover"] == {"50": 3, "90": 3, "99": 3} and found["entropy"] == 0
-    assert diagnostics.locality(one, at, np.zeros((1, 20)), True)["mean_distance"] is None
+    assert measures.locality(one, at, np.zeros((1, 20)), True)["mean_distance"] is None
 
 
 def build(config):
@@ -127,7 +129,7 @@ def test_a_local_model():
     options = {"mixer": {"local_attention": {"window": 4}}, "channel_mixer": "none", "length": 20}
     config = ModelConfig(11, 11, width=16, depth=1, pattern=("local_attention",), **options)
     model, batch = build(config), batch_of(20)
-    result = diagnostics.diagnose(model, ["local_attention"], batch, causal=True, queries=4, probes=2, tokens=1)
+    result = measures.diagnose(model, ["local_attention"], batch, causal=True, queries=4, probes=2, tokens=1)
     assert not any(result["receptive_field"]["profile"][4:]) and all(result["receptive_field"]["profile"][:4])
     assert result["receptive_field"]["cover"]["99"] <= 3
     (layer,) = result["layers"]
@@ -163,7 +165,7 @@ def test_spectra_are_the_closed_forms():
         return seen
 
     x = [np.asarray(one) for one in inputs()]
-    found = spectrum.spectra(model, layers, batch, True, tokens=1, limit=10**4, seed=0)
+    found = spectra.spectra(model, layers, batch, True, tokens=1, limit=10**4, seed=0)
 
     both = lambda z: np.concatenate([np.ravel(z), np.conj(np.ravel(z))])
     sigmoid = lambda z: 1 / (1 + np.exp(-z))
@@ -202,16 +204,16 @@ def test_spectrum_of_a_large_matrix():
     matrix[:300, 300:400] = rng.normal(size=(300, 100)) * (rng.random((300, 100)) < 0.02)
     shuffle = rng.permutation(900)
     small = matrix[:400, :400][np.ix_(shuffle[shuffle < 400], shuffle[shuffle < 400])]
-    values, left = spectrum.eigenvalues(lambda i: small[i], 400, 400, rng)
+    values, left = spectra.eigenvalues(lambda i: small[i], 400, 400, rng)
     exact = np.concatenate([np.linalg.eigvals(matrix[i : i + 3, i : i + 3]) for i in range(0, 300, 3)])
     assert left == 0 and np.sum(values == 0) == 100
     assert_close(np.sort(np.abs(values))[100:], np.sort(np.abs(exact)))
     matrix[400:, 400:] = rng.normal(size=(500, 500))
-    values, left = spectrum.eigenvalues(lambda i: matrix[i], 900, 300, rng)
+    values, left = spectra.eigenvalues(lambda i: matrix[i], 900, 300, rng)
     assert left > 0 and len(values) > 0
     assert all(np.abs(value - np.append(exact, 0)).min() < 1e-6 for value in values)
-    none = spectrum.eigenvalues(lambda i: matrix[400 + i, 400:], 500, 200, rng)
-    assert len(none[0]) == 0 and "500 numbers" in spectrum.describe([(500, *none)])["skipped"]
+    none = spectra.eigenvalues(lambda i: matrix[400 + i, 400:], 500, 200, rng)
+    assert len(none[0]) == 0 and "500 numbers" in spectra.describe([(500, *none)])["skipped"]
 
 
 def nest(tree):
@@ -230,16 +232,16 @@ def test_diagnostics_of_a_run(tmp_path, capsys, monkeypatch):
     config = resolve(config)
     built = loop.build(config, for_training=False)
     params = nest(nnx.to_pure_dict(nnx.state(build(config.model))))
-    model = inference.Loaded(config, built, params, tmp_path, step=2)
+    model = scoring.Loaded(config, built, params, tmp_path, step=2)
     with pytest.raises(ValueError, match="one length"):
-        diagnostics.run(model, [24, 48])
-    diagnostics.run(model, [])
+        measures.run(model, [24, 48])
+    measures.run(model, [])
     printed = capsys.readouterr().out
     assert "0 attention" in printed and "1 min_gru" in printed and "receptive field" in printed
     made = tmp_path / "diagnostics"
     result = json.loads((made / plots.FILE).read_text())
     assert result["step"] == 2 and [layer["mixer"] for layer in result["layers"]] == ["attention", "min_gru"]
-    assert result["layers"][0]["spectrum"] == {"skipped": spectrum.GROWS}
+    assert result["layers"][0]["spectrum"] == {"skipped": spectra.GROWS}
     assert result["layers"][1]["spectrum"]["modulus"]["100"] < 1
     names = {f"{name}.png" for name in ("locality", "gradients", "receptive_field", "spectra")}
     installed = importlib.util.find_spec("matplotlib") is not None
@@ -250,4 +252,4 @@ def test_diagnostics_of_a_run(tmp_path, capsys, monkeypatch):
     assert "pip install matplotlib" in plots.save(result, made)
     assert json.loads((made / plots.FILE).read_text()) == result
     with pytest.raises(ValueError, match="is of step 2, this is step 1"):
-        diagnostics.run(dataclasses.replace(model, step=1), [])
+        measures.run(dataclasses.replace(model, step=1), [])

@@ -19,13 +19,15 @@ from typing import Any
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
+from common import command
 from data.task import Spec
+from models.accounting import Summary
 from models.sequence_model import ModelConfig
-from training import command, config, loop, sizing
-from training.accounting import Summary
+from sweeps import sizing
+from sweeps.sizing import MEASURES, Sized
+from training import config, loop
 from training.metrics import read_metrics
 from training.run_directory import RunDirectory
-from training.sizing import MEASURES, Sized
 
 ROOT = Path(__file__).parent.parent
 RESULT, LOG = "result.json", "log.txt"

@@ -6,7 +6,8 @@ import types
 import pytest
 
 from configs import lm, published
-from training import expect, inference, loop
+from evaluation import expect, scoring
+from training import loop
 from training.config import resolve
 
 SOURCE = "arXiv 1234.56789, table 1"
@@ -43,8 +44,8 @@ def fake(run, tmp_path, monkeypatch):
     load = lambda workdir: types.SimpleNamespace(
         config=resolve(json.loads((workdir / "config.json").read_text())), step=2
     )
-    monkeypatch.setattr(inference, "load", load)
-    monkeypatch.setattr(inference, "score", lambda model, split, lengths: [(16, {"loss": 0.3, "accuracy": 0.9})])
+    monkeypatch.setattr(scoring, "load", load)
+    monkeypatch.setattr(scoring, "score", lambda model, split, lengths: [(16, {"loss": 0.3, "accuracy": 0.9})])
     return make
 
 
@@ -57,7 +58,7 @@ def status(workdir, capsys):
 
 def test_a_real_run(run, capsys):
     """The test split is scored with the best checkpoint; two steps leave a model near the uniform 8 bits."""
-    ((_, scores),) = inference.score(inference.load(run), "test", [])
+    ((_, scores),) = scoring.score(scoring.load(run), "test", [])
     capsys.readouterr()
     code, out, err = status(run, capsys)
     assert code == 0 and not err

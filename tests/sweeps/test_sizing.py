@@ -9,8 +9,8 @@ from flax import nnx
 
 from data.task import Spec
 from models.sequence_model import ModelConfig, SequenceModel
-from training import sizing
-from training.sizing import Sized, solve
+from sweeps import sizing
+from sweeps.sizing import Sized, solve
 
 SPEC = Spec(vocab_size=11, channels=None, targets=11, objective="causal_lm", length=16)
 

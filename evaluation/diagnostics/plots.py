@@ -17,7 +17,7 @@ SCALES = np.logspace(-1, 4, 51)
 
 
 def save(result: dict[str, Any], folder: Path) -> str:
-    """Writes the results of `training.diagnostics.diagnose`; returns a sentence on where they are."""
+    """Writes the results of `evaluation.diagnostics.measures.diagnose`; returns a sentence on where they are."""
     folder.mkdir(exist_ok=True)
     write_atomically(folder / FILE, json.dumps(finite(result), indent=1, allow_nan=False))
     try:

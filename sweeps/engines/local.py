@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from training.cells import LOG, Cell
-from training.signals import GracefulStop
+from sweeps.cells import LOG, Cell
+from training.stopping import GracefulStop
 
 
 @dataclasses.dataclass(frozen=True)

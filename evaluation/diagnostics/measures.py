@@ -22,12 +22,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from data import task as tasks
+from evaluation.diagnostics import plots
+from evaluation.diagnostics.probing import Tapped, observe, unstack
+from evaluation.diagnostics.spectra import spectra
+from evaluation.scoring import Loaded, at_length
 from models.sequence_model import SequenceModel
 from ops import dispatch
-from training import loop, plots
-from training.inference import Loaded, at_length
-from training.probing import Tapped, observe, unstack
-from training.spectrum import spectra
+from training import loop
 
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 LONGEST = 512  # by default

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from training import word_embeddings as we
+from data import word_embeddings as we
 
 
 def random_params(size, width, seed=0):

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data.task import Spec
+from models import accounting
 from models import mixer as mixers
+from models.accounting import Summary
 from models.sequence_model import ModelConfig, SequenceModel
 from ops import dispatch
-from training import accounting
-from training.accounting import Summary
 
 # What models can be matched by, and the field of their `Summary` that measures it.
 MEASURES = {"params": "parameters", "flops": "flops_per_token", "state": "carry_bytes"}
