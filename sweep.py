@@ -14,6 +14,7 @@ import shlex
 import sys
 
 from common import command
+from common.errors import UserError
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -83,9 +84,9 @@ def pairs(what: str, items: list[str]) -> dict[str, str]:
     for item in items:
         key, separator, value = item.partition("=")
         if not separator or not key:
-            raise ValueError(f"{what} takes KEY=VALUE, not {item!r}")
+            raise UserError(f"{what} takes KEY=VALUE, not {item!r}")
         if key in found:
-            raise ValueError(f"{what} has {key} twice")
+            raise UserError(f"{what} has {key} twice")
         found[key] = value
     return found
 
@@ -94,7 +95,7 @@ def lengths(text: str) -> tuple[int, ...]:
     """N,N,... as numbers."""
     items = [item for item in text.split(",") if item]
     if not all(item.isdigit() and int(item) for item in items):
-        raise ValueError(f"--lengths takes whole numbers joined by commas, not {text!r}")
+        raise UserError(f"--lengths takes whole numbers joined by commas, not {text!r}")
     return tuple(sorted({int(item) for item in items}))
 
 

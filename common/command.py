@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
+from common.errors import UserError
+
 flags.DEFINE_bool("traceback", False, "show where an error was raised, not only what it says")
 
 
@@ -41,9 +43,7 @@ def run(main: Callable) -> None:
 
 def is_bad_input(error: Exception) -> bool:
     """Whether an error says what a user must change, so that its message is enough; any other is a bug of ours."""
-    if isinstance(error, RuntimeError):
-        return type(error).__name__ in ("CheckpointError", "FetchError")  # their modules are slow to import
-    return isinstance(error, (ValueError, FileNotFoundError))
+    return isinstance(error, UserError)
 
 
 def flag_error(error: Exception) -> str:

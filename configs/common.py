@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from common.errors import UserError
 from data import task as tasks
 from models.mixer import defaults, find
 
@@ -19,13 +20,13 @@ def parse(arg: str, file: str, **choice: str) -> dict[str, str]:
       **choice: the keys and their defaults.
 
     Raises:
-      ValueError: for a key that does not exist.
+      UserError: for a key that does not exist.
     """
     for item in filter(None, arg.split(",")):
         key, _, value = item.partition("=")
         if key not in choice:
             example = ",".join(f"{k}={v}" for k, v in list(choice.items())[:2])
-            raise ValueError(f"{file} takes {', '.join(choice)} (as in '{example}'), not {item!r}")
+            raise UserError(f"{file} takes {', '.join(choice)} (as in '{example}'), not {item!r}")
         choice[key] = value
     return choice
 
@@ -34,10 +35,10 @@ def choose(what: str, value: str, known: Mapping[str, Any]):
     """known[value].
 
     Raises:
-      ValueError: if there is none.
+      UserError: if there is none.
     """
     if value not in known:
-        raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}")
+        raise UserError(f"{what} must be one of {', '.join(known)}, got {value!r}")
     return known[value]
 
 
@@ -142,5 +143,5 @@ def experiment(task: ConfigDict, model: ConfigDict, optimizer: ConfigDict, train
 def _replace(known: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     for key in options:
         if key not in known:
-            raise KeyError(f"there is no option {key!r} among {', '.join(known)}")
+            raise UserError(f"there is no option {key!r} among {', '.join(known)}")
     return known | dict(options)

@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The configuration for `--config=configs/lm.py:<arg>`.
 
     Raises:
-      ValueError: for a key or a value that does not exist.
+      UserError: for a key or a value that does not exist.
     """
     choice = common.parse(arg, "configs/lm.py", mixer="mamba+local_attention", size="default", corpus="auto")
     size = common.choose("size", choice["size"], SIZES)

@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The configuration for `--config=configs/recall.py:<arg>`.
 
     Raises:
-      ValueError: for a key or a value that does not exist.
+      UserError: for a key or a value that does not exist.
     """
     choice = common.parse(arg, "configs/recall.py", task="mqar", mixer="mamba", size="cpu")
     width, depth, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)

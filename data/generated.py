@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-from data.task import Task, check_choice
+from common.errors import check_choice
+from data.task import Task
 
 FINGERPRINT_ROWS = 8
 
@@ -41,7 +42,7 @@ class GeneratedTask(Task):
         """All rows of valid or test, for floors.
 
         Raises:
-          ValueError: for train, which has no end.
+          UserError: for train, which has no end.
         """
         check_choice("split", split, ("valid", "test"))
         for index in range(self.num_examples(split)):

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 
+from common.errors import UserError
 from data import lra
 from data.task import Spec
 
@@ -78,46 +79,46 @@ def read_idx(folder: pathlib.Path, name: str) -> np.ndarray:
     """The uint8 array of an IDX file `name` or `name`.gz in a folder.
 
     Raises:
-      FileNotFoundError: if there is neither.
-      ValueError: for a file that is no whole IDX file of bytes.
+      UserError: if there is neither.
+      UserError: for a file that is no whole IDX file of bytes.
     """
     found = [path for path in (folder / name, folder / f"{name}.gz") if path.exists()]
     if not found:
-        raise FileNotFoundError(f"{folder / name} is missing, and so is {name}.gz")
+        raise UserError(f"{folder / name} is missing, and so is {name}.gz")
     try:
         content = found[0].read_bytes()
         content = gzip.decompress(content) if found[0].suffix == ".gz" else content
         # Two zeros, the type (8: unsigned bytes), the number of dimensions, then each of them, big-endian.
         if content[:3] != b"\0\0\x08":
-            raise ValueError("it does not begin as an IDX file of bytes")
+            raise UserError("it does not begin as an IDX file of bytes")
         shape = np.frombuffer(content, ">u4", content[3], 4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
     except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
-        raise ValueError(f"{found[0]} is corrupt ({error}); fetch it again") from error
+        raise UserError(f"{found[0]} is corrupt ({error}); fetch it again") from error
 
 
 def read_png(path: pathlib.Path) -> np.ndarray:
     """The grey levels of an image file: uint8 [height, width].
 
     Raises:
-      ValueError: for a file that is no image, and without Pillow.
+      UserError: for a file that is no image, and without Pillow.
     """
     try:
         from PIL import Image
     except ImportError as error:
-        raise ValueError("reading PNG files needs Pillow: pip install pillow") from error
+        raise UserError("reading PNG files needs Pillow: pip install pillow") from error
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("L"))
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); unpack the archive again") from error
+        raise UserError(f"{path} cannot be read as an image ({error}); unpack the archive again") from error
 
 
 def tfds_source(name: str, split: str, data_dir: str | None, otherwise: str):
     """The examples of a prepared TFDS data set, by index; `otherwise` says what else the user can do.
 
     Raises:
-      FileNotFoundError: where the data set is not prepared in data_dir as ArrayRecord. Nothing is downloaded.
+      UserError: where the data set is not prepared in data_dir as ArrayRecord. Nothing is downloaded.
     """
     # Slow to import, and only needed here.
     import tensorflow_datasets as tfds
@@ -126,7 +127,7 @@ def tfds_source(name: str, split: str, data_dir: str | None, otherwise: str):
         return tfds.builder(name, data_dir=data_dir, file_format="array_record").as_data_source(split=split)
     except Exception as error:  # TFDS reports what it misses through dozens of types, and pages long
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise FileNotFoundError(
+        raise UserError(
             f"TFDS {name!r} has no prepared split {split!r} in {data_dir or 'its default folder'} "
             f"({type(error).__name__}: {reason}). Prepare it where TensorFlow is installed (tfds build {name} "
             f"--file_format=array_record) and give its folder as data_dir. {otherwise}"

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from common.errors import check_choice
 from data.generated import GeneratedTask
-from data.task import check_choice
 
 NOISES = ("clean", "heavy-tailed")
 OUTLIERS = 0.2
@@ -28,7 +28,7 @@ def noisy(
       shift: mean of the exponentially distributed excess.
 
     Raises:
-      ValueError: for an unknown noise.
+      UserError: for an unknown noise.
     """
     check_choice("label_noise", noise, NOISES)
     if noise == "clean":

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from data.task import Task, check_choice
+from common.errors import UserError, check_choice
+from data.task import Task
 
 
 class Loader:
@@ -30,7 +31,7 @@ class Loader:
         everything on the default device.
 
     Raises:
-      ValueError: for an unknown split, or a batch that does not divide over the sharding.
+      UserError: for an unknown split, or a batch that does not divide over the sharding.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Loader:
     ):
         check_choice("split", split, task.splits)
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+            raise UserError(f"batch_size={batch_size} must be at least 1")
         if sharding is not None:
             _check_divides(sharding, batch_size, task.spec.length)
         self.task, self.split, self.batch_size, self.seed, self.sharding = task, split, batch_size, seed, sharding
@@ -54,7 +55,7 @@ class Loader:
 
         Raises:
           IndexError: before the first batch, and after the last one of valid and test.
-          ValueError: for token ids that the task's vocabulary does not have.
+          UserError: for token ids that the task's vocabulary does not have.
         """
         if step < 0 or (self.finite and step >= len(self)):
             raise IndexError(f"{self.split} has batches 0 to {len(self) - 1}, batch {step} was asked for")
@@ -87,7 +88,7 @@ class Loader:
             # An embedding or a cross-entropy reads such ids as NaN or as their neighbours, without an error.
             if size is not None and np.issubdtype(ids.dtype, np.integer) and (ids.min() < 0 or ids.max() >= size):
                 bad = int(ids[(ids < 0) | (ids >= size)][0])
-                raise ValueError(
+                raise UserError(
                     f"{self.task.name}: {key} of {self.split} row {index} hold the id {bad}, outside 0 to {size - 1}; "
                     "set the task's spec to the number of ids that its data has"
                 )
@@ -100,7 +101,7 @@ def _check_divides(sharding: jax.sharding.Sharding, batch_size: int, length: int
     shards = [n // size for size in sharding.shard_shape((n, n))]
     for what, size, count in zip(("batch_size", "length"), (batch_size, length), shards, strict=True):
         if size % count:
-            raise ValueError(
+            raise UserError(
                 f"{what}={size} does not divide over the {count} parts that the mesh cuts it into; make it a multiple of {count}"
             )
 
@@ -112,7 +113,7 @@ def prefetch(loader: Loader, start_step: int = 0, depth: int = 2) -> Iterator[di
     leaving it for good, ends the thread.
     """
     if depth < 1:
-        raise ValueError(f"depth={depth} must be at least 1")
+        raise UserError(f"depth={depth} must be at least 1")
     pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     pending = collections.deque()
     step = start_step

@@ -14,6 +14,8 @@ import pathlib
 
 import numpy as np
 
+from common.errors import UserError
+
 PROTOCOLS = ("lra", "s4")
 PAD, UNKNOWN, EOS = 0, 1, 2  # of the s4 protocol; lra has PAD only
 ARCHIVE = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
@@ -60,13 +62,13 @@ def locate(data_dir: str, path: str) -> pathlib.Path:
     pathfinder128 are wrong (issue 38 of google-research/long-range-arena).
 
     Raises:
-      FileNotFoundError: where it is missing.
+      UserError: where it is missing.
     """
     folder = pathlib.Path(data_dir).expanduser()
     for inside in ("lra_release/lra_release", "lra_release", "."):
         if (folder / inside / path).exists():
             return folder / inside / path
-    raise FileNotFoundError(
+    raise UserError(
         f"{folder / path} is missing: fetch {ARCHIVE} (see github.com/google-research/long-range-arena), unpack it with "
         "tar -xf, and give the folder lra_release as data_dir"
     )

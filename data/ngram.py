@@ -27,8 +27,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from common.errors import UserError
+from common.files import write_atomically
 from data import corpora
-from data.corpora import Corpus, Stream, write_atomically
+from data.corpora import Corpus, Stream
 
 BYTES = 256
 # Bounds memory, some 100 bytes for each byte of text. Of a longer training split the beginning is used.
@@ -56,7 +58,7 @@ class KneserNey:
         self._bits = _symbol_bits(text)
         self.orders = 63 // self._bits if orders is None else orders
         if not 1 <= self.orders <= 63 // self._bits:
-            raise ValueError(f"orders={orders} must be 1 to {63 // self._bits} ({self._bits} bits a symbol, 63 in all)")
+            raise UserError(f"orders={orders} must be 1 to {63 // self._bits} ({self._bits} bits a symbol, 63 in all)")
         past = _past(stream.ends, 0, len(text))
         self._tables = []
         longer = np.zeros(0, np.int64)
@@ -112,11 +114,11 @@ class KneserNey:
         """Reads what `save` wrote.
 
         Raises:
-          FileNotFoundError: if there is no such file.
-          ValueError: if it is no intact model of this version.
+          UserError: if there is no such file.
+          UserError: if it is no intact model of this version.
         """
         if not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"there is no model {path}; make it with python -m data.ngram fit")
+            raise UserError(f"there is no model {path}; make it with python -m data.ngram fit")
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 model = cls.__new__(cls)
@@ -127,9 +129,9 @@ class KneserNey:
                     table = [arrays[f"{name}{n}"] for name in _TABLE]
                     model._tables.append((table[0], table[1], tuple(table[2:4]), tuple(table[4:6])))
         except (ValueError, KeyError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is no intact n-gram model ({error}); fit it again") from error
+            raise UserError(f"{path} is no intact n-gram model ({error}); fit it again") from error
         if version != _VERSION:
-            raise ValueError(f"{path} is a model of version {version}, this program reads {_VERSION}; fit it again")
+            raise UserError(f"{path} is a model of version {version}, this program reads {_VERSION}; fit it again")
         return model
 
 
@@ -252,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         {"fit": _fit, "score": _score, "rank": _rank}[options.command](options)
-    except (ValueError, FileNotFoundError, corpora.FetchError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
 
 
@@ -261,7 +263,7 @@ def _fit(options) -> None:
     splits = {split: _lines(stream.data[:FIT_BYTES].tobytes()) for split, stream in corpus.splits.items()}
     for split, lines in splits.items():
         if not lines:
-            raise ValueError(f"the {split} split of {corpus.name!r} has no lines; give a longer text")
+            raise UserError(f"the {split} split of {corpus.name!r} has no lines; give a longer text")
     print("order  valid bits/byte  test bits/byte  test perplexity/word", flush=True)
     best, model = np.inf, None
     highest = min(ORDERS, 63 // _symbol_bits(_padded(splits["train"], 1).data))
@@ -292,13 +294,13 @@ def _score(options) -> None:
 
 def _rank(options) -> None:
     if options.keep is not None and not 0 < options.keep <= 1:
-        raise ValueError(f"--keep={options.keep} is the fraction of the lines to keep: above 0, at most 1")
+        raise UserError(f"--keep={options.keep} is the fraction of the lines to keep: above 0, at most 1")
     path = pathlib.Path(options.text)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no text file {path}")
+        raise UserError(f"there is no text file {path}")
     lines = _lines(path.read_bytes())
     if not lines:
-        raise ValueError(f"{path} has no lines to rank")
+        raise UserError(f"{path} has no lines to rank")
     rates = sentence_bits(KneserNey.load(options.model), lines) / np.array([len(line) + 1 for line in lines])
     order = np.argsort(rates, kind="stable")
     if options.keep is None:

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float64
 
+from common.errors import UserError
+
 RMS = 0.5
 
 
@@ -18,10 +20,10 @@ def white_noise(rng: np.random.Generator, length: int, cutoff: float) -> Float64
       cutoff: highest frequency in cycles per sample, 1 / length to 0.5.
 
     Raises:
-      ValueError: where no frequency is below the cutoff.
+      UserError: where no frequency is below the cutoff.
     """
     if length < 2 or not 1 / length <= cutoff <= 0.5:
-        raise ValueError(
+        raise UserError(
             f"cutoff={cutoff} must be 1 / length={1 / max(length, 1):.3g} to 0.5 cycles per sample; "
             f"length={length}, at least 2"
         )

@@ -6,12 +6,7 @@ hyperparameters and their defaults. Nothing lists the tasks: they are found by l
 
 import abc
 import dataclasses
-import difflib
 import functools
-import importlib
-import inspect
-import pkgutil
-import types
 import typing
 from collections.abc import Iterable
 from typing import ClassVar
@@ -20,7 +15,8 @@ import grain
 import numpy as np
 from ml_collections import config_dict
 
-import data.tasks
+from common.errors import UserError, check_choice
+from common.plugins import Plugins
 
 # What a row's targets are, and so which head and loss a model gets. T is the length, K the number of targets.
 OBJECTIVES = {
@@ -74,10 +70,10 @@ class Spec:
 
     def __post_init__(self):
         if (self.vocab_size is None) == (self.channels is None):
-            raise ValueError("a task has either tokens (vocab_size) or real inputs (channels): set exactly one")
+            raise UserError("a task has either tokens (vocab_size) or real inputs (channels): set exactly one")
         check_choice("objective", self.objective, OBJECTIVES)
         if self.length < 1:
-            raise ValueError(f"length={self.length} must be at least 1")
+            raise UserError(f"length={self.length} must be at least 1")
         if self.objective == "causal_lm":
             object.__setattr__(self, "causal", True)
         if not self.unit:
@@ -136,11 +132,11 @@ class Task(abc.ABC):
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32, of a text; for tasks of text."""
-        raise ValueError(f"task {self.name!r} has no text")
+        raise UserError(f"task {self.name!r} has no text")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; what is no valid text is replaced, never an error. For tasks of text."""
-        raise ValueError(f"task {self.name!r} has no text")
+        raise UserError(f"task {self.name!r} has no text")
 
     def example(self, split: str, index: int, seed: int | None = None) -> dict[str, np.ndarray]:
         """One row of the split.
@@ -160,7 +156,7 @@ class Task(abc.ABC):
           positions: like segment_ids, counted from 0 in each segment.
 
         Raises:
-          ValueError: for an unknown split.
+          UserError: for an unknown split.
           IndexError: outside the split.
         """
         check_choice("split", split, self.splits)
@@ -177,46 +173,30 @@ class Task(abc.ABC):
 def _permuted(rows: int, seed: int) -> grain.MapDataset:
     """An endless stream of 0..rows-1 in a new order each epoch, with random access and without a table."""
     if rows > 2**32:
-        raise ValueError(f"{rows} rows are too many to be shuffled; let num_examples('train') be at most 2**32")
+        raise UserError(f"{rows} rows are too many to be shuffled; let num_examples('train') be at most 2**32")
     return grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
+
+
+_PLUGINS = Plugins("task", "data.tasks", Task)
 
 
 def names() -> list[str]:
     """The names of all tasks: the files of `data/tasks/`."""
-    return sorted(module.name for module in pkgutil.iter_modules(data.tasks.__path__))
+    return _PLUGINS.names()
 
 
-@functools.cache
 def find(name: str) -> type[Task]:
     """The class of a task.
 
     Raises:
-      ValueError: if there is none of that name; the message names the nearest.
+      UserError: if there is none of that name; the message names the nearest.
     """
-    if name not in names():
-        raise ValueError(f"there is no task {name!r}{_hint(name, names())}")
-    module = importlib.import_module(f"data.tasks.{name}")
-    classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-    found = [c for c in classes if issubclass(c, Task)]
-    if len(found) != 1:
-        raise TypeError(f"data/tasks/{name}.py must define one subclass of Task, it defines {len(found)}")
-    return found[0]
+    return _PLUGINS.find(name)
 
 
 def defaults(name: str) -> config_dict.ConfigDict:
     """The hyperparameters of a task and their defaults, read from its constructor's signature."""
-    config = config_dict.ConfigDict()
-    for key, parameter in inspect.signature(find(name)).parameters.items():
-        value = parameter.default
-        config[key] = config_dict.placeholder(_optional_type(parameter.annotation)) if value is None else value
-    return config
-
-
-def _optional_type(annotation) -> type:
-    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
-        raise TypeError(f"a hyperparameter whose default is None is annotated `type | None`, got {annotation}")
-    (kind,) = (a for a in typing.get_args(annotation) if a is not type(None))
-    return kind
+    return _PLUGINS.defaults(name)
 
 
 def create(name: str, **hyperparameters) -> Task:
@@ -227,21 +207,7 @@ def create(name: str, **hyperparameters) -> Task:
       **hyperparameters: as in `defaults(name)`.
 
     Raises:
-      ValueError: for an unknown task or hyperparameter, with the nearest names, and for values that the task refuses.
+      UserError: for an unknown task or hyperparameter, with the nearest names, and for values that the task refuses.
     """
-    known = list(defaults(name))
-    for key in hyperparameters:
-        if key not in known:
-            raise ValueError(f"task {name!r} has no hyperparameter {key!r}{_hint(key, known)}")
+    _PLUGINS.check(name, hyperparameters)
     return find(name)(**hyperparameters)
-
-
-def check_choice(what: str, given: str, known: Iterable[str]) -> None:
-    """Raises ValueError, with the nearest names, where `given` is not one of `known`."""
-    if given not in known:
-        raise ValueError(f"{what}={given!r} is unknown{_hint(given, known)}")
-
-
-def _hint(given: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(given), list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; choose one of {', '.join(known)}"

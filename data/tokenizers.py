@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from common.errors import UserError
+from common.files import make_folder, write_atomically
 from data import corpora
 from data.corpora import SPLITS, Corpus, Stream
 
@@ -52,12 +54,12 @@ class Character:
         self.fingerprint = hashlib.sha256(alphabet.encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids, int32. Raises ValueError for a character that the alphabet does not have."""
+        """Ids, int32. Raises a UserError for a character that the alphabet does not have."""
         points = np.frombuffer(text.encode("utf-32-le"), "<u4")
         ids = np.minimum(np.searchsorted(self._points, points), self.vocab_size - 1)
         strange = points[self._points[ids] != points]
         if len(strange):
-            raise ValueError(
+            raise UserError(
                 f"the corpus has no character {chr(strange[0])!r}; leave it out, or train with tokenizer='byte'"
             )
         return ids.astype(np.int32)
@@ -124,8 +126,8 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
       cache: see `corpora.cache_folder`.
 
     Raises:
-      ValueError: for an unknown name, a tokenizer that loses text, and for a text that is no UTF-8.
-      FileNotFoundError: if the tokenizer's file is missing.
+      UserError: for an unknown name, a tokenizer that loses text, and for a text that is no UTF-8.
+      UserError: if the tokenizer's file is missing.
     """
     if name == "byte":
         first = {split: np.ones(len(stream.ends), np.int64) for split, stream in corpus.splits.items()}
@@ -139,13 +141,13 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
     elif kind == "file" and rest:
         tokenizer = _from_file(pathlib.Path(rest).expanduser())
     else:
-        raise ValueError(
+        raise UserError(
             f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (at least 256, as in 'bpe:8192') or "
             "'file:PATH' (a tokenizer.json, or a folder with vocab.json and merges.txt)"
         )
     key = json.dumps([corpus.fingerprint, tokenizer.fingerprint, _VERSION]).encode()
     folder = cache / "tokens" / hashlib.sha256(key).hexdigest()[:32]
-    corpora.make_folder(folder, lambda made: _convert(name, tokenizer, corpus, made))
+    make_folder(folder, lambda made: _convert(name, tokenizer, corpus, made))
     facts = json.loads((folder / "facts.json").read_text())
     first = {split: np.load(folder / f"{split}.first.npy") for split in SPLITS}
     return Tokenized(tokenizer, _mapped(folder, facts["dtype"]), facts["num_bytes"], first, facts["fingerprint"])
@@ -178,7 +180,7 @@ def _convert(name: str, tokenizer: Character | Subword, corpus: Corpus, folder: 
                     else:
                         ends[-1] = total
         if not total:
-            raise ValueError(f"the {split} split of {corpus.name!r} has no whole character; give a longer text")
+            raise UserError(f"the {split} split of {corpus.name!r} has no whole character; give a longer text")
         np.save(folder / f"{split}.ends.npy", np.asarray(ends, np.int64))
         np.save(folder / f"{split}.first.npy", np.asarray(first_bytes, np.int64))
     print_of_ids = corpora.fingerprint(_mapped(folder, dtype))
@@ -191,7 +193,7 @@ def _check_lossless(name: str, tokenizer: Character | Subword, text: str, ids: n
     if back != text:
         at = next((i for i, (a, b) in enumerate(zip(text, back)) if a != b), min(len(text), len(back)))
         near = slice(max(at - 10, 0), at + 10)
-        raise ValueError(
+        raise UserError(
             f"tokenizer={name!r} loses text: {text[near]!r} comes back as {back[near]!r}. Scores would not be those of the "
             "text; choose one without normalisation, such as a byte-level BPE"
         )
@@ -210,7 +212,7 @@ def _pieces(corpus: Corpus, split: str) -> Iterator[tuple[bool, str]]:
                 whole = bool(at + PIECE_BYTES >= stop and stop < len(stream.data))
                 text = rest + decoder.decode(stream.data[at : min(at + PIECE_BYTES, stop)].tobytes(), whole)
             except UnicodeDecodeError as error:
-                raise ValueError(
+                raise UserError(
                     f"the {split} split of {corpus.name!r} is no UTF-8 text ({error}); use tokenizer='byte'"
                 ) from None
             cut = len(text) if at + PIECE_BYTES >= stop else text.rfind("\n") + 1 or len(text)
@@ -239,7 +241,7 @@ def _character(corpus: Corpus, cache: pathlib.Path) -> Character:
         for split in SPLITS:
             for _, text in _pieces(corpus, split):
                 alphabet |= set(text)
-        corpora.write_atomically(path, "".join(sorted(alphabet)).encode())
+        write_atomically(path, "".join(sorted(alphabet)).encode())
     return Character(path.read_bytes().decode())
 
 
@@ -255,7 +257,7 @@ def _bpe(corpus: Corpus, size: int, cache: pathlib.Path) -> Subword:
             show_progress=False,
         )
         tokenizer.train_from_iterator(_beginning(corpus), trainer)
-        corpora.write_atomically(path, tokenizer.to_str().encode())
+        write_atomically(path, tokenizer.to_str().encode())
     return Subword(tokenizers.Tokenizer.from_file(str(path)))
 
 
@@ -283,7 +285,7 @@ def _from_file(path: pathlib.Path) -> Subword:
     pairs = [(path / "vocab.json", path / "merges.txt"), (path / "encoder.json", path / "vocab.bpe")]
     found = next((pair for pair in pairs if all(file.is_file() for file in pair)), None)
     if found is None and not path.is_file():
-        raise FileNotFoundError(
+        raise UserError(
             f"there is no tokenizer {path}: give a tokenizer.json, or a folder with vocab.json and merges.txt, or with "
             "encoder.json and vocab.bpe"
         )
@@ -292,4 +294,4 @@ def _from_file(path: pathlib.Path) -> Subword:
             return Subword(tokenizers.Tokenizer.from_file(str(path)))
         return Subword(_byte_level(tokenizers.models.BPE.from_file(*map(str, found))))
     except Exception as error:  # the package raises plain exceptions for files that it cannot read
-        raise ValueError(f"{path} is no tokenizer that the package `tokenizers` can read ({error})") from error
+        raise UserError(f"{path} is no tokenizer that the package `tokenizers` can read ({error})") from error

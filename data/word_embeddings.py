@@ -26,8 +26,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from common.errors import UserError, check_choice
+from common.files import write_atomically
 from data import corpora
-from data.task import check_choice
 
 MODELS = ("skipgram", "cbow")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -43,7 +44,7 @@ def vocabulary(words: Sequence[str], min_count: int) -> tuple[list[str], np.ndar
     counts = sorted(collections.Counter(words).items(), key=lambda item: (-item[1], item[0]))
     kept = [(word, count) for word, count in counts if count >= min_count]
     if len(kept) < 2:
-        raise ValueError(f"fewer than two words occur {min_count} times: give a longer text or a smaller min_count")
+        raise UserError(f"fewer than two words occur {min_count} times: give a longer text or a smaller min_count")
     return [word for word, _ in kept], np.array([count for _, count in kept])
 
 
@@ -124,19 +125,19 @@ def train(
       seed: of everything drawn.
 
     Raises:
-      ValueError: for an unknown model, a number below 1, or a text without a whole batch of examples.
+      UserError: for an unknown model, a number below 1, or a text without a whole batch of examples.
     """
     check_choice("model", model, MODELS)
     numbers = {"size": size, "window": window, "negatives": negatives, "epochs": epochs, "batch_size": batch_size}
     for name, number in numbers.items():
         if number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")
+            raise UserError(f"{name}={number} must be at least 1")
     rng = np.random.default_rng(seed)
     draw = lambda: examples(subsample(ids, counts, threshold, rng), window, model, rng)
     inputs, outputs = draw()
     steps = len(outputs) // batch_size
     if steps == 0:
-        raise ValueError(f"the text gives {len(outputs)} examples, fewer than batch_size={batch_size}: make it smaller")
+        raise UserError(f"the text gives {len(outputs)} examples, fewer than batch_size={batch_size}: make it smaller")
     optimizer = optax.adam(optax.linear_schedule(learning_rate, 0, epochs * steps))
     cumulative = np.cumsum(noise(counts))
     scale = 0.5 / size
@@ -170,10 +171,10 @@ def nearest(
     """The words whose vectors have the largest cosines with a word's, and these.
 
     Raises:
-      ValueError: for a word that is not in the vocabulary.
+      UserError: for a word that is not in the vocabulary.
     """
     if word not in words:
-        raise ValueError(f"{word!r} is not in the vocabulary of {len(words)} words")
+        raise UserError(f"{word!r} is not in the vocabulary of {len(words)} words")
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     index = list(words).index(word)
     cosines = unit @ unit[index]
@@ -207,7 +208,7 @@ def save(path: str, words: Sequence[str], vectors: Float[np.ndarray, "V D"]) -> 
     """Writes word2vec's text format: a line "words size", then a line for each word."""
     lines = [f"{len(words)} {vectors.shape[1]}"]
     lines += [f"{word} {' '.join(f'{x:.6g}' for x in vector)}" for word, vector in zip(words, vectors, strict=True)]
-    corpora.write_atomically(pathlib.Path(path), ("\n".join(lines) + "\n").encode())
+    write_atomically(pathlib.Path(path), ("\n".join(lines) + "\n").encode())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -232,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(
             **{key: options.pop(key) for key in ("corpus", "data_dir", "min_count", "vectors", "neighbours")}, **options
         )
-    except (ValueError, FileNotFoundError, corpora.FetchError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
 
 
@@ -245,7 +246,7 @@ def _run(corpus: str, data_dir: str | None, min_count: int, vectors: str | None,
     asked = [word for word in neighbours.split(",") if word]
     for word in asked:
         if word not in index:
-            raise ValueError(f"--neighbours: {word!r} does not occur {min_count} times in the text")
+            raise UserError(f"--neighbours: {word!r} does not occur {min_count} times in the text")
     print(f"{len(ids):,} of {len(found):,} words, vocabulary {len(words):,}", flush=True)
     for epoch, result in enumerate(train(ids, counts, **options), 1):
         params, value = result

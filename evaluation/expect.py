@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from common import command
+from common.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +38,18 @@ class Expect:
 
     def __post_init__(self):
         if not self.metric or not self.source:
-            raise ValueError("config.expect needs a metric and a source")
+            raise UserError("config.expect needs a metric and a source")
         if not (self.tolerance >= 0 and self.seeds >= 1 and self.hours > 0):
-            raise ValueError(f"config.expect needs tolerance >= 0, seeds >= 1 and hours > 0, got {self}")
+            raise UserError(f"config.expect needs tolerance >= 0, seeds >= 1 and hours > 0, got {self}")
 
 
 def compare(workdir: Path) -> bool:
     """Scores a run, prints the score beside what was expected, and says whether it is within the tolerance.
 
     Raises:
-      ValueError: if there is nothing to compare.
+      UserError: if there is nothing to compare.
       CheckpointError: if there is no intact checkpoint.
-      FileNotFoundError: if the data of the run is not here.
+      UserError: if the data of the run is not here.
     """
     # They read configurations, of which `Expect` is a part.
     from evaluation import scoring
@@ -57,19 +58,19 @@ def compare(workdir: Path) -> bool:
 
     raw = read_config(workdir)
     if "expect" not in raw:
-        raise ValueError(f"{workdir} expects nothing: its configuration has no section 'expect' (see configs/papers/)")
+        raise UserError(f"{workdir} expects nothing: its configuration has no section 'expect' (see configs/papers/)")
     step, steps = max(Checkpoints(workdir / "checkpoints").steps(), default=0), raw["train"]["steps"]
     if step < steps:
-        raise ValueError(f"{workdir} is not finished: its last checkpoint is of step {step} of {steps}; train on first")
+        raise UserError(f"{workdir} is not finished: its last checkpoint is of step {step} of {steps}; train on first")
     model = scoring.load(workdir)
     expect, seed = model.config.expect, model.config.seed
     ((_, scores),) = scoring.score(model, "test", [])
     if expect.metric not in scores:
-        raise ValueError(f"config.expect.metric={expect.metric!r} is no score of this task: {', '.join(scores)}")
+        raise UserError(f"config.expect.metric={expect.metric!r} is no score of this task: {', '.join(scores)}")
     found = scores[expect.metric]
     print(f"\nfound     {expect.metric} {found:.4f}  (test split, step {model.step}, seed {seed})")
     if expect.value is None:
-        raise ValueError(f"there is no verified number to compare with ({expect.source})")
+        raise UserError(f"there is no verified number to compare with ({expect.source})")
     print(f"expected  {expect.metric} {expect.value:.4f} +- {expect.tolerance:g}  ({expect.source})")
     difference = found - expect.value
     within = abs(difference) <= expect.tolerance + 1e-9  # 1 - 0.99 is more than 0.01

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from common.errors import UserError
+
 
 def filter_logits(
     logits: Float[Array, "B V"], temperature: float, top_k: int = 0, top_p: float = 1.0
@@ -64,12 +66,12 @@ def generate(
       `tokens_per_second` of the steps.
 
     Raises:
-      ValueError: for an empty prompt or parameters out of range.
+      UserError: for an empty prompt or parameters out of range.
     """
     if prompt.shape[1] < 1:
-        raise ValueError("the prompt is empty: generation needs at least one token to continue")
+        raise UserError("the prompt is empty: generation needs at least one token to continue")
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(
+        raise UserError(
             f"sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1; got {temperature}, {top_k}, {top_p}"
         )
 

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from common.console import say
+from common.errors import UserError, check_choice
 from data import task as tasks
 from evaluation import report
 from evaluation.sampling import generate
@@ -39,7 +41,7 @@ def load(workdir: str | Path, checkpoint: str = "best") -> Loaded:
       checkpoint: "best", "latest" or a step.
 
     Raises:
-      ValueError: if the directory holds no run.
+      UserError: if the directory holds no run.
       CheckpointError: if there is no such intact checkpoint.
     """
     workdir = Path(workdir)
@@ -48,7 +50,7 @@ def load(workdir: str | Path, checkpoint: str = "best") -> Loaded:
     built = loop.build(config, for_training=False)
     which = int(checkpoint) if checkpoint.isdigit() else checkpoint
     restored = Checkpoints(workdir / "checkpoints").restore_params(built.abstract["params"], which)
-    loop.say(f"{workdir}: checkpoint of step {restored.step}")
+    say(f"{workdir}: checkpoint of step {restored.step}")
     return Loaded(config, built, restored.state, workdir, restored.step)
 
 
@@ -59,7 +61,7 @@ def score(model: Loaded, split: str, lengths: list[int], batches: int = 0) -> li
     """
     config, trained = model.config, model.config.task.spec.length
     eval_step = make_eval_step(model.built, compute_dtype=config.train.compute_dtype)
-    tasks.check_choice("split", split, config.task.splits)
+    check_choice("split", split, config.task.splits)
     results = []
     for length in lengths or [trained]:
         task = config.task if length == trained else at_length(config, length)
@@ -70,7 +72,7 @@ def score(model: Loaded, split: str, lengths: list[int], batches: int = 0) -> li
         with jax.set_mesh(model.built.mesh), dispatch.implementation(config.train.implementation):
             result = loop.evaluate_split(eval_step, model.params, loader, batches)
         result |= per_word(result, task.text_sizes(split))
-        loop.say(f"{split}, length {length}: {loop.describe(result, task.spec)}")
+        say(f"{split}, length {length}: {loop.describe(result, task.spec)}")
         results.append((length, result))
     if jax.process_index() == 0:
         if len(results) > 1:
@@ -84,11 +86,11 @@ def at_length(config: Config, length: int) -> tasks.Task:
     """The task of a run with rows of another length.
 
     Raises:
-      ValueError: if the task has one length only.
+      UserError: if the task has one length only.
     """
     name = config.raw["task"]["name"]
     if "length" not in tasks.defaults(name):
-        raise ValueError(f"rows of task {name!r} have one length, {config.task.spec.length}; leave --lengths out")
+        raise UserError(f"rows of task {name!r} have one length, {config.task.spec.length}; leave --lengths out")
     options = {key: value for key, value in config.raw["task"].items() if key != "name"} | {"length": length}
     options.setdefault("seed", config.seed)
     return tasks.create(name, **options)
@@ -109,7 +111,7 @@ def sample(model: Loaded, prompt: str, length: int, **options) -> str:
         )
     text = prompt + config.task.decode(ids[0])
     unit = config.task.spec.unit
-    loop.say(f"{text}\n\n{speed['tokens_per_second']:,.0f} {unit}s/s (prefill {1e3 * speed['prefill_seconds']:.1f} ms)")
+    say(f"{text}\n\n{speed['tokens_per_second']:,.0f} {unit}s/s (prefill {1e3 * speed['prefill_seconds']:.1f} ms)")
     if jax.process_index() == 0:
         folder = model.workdir / "samples"
         folder.mkdir(exist_ok=True)

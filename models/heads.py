@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from common.errors import UserError
 from models.params import dense, param, zeros
 from models.real_nvp import RealNVP
 
@@ -71,14 +72,14 @@ class Regression(nnx.Module):
     it would do neither.
 
     Raises:
-      ValueError: for an unknown loss, and an odd number of targets with "rle".
+      UserError: for an unknown loss, and an odd number of targets with "rle".
     """
 
     def __init__(self, width: int, targets: int, loss: str, *, rngs: nnx.Rngs):
         if loss not in LOSSES:
-            raise ValueError(f"loss={loss!r} must be one of {', '.join(LOSSES)}")
+            raise UserError(f"loss={loss!r} must be one of {', '.join(LOSSES)}")
         if loss == "rle" and targets % 2:
-            raise ValueError(
+            raise UserError(
                 f"loss='rle' fits points of a plane, and {targets} targets are no pairs; use loss='laplace'"
             )
         self.loss = loss

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from common.errors import UserError
+
 
 def buffers(batch: int, capacity: int, **shapes: tuple[int, ...]) -> dict:
     """Empty float32 buffers [batch, capacity, *shape], the segment of each slot (0: empty), and the number of tokens held."""
     if capacity < 1:
-        raise ValueError(
+        raise UserError(
             f"this mixer's carry grows: initial_carry needs the number of tokens to hold, got capacity={capacity}"
         )
     state = {name: jnp.zeros((batch, capacity, *shape), jnp.float32) for name, shape in shapes.items()}

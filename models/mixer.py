@@ -11,13 +11,7 @@ file under `models/mixers/` with one subclass of `Mixer`; its name is the file's
 are its constructor's keywords, and what it cannot do it says in class attributes.
 """
 
-import difflib
-import functools
-import importlib
 import inspect
-import pkgutil
-import types
-import typing
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -26,6 +20,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import config_dict
 
+from common.errors import UserError
+from common.plugins import Plugins
 from ops import segments
 
 # Constructor arguments that a mixer gets from its surroundings, where its signature asks for them; all the others are its
@@ -33,7 +29,7 @@ from ops import segments
 #   width: size of x.  rngs: source of keys.  causal: False for the two-sided form.  depth: number of mixers in the model.
 #   layer, layers: place among, and number of, the mixers of this name in the model; `layer` may be a traced integer.
 #   length: of the longest sequence that the model is built for.
-SURROUNDINGS = ("self", "width", "rngs", "causal", "depth", "layer", "layers", "length")
+SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "length")
 
 Carry = dict[str, Any]
 
@@ -148,7 +144,7 @@ class Mixer(nnx.Module):
           context is given, thirdly the stream for the next mixer of this name.
 
         Raises:
-          ValueError: for a shape that does not fit, or a capability that this mixer lacks.
+          UserError: for a shape that does not fit, or a capability that this mixer lacks.
         """
         self._check(x, carry, segment_ids, positions)
         x = segments.zero_padding(x, segment_ids)
@@ -181,11 +177,11 @@ class Mixer(nnx.Module):
           capacity: number of tokens that the carry must be able to hold; only mixers without `constant_carry` use it.
 
         Raises:
-          ValueError: if this mixer does not stream.
+          UserError: if this mixer does not stream.
         """
         self._require("streaming", "a carry")
         if not self.causal:
-            raise ValueError(f"{self.name()} was built with causal=False and cannot stream; build it with causal=True")
+            raise UserError(f"{self.name()} was built with causal=False and cannot stream; build it with causal=True")
         return {**origin(batch), "state": self.initial_state(batch, capacity)}
 
     @classmethod
@@ -201,7 +197,7 @@ class Mixer(nnx.Module):
     def _require(self, capability: str, what: str) -> None:
         if not getattr(self, capability):
             able = [name for name in names() if getattr(find(name), capability)]
-            raise ValueError(
+            raise UserError(
                 f"mixer {self.name()!r} has {capability}=False: it takes no {what}. Mixers that do: {', '.join(able)}"
             )
 
@@ -240,7 +236,7 @@ class Bidirectional(nnx.Module):
     def __call__(self, x, carry=None, *, segment_ids=None, positions=None, context=None):
         """As `Mixer.__call__`; a carry is an error. The stream is a pair, one of each direction."""
         if carry is not None:
-            raise ValueError(
+            raise UserError(
                 f"a bidirectional {self.forward.name()!r} takes no carry; build it with causal=True to stream"
             )
         contexts = (None, None)
@@ -307,58 +303,33 @@ def head_size(total: int, heads: int, what: str) -> int:
     """total / heads.
 
     Raises:
-      ValueError: if it is not whole.
+      UserError: if it is not whole.
     """
     if heads < 1 or total % heads:
-        raise ValueError(f"{what} {total} cannot be divided into {heads} heads; change the width or `heads`")
+        raise UserError(f"{what} {total} cannot be divided into {heads} heads; change the width or `heads`")
     return total // heads
+
+
+_PLUGINS = Plugins("mixer", "models.mixers", Mixer, SURROUNDINGS)
 
 
 def names() -> list[str]:
     """The names of all mixers: the files of `models/mixers/`."""
-    import models.mixers
-
-    return sorted(module.name for module in pkgutil.iter_modules(models.mixers.__path__))
+    return _PLUGINS.names()
 
 
-@functools.cache
 def find(name: str) -> type[Mixer]:
     """The class of a mixer.
 
     Raises:
-      ValueError: if there is none of that name; the message names the nearest.
+      UserError: if there is none of that name; the message names the nearest.
     """
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(names())}"
-        raise ValueError(f"there is no mixer {name!r}; {hint}")
-    module = importlib.import_module(f"models.mixers.{name}")
-    found = [
-        c
-        for c in vars(module).values()
-        if inspect.isclass(c) and issubclass(c, Mixer) and c.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise TypeError(f"models/mixers/{name}.py must define one subclass of Mixer, it defines {len(found)}")
-    return found[0]
+    return _PLUGINS.find(name)
 
 
 def defaults(name: str) -> config_dict.ConfigDict:
     """The hyperparameters of a mixer and their defaults, read from its constructor's signature."""
-    config = config_dict.ConfigDict()
-    for key, parameter in inspect.signature(find(name).__init__).parameters.items():
-        if key in SURROUNDINGS:
-            continue
-        value = parameter.default
-        config[key] = config_dict.placeholder(_optional_type(parameter.annotation)) if value is None else value
-    return config
-
-
-def _optional_type(annotation) -> type:
-    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
-        raise TypeError(f"a hyperparameter whose default is None is annotated `type | None`, got {annotation}")
-    (kind,) = (a for a in typing.get_args(annotation) if a is not type(None))
-    return kind
+    return _PLUGINS.defaults(name)
 
 
 def create(
@@ -388,18 +359,13 @@ def create(
       **hyperparameters: as in `defaults(name)`.
 
     Raises:
-      ValueError: for an unknown mixer or hyperparameter, or a form that the mixer does not have.
+      UserError: for an unknown mixer or hyperparameter, or a form that the mixer does not have.
     """
     cls = find(name)
-    known = list(defaults(name))
-    for key in hyperparameters:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(known) or 'none'}"
-            raise ValueError(f"mixer {name!r} has no hyperparameter {key!r}; {hint}")
+    _PLUGINS.check(name, hyperparameters)
     if causal and not cls.causal:
         able = [n for n in names() if find(n).causal]
-        raise ValueError(f"mixer {name!r} is not causal; use an encoder task, or one of {', '.join(able)}")
+        raise UserError(f"mixer {name!r} is not causal; use an encoder task, or one of {', '.join(able)}")
     given = {
         "depth": depth,
         "layer": layer,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from common.errors import UserError
 from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
 from models.heads import LOSSES, POOLINGS, PairHead, Regression, pool
@@ -93,18 +94,18 @@ class ModelConfig:
         }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"model.{key} must be one of {', '.join(map(str, allowed))}; got {getattr(self, key)!r}"
                 )
         for name in self.pattern:
             mixers.find(name)
         if not self.pattern or self.depth % len(self.pattern):
-            raise ValueError(f"model.depth={self.depth} must be a multiple of the pattern's length {len(self.pattern)}")
+            raise UserError(f"model.depth={self.depth} must be a multiple of the pattern's length {len(self.pattern)}")
         for name in self.mixer:
             if name not in self.pattern:
-                raise ValueError(f"model.mixer.{name} is set, but model.pattern={self.pattern} does not use {name!r}")
+                raise UserError(f"model.mixer.{name} is set, but model.pattern={self.pattern} does not use {name!r}")
         if self.tie_embeddings and self.targets != self.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"model.tie_embeddings=True needs as many targets ({self.targets}) as input ids ({self.vocab_size}); "
                 "set it to False"
             )

@@ -20,6 +20,8 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from common import command
+from common.errors import UserError
+from common.files import read_json
 from data.task import Spec
 from models.accounting import Summary
 from models.sequence_model import ModelConfig
@@ -58,18 +60,18 @@ class Request:
 
     def __post_init__(self):
         if clash := sorted(set(self.axes) & set(self.settings)):
-            raise ValueError(f"{clash[0]} is both an axis and set: choose one")
+            raise UserError(f"{clash[0]} is both an axis and set: choose one")
         for key, values in self.axes.items():
             if len(set(values)) < len(values) or not all(values):
-                raise ValueError(f"the values of {key} must be different and not empty, got {','.join(values)!r}")
+                raise UserError(f"the values of {key} must be different and not empty, got {','.join(values)!r}")
         if not self.axes:
-            raise ValueError("a sweep needs an axis, such as seed=0,1,2")
+            raise UserError("a sweep needs an axis, such as seed=0,1,2")
         if self.match not in (None, *MEASURES):
-            raise ValueError(f"match must be one of {', '.join(MEASURES)}, got {self.match!r}")
+            raise UserError(f"match must be one of {', '.join(MEASURES)}, got {self.match!r}")
         if self.budget is not None and self.match is None:
-            raise ValueError(f"a budget needs a measure: add --match={'|'.join(MEASURES)}")
+            raise UserError(f"a budget needs a measure: add --match={'|'.join(MEASURES)}")
         if self.match and self.budget is None and "mixer" not in self.axes:
-            raise ValueError(
+            raise UserError(
                 "match needs something to match: an axis of mixers (mixer=A,B; the first is the reference) or a budget"
             )
 
@@ -136,14 +138,14 @@ def plan(request: Request) -> list[Cell]:
     """The cells of a sweep, sized and with their costs. Nothing is written.
 
     Raises:
-      ValueError: for a key or value that the experiment file or its configuration refuses. What goes wrong when a cell's
+      UserError: for a key or value that the experiment file or its configuration refuses. What goes wrong when a cell's
         task and model are described is the cell's `error`.
     """
     combinations = [dict(zip(request.axes, values)) for values in itertools.product(*request.axes.values())]
     arguments = [_arguments(request, values) for values in combinations]
     for key in request.settings:
         if "." in key and not any(f"--config.{key}=" in argument for row in arguments for argument in row):
-            raise ValueError(f"no cell has the mixer that {key} is set for")
+            raise UserError(f"no cell has the mixer that {key} is set for")
     cells, described = [], {}
     for values, row in zip(combinations, arguments):
         parse(row)  # what is misspelt is found before anything is built
@@ -164,7 +166,7 @@ def parse(arguments: Sequence[str]) -> ConfigDict:
     """The configuration that `train.py` reads from these arguments.
 
     Raises:
-      ValueError: for what the experiment file or ml_collections refuses.
+      UserError: for what the experiment file or ml_collections refuses.
     """
     values = absl_flags.FlagValues()
     line = ["train.py", *arguments]
@@ -172,16 +174,8 @@ def parse(arguments: Sequence[str]) -> ConfigDict:
     try:
         values(line)
     except (absl_flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{command.flag_error(error)} (in {shlex.join(arguments)})") from error
+        raise UserError(f"{command.flag_error(error)} (in {shlex.join(arguments)})") from error
     return holder.value
-
-
-def read_json(path: Path) -> Any:
-    """What a file holds; None if there is no such file, or a crash has cut it."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _describe(request: Request, values: Mapping[str, str]) -> tuple[Summary | None, Sized | None, str | None]:
@@ -195,7 +189,7 @@ def _describe(request: Request, values: Mapping[str, str]) -> tuple[Summary | No
             reference = {**values, "mixer": request.axes["mixer"][0]}
             budget = sizing.amount(*_model(_arguments(request, reference)), request.match)
             if budget is None:
-                raise ValueError(f"mixer={reference['mixer']}, the reference, has no carry on this task to match")
+                raise UserError(f"mixer={reference['mixer']}, the reference, has no carry on this task to match")
         if values == reference:
             sized = Sized(model.width, budget, budget)
         else:

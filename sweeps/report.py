@@ -11,11 +11,12 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from common.files import read_json, write_atomically
 from models.accounting import Summary
-from sweeps.cells import LOG, Cell, Request, directory, read_json
+from sweeps.cells import LOG, Cell, Request, directory
 from sweeps.sizing import MEASURES, TOLERANCE, Sized
 from training.metrics import read_metrics
-from training.run_directory import RunDirectory, write_atomically
+from training.run_directory import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)

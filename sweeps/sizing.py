@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from data.task import Spec
 from models import accounting
 from models import mixer as mixers
@@ -62,7 +63,7 @@ def cost(model: ModelConfig, spec: Spec) -> Summary:
       sequence (None where the model cannot stream).
 
     Raises:
-      ValueError: if the model cannot be built.
+      UserError: if the model cannot be built.
     """
     abstract = nnx.eval_shape(lambda: SequenceModel(model, rngs=nnx.Rngs(0)))
     if spec.channels is not None:
@@ -94,7 +95,7 @@ def match(model: ModelConfig, spec: Spec, measure: str, budget: float) -> Sized:
       model has nothing to measure, or as much at any width.
 
     Raises:
-      ValueError: if no width can be built.
+      UserError: if no width can be built.
     """
     return solve(lambda width: amount(dataclasses.replace(model, width=width), spec, measure), budget, model.width)
 
@@ -109,10 +110,10 @@ def solve(measure: Callable[[int], float | None], budget: float, start: int) -> 
       start: a likely width.
 
     Raises:
-      ValueError: if no width from `start` on can be built.
+      UserError: if no width from `start` on can be built.
     """
     if budget <= 0:
-        raise ValueError(f"the budget must be more than 0, got {budget}")
+        raise UserError(f"the budget must be more than 0, got {budget}")
     reasons = {}
 
     @functools.cache
@@ -134,10 +135,10 @@ def solve(measure: Callable[[int], float | None], budget: float, start: int) -> 
         return math.inf if found is None else at(found)[1]
 
     if not at(start)[0] and not at(DIVISIBLE)[0]:  # the width is not what is wrong
-        raise ValueError(reasons[start])
+        raise UserError(reasons[start])
     first = nearest(start, 1)
     if first is None:
-        raise ValueError(f"no width from {start} to {start + GAP - 1} can be built: {reasons[start]}")
+        raise UserError(f"no width from {start} to {start + GAP - 1} can be built: {reasons[start]}")
     if at(first)[1] is None or above(2 * first) == at(first)[1]:
         return Sized(first, budget, at(first)[1])
     low, high = NARROWEST - 1, first  # above(low) < budget <= above(high), once the latter is wide enough

@@ -5,14 +5,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.console import say
+from common.files import write_atomically
 from evaluation import scoring
 from models import accounting
 from sweeps import cells, plots, report
 from sweeps.cells import RESULT, Request
 from sweeps.engines.local import Launcher, Result
-from training import loop
 from training.metrics import read_metrics
-from training.run_directory import write_atomically
 
 
 def run(request: Request, launcher: Launcher, command: str) -> bool:
@@ -27,28 +27,28 @@ def run(request: Request, launcher: Launcher, command: str) -> bool:
       whether all cells are finished.
 
     Raises:
-      ValueError: for a request that does not fit, or a directory in which another sweep is at work. Nothing is run then.
+      UserError: for a request that does not fit, or a directory in which another sweep is at work. Nothing is run then.
     """
     grid = cells.plan(request)
     errors = {cell.name: cell.error for cell in grid if cell.error}
-    loop.say(_costs(grid))
+    say(_costs(grid))
     left = [cell for cell in grid if not cell.error and cell.todo()]
-    loop.say(f"{len(grid)} cells, {len(left)} to run" + (f", {len(errors)} that cannot be" if errors else ""))
+    say(f"{len(grid)} cells, {len(left)} to run" + (f", {len(errors)} that cannot be" if errors else ""))
     for name, error in errors.items():
-        loop.say(f"{name}: {error}")
+        say(f"{name}: {error}")
     done = 0
     for result in launcher.run(left) if left else ():
         done += result.status == "finished"
         if result.error:
             errors[result.cell.name] = result.error
-        loop.say(f"{result.cell.name}: {_describe(result)}  [{done}/{len(left)}, {result.seconds:,.0f} s]")
+        say(f"{result.cell.name}: {_describe(result)}  [{done}/{len(left)}, {result.seconds:,.0f} s]")
         report.write(request, grid, errors, command)
     report.write(request, grid, errors, command)
     groups = report.sections(report.rows(grid))
-    loop.say(f"{request.workdir / 'report.md'}, results.csv; {plots.save(groups, request.workdir)}")
+    say(f"{request.workdir / 'report.md'}, results.csv; {plots.save(groups, request.workdir)}")
     missing = sum(cell.result() is None for cell in grid)
     if missing:
-        loop.say(f"{missing} of {len(grid)} cells are not finished ({len(errors)} failed): the same command goes on")
+        say(f"{missing} of {len(grid)} cells are not finished ({len(errors)} failed): the same command goes on")
     return not missing
 
 
@@ -76,7 +76,7 @@ def score(workdir: Path, lengths: Sequence[int] = ()) -> None:
     """Scores the test split at the checkpoint of a run that is best on validation, and writes `result.json`.
 
     Raises:
-      ValueError: if the directory holds no run. A length that its mixers or its task cannot have gets no score.
+      UserError: if the directory holds no run. A length that its mixers or its task cannot have gets no score.
       CheckpointError: if no checkpoint has a score to be the best by: the run diverged.
     """
     model = scoring.load(workdir)
@@ -89,7 +89,7 @@ def score(workdir: Path, lengths: Sequence[int] = ()) -> None:
         except ValueError as error:
             if length == spec.length:
                 raise
-            loop.say(f"no score at length {length}: {error}")  # mixers and tasks that have one length only
+            say(f"no score at length {length}: {error}")  # mixers and tasks that have one length only
             scores[str(length)] = None
     valid = {line["step"]: line[spec.metric] for line in read_metrics(workdir) if line["split"] == "valid"}
     result = {

@@ -25,10 +25,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from common.console import say
+from common.errors import UserError
 from training.checksums import checksums, named_leaves
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint could not be written, found or read; the message is one sentence for the user."""
 
 
@@ -57,14 +59,14 @@ class Checkpoints:
       best_mode: "min" or "max", which metric is best.
 
     Raises:
-      ValueError: if `keep` or `best_mode` is not one of the above.
+      UserError: if `keep` or `best_mode` is not one of the above.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, keep_best: bool = True, best_mode: str = "min"):
         if keep < 1:
-            raise ValueError(f"keep={keep}: at least the newest checkpoint must be kept")
+            raise UserError(f"keep={keep}: at least the newest checkpoint must be kept")
         if best_mode not in ("min", "max"):
-            raise ValueError(f"best_mode={best_mode!r}: choose 'min' or 'max'")
+            raise UserError(f"best_mode={best_mode!r}: choose 'min' or 'max'")
         self.directory = Path(directory).absolute()
         self._keep = keep
         self._keep_best = keep_best
@@ -157,7 +159,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: if there is no intact checkpoint, or it is of another model.
-          ValueError: if a leaf of `abstract_state` has no sharding.
+          UserError: if a leaf of `abstract_state` has no sharding.
         """
         self.wait()
         if step is not None:
@@ -184,7 +186,7 @@ class Checkpoints:
         if step == "latest":
             restored, damaged = self._read_newest({"params": abstract_params}, prefix="params/")
             for bad, reason in damaged.items():
-                _say(f"checkpoint {bad} is damaged ({reason}); using checkpoint {restored.step}")
+                say(f"checkpoint {bad} is damaged ({reason}); using checkpoint {restored.step}")
         else:
             if step == "best" and (step := self.best_step()) is None:
                 raise CheckpointError(f"no checkpoint in {self.directory} has a metric to be the best by")
@@ -238,7 +240,7 @@ class Checkpoints:
         types = _types(abstract)
         for path, leaf in named_leaves(abstract).items():
             if leaf.sharding is None:
-                raise ValueError(f"abstract leaf {path} has no sharding: give jax.ShapeDtypeStruct(..., sharding=...)")
+                raise UserError(f"abstract leaf {path} has no sharding: give jax.ShapeDtypeStruct(..., sharding=...)")
         damage = None
         try:
             record = self._record(step)
@@ -288,7 +290,7 @@ class Checkpoints:
             names = itertools.chain([f"{step}.damaged"], (f"{step}.damaged-{i}" for i in itertools.count(2)))
             target = next(path for path in (self.directory / name for name in names) if not path.exists())
             source.rename(target)
-            _say(f"checkpoint {step} is damaged, kept as {target.name} ({reason})")
+            say(f"checkpoint {step} is damaged, kept as {target.name} ({reason})")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
         self._metrics.pop(step, None)
@@ -355,8 +357,3 @@ def _first_line(error: BaseException) -> str:
     """The message without the pages after its first line, and without the middle of that where it is long."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line if len(line) <= 300 else f"{line[:120]} ... {line[-160:]}"
-
-
-def _say(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, flush=True)

@@ -1,13 +1,13 @@
 """From the flags' ConfigDict to the dataclasses that the program reads. Nothing is ignored: an unknown key is an error."""
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from common.errors import UserError, near
 from data import task as tasks
 from evaluation.expect import Expect
 from models.sequence_model import ModelConfig
@@ -51,12 +51,12 @@ class TrainConfig:
         }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
-                raise ValueError(f"train.{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}")
+                raise UserError(f"train.{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}")
         for key in ("steps", "batch_size", "accumulation", "keep"):
             if getattr(self, key) < 1:
-                raise ValueError(f"train.{key} must be at least 1, got {getattr(self, key)}")
+                raise UserError(f"train.{key} must be at least 1, got {getattr(self, key)}")
         if self.batch_size % self.accumulation:
-            raise ValueError(f"train.batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}")
+            raise UserError(f"train.batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
       config: from a config file and flags, or a `config.json` that was read back.
 
     Raises:
-      ValueError: for a key that nobody reads, one that is missing, or a value that does not fit; the message says which.
+      UserError: for a key that nobody reads, one that is missing, or a value that does not fit; the message says which.
     """
     raw = _plain(config)
     check_keys(raw, (*SECTIONS, *OPTIONAL_SECTIONS), SECTIONS, "config")
@@ -102,7 +102,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
     raw["task"] = dict(raw["task"])
     name = raw["task"].get("name")
     if name is None:
-        raise ValueError("config.task.name is missing: it says which task to train on")
+        raise UserError("config.task.name is missing: it says which task to train on")
     options = {key: value for key, value in raw["task"].items() if key != "name"}
     options.setdefault("seed", raw["seed"])
     task = tasks.create(name, **options)
@@ -112,14 +112,14 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
     fill(model, "length", spec.length)
     fill(model, "causal", bool(spec.causal))
     if spec.causal is not None and model["causal"] != spec.causal:
-        raise ValueError(
+        raise UserError(
             f"task {task.name!r} needs a {'causal' if spec.causal else 'two-sided'} model: leave config.model.causal out"
         )
     real = spec.objective in ("regression", "token_regression")
     if real:
         fill(model, "loss", "squared")
     elif model.get("loss") is not None:
-        raise ValueError(f"config.model.loss is for real targets; task {task.name!r} has classes: leave it out")
+        raise UserError(f"config.model.loss is for real targets; task {task.name!r} has classes: leave it out")
     # The head can be the embedding only where what is scored are the ids that are read.
     fill(model, "tie_embeddings", spec.objective == "causal_lm")
     return Config(
@@ -157,15 +157,13 @@ def section(cls: type, values: Mapping[str, Any], where: str, given: Mapping[str
 
 
 def check_keys(values: Mapping[str, Any], known, required, where: str) -> None:
-    """Raises a ValueError for a key that nobody reads (with the near ones), or one that is missing."""
+    """Raises a UserError for a key that nobody reads (with the near ones), or one that is missing."""
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it may hold {', '.join(known)}"
-            raise ValueError(f"nobody reads {where}.{key}; {hint}")
+            raise UserError(f"nobody reads {where}.{key}; {near(key, known)}")
     for key in required:
         if key not in values:
-            raise ValueError(f"{where}.{key} is missing")
+            raise UserError(f"{where}.{key} is missing")
 
 
 def _plain(value):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.console import say
+from common.errors import UserError
 from data.loader import Loader, prefetch
 from data.task import Spec
 from models import accounting
@@ -30,7 +32,7 @@ def build(config: Config, for_training: bool = True) -> state.Built:
     """The model of a configuration on its mesh.
 
     Raises:
-      ValueError: if the mesh, the model's sizes or the mixers' capabilities do not fit.
+      UserError: if the mesh, the model's sizes or the mixers' capabilities do not fit.
     """
     mesh = sharding.make_mesh(config.mesh)
     check_capabilities(config)
@@ -39,17 +41,17 @@ def build(config: Config, for_training: bool = True) -> state.Built:
 
 
 def check_capabilities(config: Config) -> None:
-    """Raises a ValueError if the task packs or pads its rows and a mixer cannot honour that."""
+    """Raises a UserError if the task packs or pads its rows and a mixer cannot honour that."""
     spec = config.task.spec
     for name in config.model.pattern:
         mixer = mixers.find(name)
         if spec.packed and not mixer.packing:
-            raise ValueError(
+            raise UserError(
                 f"the rows of task {config.task.name!r} hold several segments, and mixer {name!r} has packing=False; "
                 "set config.task.packing='windows' or choose another mixer"
             )
         if spec.padded and not (mixer.padding or mixer.packing):
-            raise ValueError(
+            raise UserError(
                 f"the rows of task {config.task.name!r} are padded, and mixer {name!r} has padding=False; choose another "
                 "mixer"
             )
@@ -103,7 +105,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
       the last evaluation on the validation split.
 
     Raises:
-      ValueError: for a configuration that does not fit; nothing is written then.
+      UserError: for a configuration that does not fit; nothing is written then.
     """
     built = build(config)
     options, spec = config.train, config.task.spec
@@ -228,9 +230,3 @@ def show(name: str, value: float) -> str:
 def due(step: int, every: int, last: int) -> bool:
     """Whether something that happens every `every` steps (0: never) and at the last happens at `step`."""
     return step == last or (every > 0 and step % every == 0)
-
-
-def say(text: str) -> None:
-    """Prints on the first process."""
-    if jax.process_index() == 0:
-        print(text, flush=True)

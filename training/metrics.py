@@ -17,7 +17,9 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from training.run_directory import RunDirectory, write_atomically
+from common.errors import UserError
+from common.files import write_atomically
+from training.run_directory import RunDirectory
 
 # Peak dense bfloat16 FLOP/s with float32 accumulation of one JAX device, by device kind; the vendors' figures, halved
 # where they are given with sparsity. TPU: docs.cloud.google.com/tpu/docs, the pages of the versions (a device is a
@@ -85,15 +87,15 @@ class MetricWriter:
           values: numbers or scalar arrays by name.
 
         Raises:
-          ValueError: if a value is not one number, a name is "step" or "split", or this split of this step has been
+          UserError: if a value is not one number, a name is "step" or "split", or this split of this step has been
             recorded by this launch.
         """
         if self._file is None or (split, step) in self._earlier:
             return
         if (split, step) in self._written:
-            raise ValueError(f"step {step} of {split} is recorded already: write all its values at once")
+            raise UserError(f"step {step} of {split} is recorded already: write all its values at once")
         if clash := {"step", "split"} & set(values):
-            raise ValueError(f"a metric cannot be named {clash.pop()!r}")
+            raise UserError(f"a metric cannot be named {clash.pop()!r}")
         values = {name: _number(name, value) for name, value in values.items()}
         self._written.add((split, step))
         self._file.write(_encode({"step": int(step), "split": split} | values))
@@ -185,7 +187,7 @@ class Progress:
 def _number(name: str, value: Any) -> int | float:
     array = np.asarray(value)
     if array.ndim or array.dtype.kind in "OSU":
-        raise ValueError(f"metric {name} must be one number, got {value!r}")
+        raise UserError(f"metric {name} must be one number, got {value!r}")
     return int(array) if array.dtype.kind in "biu" else float(array)
 
 

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import PyTree
 from optax import contrib
 
-from training.sharding import nearest
+from common.errors import UserError, near
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "rsqrt", "wsd", "constant")
@@ -47,7 +47,7 @@ class OptimizerConfig:
         moves, and "statistics" by a tenth of minus its gradient whatever the learning rate (see `models.params.param`).
 
     Raises:
-      ValueError: for an unknown name or a value out of range.
+      UserError: for an unknown name or a value out of range.
     """
 
     name: str = "adamw"
@@ -68,7 +68,7 @@ class OptimizerConfig:
         for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
             value = getattr(self, field)
             if value not in known:
-                raise ValueError(f"there is no optimizer.{field} {value!r}; {nearest(value, known)}")
+                raise UserError(f"there is no optimizer.{field} {value!r}; {near(value, known)}")
         ranges = {
             "learning_rate": (0, math.inf),
             "warmup_steps": (0, math.inf),
@@ -83,7 +83,7 @@ class OptimizerConfig:
         for field, (low, high) in ranges.items():
             value = getattr(self, field)
             if not low <= value <= high:
-                raise ValueError(f"optimizer.{field} must be from {low} to {high}, got {value}")
+                raise UserError(f"optimizer.{field} must be from {low} to {high}, got {value}")
 
 
 class Optimizer(NamedTuple):
@@ -110,12 +110,12 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     all times `learning_rate`; constant at the last value for s > total.
 
     Raises:
-      ValueError: if the warm-up (and the decay of wsd) takes longer than `total_steps`.
+      UserError: if the warm-up (and the decay of wsd) takes longer than `total_steps`.
     """
     warmup, final, total = config.warmup_steps, config.final_fraction, total_steps
     decay = config.decay_fraction * total if config.schedule == "wsd" else 0
     if warmup + decay > total:
-        raise ValueError(
+        raise UserError(
             f"optimizer.warmup_steps={warmup}{f' and a decay of {decay:g} steps' if decay else ''} do not fit into "
             f"{total} steps of training; lower optimizer.warmup_steps{' or optimizer.decay_fraction' if decay else ''}"
         )
@@ -145,14 +145,14 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree) -> Optimi
       metadata: a `training.state.Metadata` for each parameter, in the tree of the parameters.
 
     Raises:
-      ValueError: if a parameter is in a group that `group_scale` does not have.
+      UserError: if a parameter is in a group that `group_scale` does not have.
     """
     for path, facts in jax.tree_util.tree_leaves_with_path(metadata):
         if facts.group not in config.group_scale:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(
+            raise UserError(
                 f"parameter {name} is in learning-rate group {facts.group!r}, which optimizer.group_scale lacks; add "
-                f"it there with its multiplier, or {nearest(facts.group, tuple(config.group_scale))}"
+                f"it there with its multiplier, or {near(facts.group, tuple(config.group_scale))}"
             )
     learning_rate = schedule(config, total_steps)
     decay = optax.add_decayed_weights(config.weight_decay, mask=jax.tree.map(lambda m: m.decay, metadata))

@@ -7,7 +7,6 @@ versions, devices, the state of the code. Only process 0 writes.
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -19,6 +18,9 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from common.errors import UserError
+from common.files import write_atomically
 
 # Keys (with all below them) that a run may be resumed with other values of. Of these, `steps` (through the schedule),
 # `implementation` and `mesh` (through rounding) change the numbers that follow; every change is recorded.
@@ -38,7 +40,7 @@ RESUMABLE = (
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml_collections", "numpy")
 
 
-class RunDirectoryError(ValueError):
+class RunDirectoryError(UserError):
     """The run directory cannot be used; the message is one sentence for the user."""
 
 
@@ -135,16 +137,6 @@ def environment() -> dict[str, Any]:
         },
         "git": _git(Path(__file__).parent.parent),
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file by a new one as a whole: a reader, or a crash at any time, sees the old or the new text."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _changes(run: RunDirectory, config: dict[str, Any]) -> dict[str, dict[str, Any]]:

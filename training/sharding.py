@@ -5,13 +5,13 @@ names mean on a mesh; `jit` does the rest. All axes are of the type Auto: the co
 """
 
 import contextlib
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from common.errors import UserError, near
 from models import partitioning
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -38,27 +38,27 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       devices: all devices of all hosts by default.
 
     Raises:
-      ValueError: for an unknown axis, a bad size, or sizes that do not fit the number of devices.
+      UserError: for an unknown axis, a bad size, or sizes that do not fit the number of devices.
     """
     for axis in sizes:
         if axis not in AXES:
-            raise ValueError(f"there is no mesh axis {axis!r}; {nearest(axis, AXES)}")
+            raise UserError(f"there is no mesh axis {axis!r}; {near(axis, AXES)}")
     devices = jax.devices() if devices is None else list(devices)
     shape = {axis: sizes.get(axis, 1) for axis in AXES}
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in shape.items())
     filled = [axis for axis in AXES if shape[axis] == -1]
     if len(filled) > 1 or any(size < 1 and size != -1 for size in shape.values()):
-        raise ValueError(f"sizes of the mesh are 1 or more, and one of them may be -1; got {text}")
+        raise UserError(f"sizes of the mesh are 1 or more, and one of them may be -1; got {text}")
     known = math.prod(size for size in shape.values() if size != -1)
     count = len(devices)
     if filled and count % known == 0:
         shape[filled[0]] = count // known
     elif filled:
-        raise ValueError(
+        raise UserError(
             f"{text} does not fit {count} devices: the product of the given sizes, {known}, must divide {count}"
         )
     elif known != count:
-        raise ValueError(
+        raise UserError(
             f"{text} is a mesh of {known} devices, but there are {count}: set one size to -1 to use them all, or "
             f"choose sizes whose product is {count}"
         )
@@ -76,16 +76,16 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> Partit
       mesh: a mesh of `make_mesh`.
 
     Raises:
-      ValueError: for an unknown name, or more names than dimensions.
+      UserError: for an unknown name, or more names than dimensions.
     """
     stacked = len(shape) - len(axes)
     if stacked < 0:
-        raise ValueError(f"an array of shape {tuple(shape)} has fewer dimensions than axis names {tuple(axes)}")
+        raise UserError(f"an array of shape {tuple(shape)} has fewer dimensions than axis names {tuple(axes)}")
     used: set[str] = set()
     entries: list[str | tuple[str, ...] | None] = [None] * stacked
     for axis, size in zip(axes, shape[stacked:], strict=True):
         if axis is not None and axis not in RULES:
-            raise ValueError(f"there is no logical axis {axis!r}; {nearest(axis, tuple(RULES))}, or None")
+            raise UserError(f"there is no logical axis {axis!r}; {near(axis, tuple(RULES))}, or None")
         entry = []
         for mesh_axis in RULES[axis] if axis is not None else ():
             ways = mesh.shape[mesh_axis]
@@ -125,9 +125,3 @@ def constraints(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
         return x if mesh.size == 1 else jax.lax.with_sharding_constraint(x, target)
 
     return partitioning.constraints(constrain)
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of an error message about an unknown name."""
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(known)}"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Num, PyTree
 
+from common.errors import UserError
 from training import sharding
 from training.optimizer import of_the_loss
 from training.state import Built, State, cast
@@ -37,10 +38,10 @@ def class_sums(
       that of those of them in which all is correct.
 
     Raises:
-      ValueError: if the shapes do not fit.
+      UserError: if the shapes do not fit.
     """
     if not logits.shape[:-1] == targets.shape == weights.shape:
-        raise ValueError(
+        raise UserError(
             f"targets {targets.shape} and weights {weights.shape} must have the logits' shape without classes, "
             f"{logits.shape[:-1]}"
         )
@@ -114,13 +115,13 @@ def make_train_step(
       "grad_norm" (before clipping), "param_norm", "learning_rate" (of this update), "skipped" (so far).
 
     Raises:
-      ValueError: if there is no optimiser or `accumulation` is not positive; from the step, if rows cannot be divided.
+      UserError: if there is no optimiser or `accumulation` is not positive; from the step, if rows cannot be divided.
     """
     optimizer = built.optimizer
     if optimizer is None:
-        raise ValueError("the state was built without an optimizer; pass make_optimizer to training.state.build")
+        raise UserError("the state was built without an optimizer; pass make_optimizer to training.state.build")
     if accumulation < 1:
-        raise ValueError(f"accumulation must be 1 or more, got {accumulation}")
+        raise UserError(f"accumulation must be 1 or more, got {accumulation}")
 
     def loss(params, batch, total, key):
         kwargs = {"key": key} if random else {}
@@ -202,7 +203,7 @@ def score(model: Callable, batch: Batch, **kwargs) -> dict[str, Float[Array, ""]
 def _prepare(built: Built, batch: Batch, accumulation: int) -> dict[str, Array]:
     rows, ways = len(batch["inputs"]), sharding.batch_ways(built.mesh)
     if rows % (accumulation * ways):
-        raise ValueError(
+        raise UserError(
             f"a batch of {rows} rows cannot be divided by {accumulation} microbatches and mesh.data * mesh.fsdp = "
             f"{ways}; make it a multiple of {accumulation * ways}"
         )

@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The configuration for `--config=configs/papers/flash_lm.py:<arg>`.
 
     Raises:
-      ValueError: for a key or a value that does not exist.
+      UserError: for a key or a value that does not exist.
     """
     choice = common.parse(arg, "configs/papers/flash_lm.py", task="wiki40b", length="1024")
     corpus = common.choose("task", choice["task"], CORPORA)

@@ -19,6 +19,7 @@ Hours in `expect`: an estimate for one A100 or H100, at 200 of these small steps
 
 from ml_collections import ConfigDict
 
+from common.errors import UserError
 from configs import common, published
 
 EPOCHS, STEPS, BATCH_SIZE = 25, 25 * 8192, 8
@@ -28,10 +29,10 @@ def get_config(arg: str = "") -> ConfigDict:
     """The configuration for `--config=configs/papers/mamba_induction_heads.py`.
 
     Raises:
-      ValueError: for an argument; there is none.
+      UserError: for an argument; there is none.
     """
     if arg:
-        raise ValueError(f"configs/papers/mamba_induction_heads.py takes no argument, got {arg!r}")
+        raise UserError(f"configs/papers/mamba_induction_heads.py takes no argument, got {arg!r}")
     task = published.task("induction_heads")
     model = common.model(("mamba",), 64, 1)
     model.depth = 2

@@ -18,6 +18,7 @@ Hours in `expect`: an estimate for one A100 or H100, at 3 million positions in a
 
 from ml_collections import ConfigDict
 
+from common.errors import UserError
 from configs import common, published
 
 STEPS, BATCH_SIZE = 400_000, 64
@@ -27,10 +28,10 @@ def get_config(arg: str = "") -> ConfigDict:
     """The configuration for `--config=configs/papers/mamba_selective_copying.py`.
 
     Raises:
-      ValueError: for an argument; there is none.
+      UserError: for an argument; there is none.
     """
     if arg:
-        raise ValueError(f"configs/papers/mamba_selective_copying.py takes no argument, got {arg!r}")
+        raise UserError(f"configs/papers/mamba_selective_copying.py takes no argument, got {arg!r}")
     task = published.task("selective_copying")
     model = common.model(("mamba",), 64, 1)
     model.depth = 2

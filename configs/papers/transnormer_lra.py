@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The configuration for `--config=configs/papers/transnormer_lra.py:<arg>`.
 
     Raises:
-      ValueError: for a key or a value that does not exist.
+      UserError: for a key or a value that does not exist.
     """
     choice = common.parse(arg, "configs/papers/transnormer_lra.py", task="listops")
     recipe = common.choose("task", choice["task"], RECIPES)

@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The configuration for `--config=configs/papers/zoology_mqar.py:<arg>`.
 
     Raises:
-      ValueError: for a key or a value that does not exist.
+      UserError: for a key or a value that does not exist.
     """
     choice = common.parse(
         arg, "configs/papers/zoology_mqar.py", mixer="attention", length="256", width="64", rate="2.2e-3"

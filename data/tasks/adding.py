@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError
 from data.generated import GeneratedTask, real_row
 from data.task import Spec
 
@@ -25,7 +26,7 @@ class Adding(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for a length that has no two halves.
+      UserError: for a length that has no two halves.
     """
 
     sizes: dict[str, int] = {"train": 50_000, "valid": 1_000, "test": 1_000}
@@ -33,7 +34,7 @@ class Adding(GeneratedTask):
 
     def __init__(self, length: int = 128, seed: int = 0):
         if length < 2:
-            raise ValueError(f"length={length} must be at least 2: a number is marked in each half")
+            raise UserError(f"length={length} must be at least 2: a number is marked in each half")
         self.name = "adding"
         self.spec = Spec(None, 2, 1, "regression", length, causal=True)
         self.seed = seed

@@ -15,9 +15,10 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from common.errors import UserError, check_choice
 from data import generated, numbers
 from data.generated import GeneratedTask
-from data.task import Spec, check_choice
+from data.task import Spec
 
 ANSWERS = {"count": 10, "feasible": 2}
 REUSES = ("mixed", "always", "never")
@@ -41,7 +42,7 @@ class CombinationSum(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for an unknown option, or a length that no number of candidates has or the limit has not enough for.
+      UserError: for an unknown option, or a length that no number of candidates has or the limit has not enough for.
     """
 
     # No publication has this task. 65 candidates as numbers, 16 as digits.
@@ -61,21 +62,21 @@ class CombinationSum(GeneratedTask):
         check_choice("answer", answer, ANSWERS)
         check_choice("encoding", encoding, numbers.ENCODINGS)
         if max_target < 4:
-            raise ValueError(f"max_target={max_target} must be at least 4")
+            raise UserError(f"max_target={max_target} must be at least 4")
         largest = max(limit, max_target) - 1
         self.width = len(str(largest)) if encoding == "digits" else 0
         each, rest = (self.width + 1, self.width + 2) if self.width else (1, 4)
         self.count, left = divmod(length - rest, each)
         if left or self.count < 2:
             near = rest + each * max(2, self.count)
-            raise ValueError(
+            raise UserError(
                 f"length={length} must be {rest} + {each} * candidates for encoding={encoding!r}, and 2 candidates or more; "
                 f"use {near} or {near + each}"
             )
         step = DIVISORS[0] if answer == "feasible" else 1
         available = len(range(step, limit, step)) - (step == 1)
         if self.count > available:
-            raise ValueError(
+            raise UserError(
                 f"length={length} has room for {self.count} candidates and limit={limit} leaves {available} for "
                 f"answer={answer!r}; lower the length or raise the limit"
             )
@@ -109,7 +110,7 @@ class CombinationSum(GeneratedTask):
             candidates = self._with_divisor(rng)
             if feasible(candidates, target, reuse) == wanted:
                 return target, candidates, reuse, int(wanted)
-        raise ValueError(
+        raise UserError(
             f"{MOST_DRAWS} rows of {self.count} candidates below limit={self.limit} for targets below max_target="
             f"{self.max_target} were all {'in' * wanted}feasible; bring limit and max_target nearer to each other"
         )

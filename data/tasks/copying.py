@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError
 from data.generated import GeneratedTask, most_frequent_label, token_row
 from data.task import Spec
 
@@ -27,7 +28,7 @@ class Copying(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: if the tokens do not fit into the row, or there is no choice of tokens.
+      UserError: if the tokens do not fit into the row, or there is no choice of tokens.
     """
 
     # The s4-copying experiment of state-spaces/s4: no silence.
@@ -35,9 +36,9 @@ class Copying(GeneratedTask):
 
     def __init__(self, length: int = 64, tokens: int = 8, vocab_size: int = 10, seed: int = 0):
         if tokens < 1 or length < 2 * tokens:
-            raise ValueError(f"length={length} must be at least 2 * tokens={2 * tokens}, with at least one token")
+            raise UserError(f"length={length} must be at least 2 * tokens={2 * tokens}, with at least one token")
         if vocab_size < 4:
-            raise ValueError(
+            raise UserError(
                 f"vocab_size={vocab_size} must be at least 4: silence, question and two tokens to choose from"
             )
         self.name = "copying"

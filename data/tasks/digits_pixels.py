@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
 from data import images
-from data.task import Task, check_choice
+from data.task import Task
 
 HELD = 250
 
@@ -21,7 +22,7 @@ class DigitsPixels(Task):
       seed: of the training rows' order.
 
     Raises:
-      ValueError: without scikit-learn.
+      UserError: without scikit-learn.
     """
 
     paper: ClassVar[dict] = {}  # the images have one size
@@ -30,7 +31,7 @@ class DigitsPixels(Task):
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise ValueError("digits_pixels reads scikit-learn's digits: pip install scikit-learn") from error
+            raise UserError("digits_pixels reads scikit-learn's digits: pip install scikit-learn") from error
         self.seed = seed
         self.name = "digits_pixels"
         self.spec = images.spec(64, 10, ids=False)

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
 from data import images
-from data.task import Task, check_choice
+from data.task import Task
 
 SIDE = 28
 MEAN, STD = 72.94, 90.02
@@ -30,8 +31,8 @@ class FashionMnistPixels(Task):
       seed: of the training rows' order.
 
     Raises:
-      FileNotFoundError: where there is no data.
-      ValueError: for a corrupt file.
+      UserError: where there is no data.
+      UserError: for a corrupt file.
     """
 
     paper: ClassVar[dict] = {}  # the images have one size
@@ -70,7 +71,7 @@ def _idx(folder, split):
     pixels = images.read_idx(folder, f"{split}-images-idx3-ubyte")
     labels = images.read_idx(folder, f"{split}-labels-idx1-ubyte")
     if pixels.shape != (len(labels), SIDE, SIDE) or not len(labels) or labels.max() > 9:
-        raise ValueError(
+        raise UserError(
             f"{folder}: the {split} images are {pixels.shape} and their labels {labels.shape}; needed are [N, 28, 28] and [N] "
             "with labels 0 to 9; fetch the files again"
         )

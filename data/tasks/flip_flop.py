@@ -18,8 +18,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
 from data.generated import GeneratedTask, token_row
-from data.task import Spec, check_choice
+from data.task import Spec
 
 WRITE, READ, IGNORE = 2, 3, 4
 TEST_SETTINGS = {"same": None, "sparse": 0.98, "dense": 0.1}
@@ -35,7 +36,7 @@ class FlipFlop(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for a length without a write and a read, a p_ignore that is no probability, an unknown test setting.
+      UserError: for a length without a write and a read, a p_ignore that is no probability, an unknown test setting.
     """
 
     paper: ClassVar[dict] = {"length": 512}
@@ -43,9 +44,9 @@ class FlipFlop(GeneratedTask):
     def __init__(self, length: int = 64, p_ignore: float = 0.8, test: str = "same", seed: int = 0):
         check_choice("test", test, TEST_SETTINGS)
         if length < 4 or length % 2:
-            raise ValueError(f"length={length} must be even and at least 4: a write, a read, and their bits")
+            raise UserError(f"length={length} must be even and at least 4: a write, a read, and their bits")
         if not 0 <= p_ignore <= 1:
-            raise ValueError(f"p_ignore={p_ignore} must be a probability, 0 to 1")
+            raise UserError(f"p_ignore={p_ignore} must be a probability, 0 to 1")
         self.sizes = {"train": 1_600_000, "valid": 1_000, "test": 16_000 if test == "sparse" else 4_000}
         self.name = f"flip_flop/{test}"
         self.spec = Spec(5, None, 5, "token_labels", length, causal=True)

@@ -13,9 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import check_choice
 from data import label_noise as labels
 from data.generated import GeneratedTask, real_row
-from data.task import Spec, check_choice
+from data.task import Spec
 
 HEIGHT, WIDTH = 16, 24
 EYEBALL, IRIS, PUPIL = 8.0, 3.2, 1.4
@@ -34,7 +35,7 @@ class Gaze(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for an unknown noise.
+      UserError: for an unknown noise.
     """
 
     sizes: dict[str, int] = {"train": 50_000, "valid": 1_000, "test": 2_000}

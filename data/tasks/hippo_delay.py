@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError
 from data.generated import GeneratedTask, real_row
 from data.signals import white_noise
 from data.task import Spec
@@ -27,7 +28,7 @@ class HippoDelay(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for a delay that is longer than the row, and a cutoff that leaves no frequency.
+      UserError: for a delay that is longer than the row, and a cutoff that leaves no frequency.
     """
 
     sizes: dict[str, int] = {"train": 16_384, "valid": 1_024, "test": 1_024}
@@ -35,7 +36,7 @@ class HippoDelay(GeneratedTask):
 
     def __init__(self, length: int = 256, delay: int = 64, cutoff: float = 0.25, seed: int = 0):
         if not 1 <= delay < length:
-            raise ValueError(f"delay={delay} must be at least 1 and less than length={length}")
+            raise UserError(f"delay={delay} must be at least 1 and less than length={length}")
         white_noise(np.random.default_rng(0), length, cutoff)  # refuses what it cannot make
         self.name = "hippo_delay"
         self.spec = Spec(None, 1, 1, "token_regression", length, causal=True)

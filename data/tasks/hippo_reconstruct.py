@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError
 from data.generated import GeneratedTask, real_row
 from data.signals import white_noise
 from data.task import Spec
@@ -26,7 +27,7 @@ class HippoReconstruct(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for a window that is longer than the row, and a cutoff that leaves no frequency.
+      UserError: for a window that is longer than the row, and a cutoff that leaves no frequency.
     """
 
     sizes: dict[str, int] = {"train": 16_384, "valid": 1_024, "test": 1_024}
@@ -34,7 +35,7 @@ class HippoReconstruct(GeneratedTask):
 
     def __init__(self, length: int = 256, window: int = 64, cutoff: float = 0.1, seed: int = 0):
         if not 1 <= window <= length:
-            raise ValueError(f"window={window} must be at least 1 and at most length={length}")
+            raise UserError(f"window={window} must be at least 1 and at most length={length}")
         white_noise(np.random.default_rng(0), length, cutoff)  # refuses what it cannot make
         self.name = "hippo_reconstruct"
         self.spec = Spec(None, 1, window, "regression", length, causal=True)

@@ -14,8 +14,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
 from data import images, lra
-from data.task import Task, check_choice
+from data.task import Task
 
 SIDE = 32
 MEAN, STD = 122.6, 61.0
@@ -34,8 +35,8 @@ class Image(Task):
       seed: of the training rows' order.
 
     Raises:
-      FileNotFoundError: where there is no data.
-      ValueError: for a corrupt file.
+      UserError: where there is no data.
+      UserError: for a corrupt file.
     """
 
     paper: ClassVar[dict] = {}  # the images have one size
@@ -81,10 +82,10 @@ def _archive(folder, batches):
     for batch in batches:
         path = folder / ("test_batch.bin" if batch == "test" else f"data_batch_{batch}.bin")
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: unpack {ARCHIVE} again")
+            raise UserError(f"{path} is missing: unpack {ARCHIVE} again")
         content = np.fromfile(path, np.uint8)
         if not len(content) or len(content) % record or content[::record].max() > 9:
-            raise ValueError(f"{path} is corrupt: it is no sequence of {record}-byte records; unpack {ARCHIVE} again")
+            raise UserError(f"{path} is corrupt: it is no sequence of {record}-byte records; unpack {ARCHIVE} again")
         records = content.reshape(-1, record)
         parts.append((images.grey(records[:, 1:].reshape(-1, 3, SIDE * SIDE).swapaxes(1, 2)), records[:, 0]))
     return images.Pixels(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

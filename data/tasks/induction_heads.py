@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError
 from data.generated import GeneratedTask, majority, token_row
 from data.task import Spec
 
@@ -26,7 +27,7 @@ class InductionHeads(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for a length or vocabulary that leaves nothing to ask.
+      UserError: for a length or vocabulary that leaves nothing to ask.
     """
 
     # The paper's "epoch" is 8192 batches of 8.
@@ -35,9 +36,9 @@ class InductionHeads(GeneratedTask):
 
     def __init__(self, length: int = 256, vocab_size: int = 16, seed: int = 0):
         if length < 3:
-            raise ValueError(f"length={length} must be at least 3: the special token, what follows it, and it again")
+            raise UserError(f"length={length} must be at least 3: the special token, what follows it, and it again")
         if vocab_size < 3:
-            raise ValueError(f"vocab_size={vocab_size} must be at least 3: the special token and two to choose from")
+            raise UserError(f"vocab_size={vocab_size} must be at least 3: the special token and two to choose from")
         self.name = "induction_heads"
         self.spec = Spec(vocab_size, None, vocab_size, "token_labels", length, causal=True)
         self.seed = seed

@@ -11,9 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
 from data import label_noise as labels
 from data.generated import GeneratedTask, real_row
-from data.task import Spec, check_choice
+from data.task import Spec
 
 SHAPES = ("square", "disc", "cross")
 PIXEL_NOISE = 0.05
@@ -30,7 +31,7 @@ class Keypoints(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for an unknown noise, or a length that is no square or too small for three shapes.
+      UserError: for an unknown noise, or a length that is no square or too small for three shapes.
     """
 
     sizes: dict[str, int] = {"train": 50_000, "valid": 1_000, "test": 2_000}
@@ -41,7 +42,7 @@ class Keypoints(GeneratedTask):
         check_choice("label_noise", label_noise, labels.NOISES)
         self.side = math.isqrt(max(length, 0))
         if self.side**2 != length or self.side < 16:
-            raise ValueError(
+            raise UserError(
                 f"length={length} must be the number of pixels of a square image of side 16 or more, as 784 = 28 * 28"
             )
         self.name = f"keypoints/{label_noise}"

@@ -20,8 +20,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
+from common.files import cache_folder
 from data import corpora, ngram, tokenizers
-from data.task import Spec, Task, check_choice
+from data.task import Spec, Task
 
 
 class LanguageModel(Task):
@@ -41,8 +43,8 @@ class LanguageModel(Task):
       tokenizer: "byte", "character", "bpe:SIZE" or "file:PATH"; see `data/tokenizers.py`.
 
     Raises:
-      ValueError: for an unknown corpus, packing or tokenizer, and for a corpus too short for `length`.
-      FileNotFoundError: where the files of a corpus or a tokenizer are not in their folder.
+      UserError: for an unknown corpus, packing or tokenizer, and for a corpus too short for `length`.
+      UserError: where the files of a corpus or a tokenizer are not in their folder.
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
 
@@ -60,7 +62,7 @@ class LanguageModel(Task):
     ):
         check_choice("packing", packing, ("windows", "documents"))
         self.corpus = corpora.load(corpus, cache_dir, data_dir)
-        self._cache = corpora.cache_folder(cache_dir)
+        self._cache = cache_folder(cache_dir)
         self.tokens = tokenizers.load(tokenizer, self.corpus, self._cache)
         size, unit = self.tokens.tokenizer.vocab_size, self.tokens.tokenizer.unit
         self.spec = Spec(
@@ -78,7 +80,7 @@ class LanguageModel(Task):
         for split, stream in self.tokens.splits.items():
             need = 2 * length if split == "train" else 2
             if len(stream.data) < need:
-                raise ValueError(
+                raise UserError(
                     f"the {split} split of {self.corpus.name!r} has {len(stream.data)} {unit}s and length={length} needs "
                     f"{need}: give a longer text or a smaller length"
                 )

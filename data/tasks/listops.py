@@ -17,8 +17,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
 from data import lra
-from data.task import Spec, Task, check_choice
+from data.task import Spec, Task
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 TOKENS = (*map(str, range(10)), *OPERATORS, "X")
@@ -46,8 +47,8 @@ class ListOps(Task):
       seed: of the training rows' order; the expressions do not depend on it.
 
     Raises:
-      ValueError: for sizes that no expression has, or a corrupt file.
-      FileNotFoundError: for a file missing in data_dir.
+      UserError: for sizes that no expression has, or a corrupt file.
+      UserError: for a file missing in data_dir.
     """
 
     # arXiv 2011.04006; with protocol="s4" the length is 2048 and max_length 2000.
@@ -91,16 +92,16 @@ class ListOps(Task):
 
     def _check_sizes(self) -> None:
         if self.max_args < 2 or self.max_depth < 2:
-            raise ValueError(f"max_args={self.max_args} and max_depth={self.max_depth} must be at least 2")
+            raise UserError(f"max_args={self.max_args} and max_depth={self.max_depth} must be at least 2")
         longest = _longest(self.max_depth, self.max_args)
         if not 0 <= self.min_length < self.max_length - 3 or self.min_length >= longest:
-            raise ValueError(
+            raise UserError(
                 f"no expression of max_depth={self.max_depth} and max_args={self.max_args} (at most {longest} tokens) need "
                 f"have between min_length={self.min_length} and max_length={self.max_length}, both exclusive; keep them "
                 "at least 4 apart, and min_length below the longest"
             )
         if self.max_length > self.spec.length:
-            raise ValueError(
+            raise UserError(
                 f"max_length={self.max_length} is more than length={self.spec.length}: expressions would be cut; raise length"
             )
 
@@ -203,14 +204,14 @@ def _tokenize(text: str) -> bytes:
     """The tokens of an expression as indices into TOKENS; parentheses are dropped.
 
     Raises:
-      ValueError: for what is no token.
+      UserError: for what is no token.
     """
     words = text.translate({ord("]"): "X", ord("("): None, ord(")"): None}).split()
     try:
         return bytes(TOKENS.index(word) for word in words)
     except ValueError as error:
         unknown = next(word for word in words if word not in TOKENS)
-        raise ValueError(f"{unknown!r} is no token of ListOps; they are {' '.join(TOKENS)}") from error
+        raise UserError(f"{unknown!r} is no token of ListOps; they are {' '.join(TOKENS)}") from error
 
 
 def _read(path):
@@ -222,12 +223,12 @@ def _read(path):
             try:
                 tokens, value = _tokenize(row["Source"]), int(row["Target"])
                 if not tokens or not 0 <= value <= 9:
-                    raise ValueError(f"{len(tokens)} tokens, value {value}")
+                    raise UserError(f"{len(tokens)} tokens, value {value}")
                 rows[len(rows)] = tokens, value
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{path}, row {len(rows)}: needed are the columns Source, an expression, and Target, a digit ({error})"
                 ) from error
     if not rows:
-        raise ValueError(f"{path} holds no expressions; unpack the archive again")
+        raise UserError(f"{path} holds no expressions; unpack the archive again")
     return rows

@@ -26,8 +26,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from common.errors import UserError, check_choice
 from data.generated import GeneratedTask, majority, most_frequent_label, token_row
-from data.task import Spec, check_choice
+from data.task import Spec
 
 # length, vocab_size, train_examples
 BASELINES = {
@@ -56,7 +57,7 @@ class MAD(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for an unknown kind, sizes that do not fit together, and a hyperparameter that the kind does not have.
+      UserError: for an unknown kind, sizes that do not fit together, and a hyperparameter that the kind does not have.
     """
 
     paper: ClassVar[dict] = {"kind": "in_context_recall"}
@@ -77,7 +78,7 @@ class MAD(GeneratedTask):
             ("tokens", tokens, "selective_copying"),
         ):
             if value is not None and kind != owner:
-                raise ValueError(f"{key}={value} belongs to kind={owner!r}; leave it None with kind={kind!r}")
+                raise UserError(f"{key}={value} belongs to kind={owner!r}; leave it None with kind={kind!r}")
         given = (length, vocab_size, train_examples)
         length, vocab_size, rows = (
             base if value is None else value for base, value in zip(BASELINES[kind], given, strict=True)
@@ -103,15 +104,15 @@ class MAD(GeneratedTask):
             "memorization": (2, 5, True),
         }[self.kind]
         if length < smallest or (even and length % 2):
-            raise ValueError(
+            raise UserError(
                 f"length={length} must be at least {smallest}{' and even' if even else ''} with kind={self.kind!r}"
             )
         if vocab_size < least:
-            raise ValueError(f"vocab_size={vocab_size} must be at least {least} with kind={self.kind!r}")
+            raise UserError(f"vocab_size={vocab_size} must be at least {least} with kind={self.kind!r}")
         if rows < 1 or self.tokens < 1:
-            raise ValueError(f"train_examples={rows} and tokens={self.tokens} must be at least 1")
+            raise UserError(f"train_examples={rows} and tokens={self.tokens} must be at least 1")
         if not 0 <= self.noise < 1:
-            raise ValueError(f"noise={self.noise} must be at least 0 and less than 1")
+            raise UserError(f"noise={self.noise} must be at least 0 and less than 1")
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         return super().row(split, index, 0, seed)

@@ -12,8 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
+from common.files import cache_folder
 from data import corpora, tokenizers
-from data.task import Spec, Task, check_choice
+from data.task import Spec, Task
 
 HIDDEN, MASKED, RANDOM = 0.15, 0.8, 0.1
 
@@ -29,8 +31,8 @@ class MaskedLanguageModel(Task):
       seed: of the training rows' order, offsets and masks.
 
     Raises:
-      ValueError: for an unknown corpus or tokenizer, and for a corpus too short for `length`.
-      FileNotFoundError: where the files of a corpus or a tokenizer are not in their folder.
+      UserError: for an unknown corpus or tokenizer, and for a corpus too short for `length`.
+      UserError: where the files of a corpus or a tokenizer are not in their folder.
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
 
@@ -46,7 +48,7 @@ class MaskedLanguageModel(Task):
         data_dir: str | None = None,
     ):
         self.corpus = corpora.load(corpus, cache_dir, data_dir)
-        self.tokens = tokenizers.load(tokenizer, self.corpus, corpora.cache_folder(cache_dir))
+        self.tokens = tokenizers.load(tokenizer, self.corpus, cache_folder(cache_dir))
         size, unit = self.tokens.tokenizer.vocab_size, self.tokens.tokenizer.unit
         self.spec = Spec(
             vocab_size=size + 1,
@@ -64,7 +66,7 @@ class MaskedLanguageModel(Task):
         for split, stream in self.tokens.splits.items():
             need = 2 * length if split == "train" else length
             if len(stream.data) < need:
-                raise ValueError(
+                raise UserError(
                     f"the {split} split of {self.corpus.name!r} has {len(stream.data)} {unit}s and length={length} needs "
                     f"{need}: give a longer text or a smaller length"
                 )

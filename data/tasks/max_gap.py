@@ -12,9 +12,10 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from common.errors import UserError, check_choice
 from data import generated, numbers
 from data.generated import GeneratedTask
-from data.task import Spec, check_choice
+from data.task import Spec
 
 CLASSES = 10
 FIT_ROWS = 4_096
@@ -32,7 +33,7 @@ class MaxGap(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for an unknown encoding, a limit too small for ten sizes, or a length that is no list of four numbers or more.
+      UserError: for an unknown encoding, a limit too small for ten sizes, or a length that is no list of four numbers or more.
     """
 
     # No publication has this task; the sizes are those of long-range tasks. Lengths 64, 256, 1024 and 4096 fit both encodings.
@@ -41,11 +42,11 @@ class MaxGap(GeneratedTask):
     def __init__(self, length: int = 64, limit: int = 256, encoding: str = "numbers", seed: int = 0):
         check_choice("encoding", encoding, numbers.ENCODINGS)
         if limit < 64:
-            raise ValueError(f"limit={limit} must be at least 64, for {CLASSES} sizes of gaps")
+            raise UserError(f"limit={limit} must be at least 64, for {CLASSES} sizes of gaps")
         self.width = len(str(limit - 1)) if encoding == "digits" else 0
         self.count, rest = divmod(length, self.width + 1)
         if rest or self.count < 4:
-            raise ValueError(
+            raise UserError(
                 f"length={length} must be a multiple of {self.width + 1} for encoding={encoding!r} and limit={limit}, and at "
                 "least 4 numbers"
             )

@@ -10,8 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
 from data import images
-from data.task import Task, check_choice
+from data.task import Task
 
 
 class Mnist1d(Task):
@@ -21,7 +22,7 @@ class Mnist1d(Task):
       seed: of the training rows' order.
 
     Raises:
-      ValueError: without the package mnist1d.
+      UserError: without the package mnist1d.
     """
 
     paper: ClassVar[dict] = {}  # the series have one size
@@ -30,7 +31,7 @@ class Mnist1d(Task):
         try:
             from mnist1d.data import get_dataset_args, make_dataset
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"mnist1d makes its data with the authors' package: pip install mnist1d ({error})"
             ) from error
         self.seed = seed

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError
 from data.generated import GeneratedTask, token_row
 from data.task import Spec
 
@@ -32,7 +33,7 @@ class MQAR(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: if the pairs do not fit into the row or the vocabulary.
+      UserError: if the pairs do not fit into the row or the vocabulary.
     """
 
     sizes: dict[str, int] = {"train": 100_000, "valid": 3_000, "test": 3_000}
@@ -49,16 +50,16 @@ class MQAR(GeneratedTask):
         seed: int = 0,
     ):
         if num_kv_pairs < 1 or length % 2 or length < 4 * num_kv_pairs:
-            raise ValueError(
+            raise UserError(
                 f"length={length} must be even and at least 4 * num_kv_pairs={4 * num_kv_pairs}, with at least one pair"
             )
         if vocab_size // 2 - 1 < num_kv_pairs:
-            raise ValueError(
+            raise UserError(
                 f"vocab_size={vocab_size} has {max(vocab_size // 2 - 1, 0)} keys and num_kv_pairs={num_kv_pairs} needs "
                 f"as many; make it at least {2 * num_kv_pairs + 2}"
             )
         if not power_a > 0:
-            raise ValueError(f"power_a={power_a} must be greater than 0; 1 spreads the questions evenly")
+            raise UserError(f"power_a={power_a} must be greater than 0; 1 spreads the questions evenly")
         self.name = "mqar"
         self.spec = Spec(vocab_size, None, vocab_size, "token_labels", length, causal=True)
         self.seed = seed

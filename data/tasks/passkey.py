@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError
 from data import corpora
 from data.generated import GeneratedTask, token_row
 from data.task import Spec
@@ -39,7 +40,7 @@ class Passkey(GeneratedTask):
       data_dir: folder of corpora that are read from one; see `data/corpora.py`.
 
     Raises:
-      ValueError: for an unknown corpus, one too short for `length`, a length too short for needle and question, and a depth
+      UserError: for an unknown corpus, one too short for `length`, a length too short for needle and question, and a depth
         outside 0 to 1.
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
@@ -57,10 +58,10 @@ class Passkey(GeneratedTask):
         data_dir: str | None = None,
     ):
         if depth is not None and not 0 <= depth <= 1:
-            raise ValueError(f"depth={depth} must be 0 (the beginning) to 1 (the end), or None for everywhere")
+            raise UserError(f"depth={depth} must be 0 (the beginning) to 1 (the end), or None for everywhere")
         frame = len((NEEDLE + QUESTION).format(key=KEYS[0]))
         if length < frame:
-            raise ValueError(f"length={length} must be at least {frame}, for needle and question")
+            raise UserError(f"length={length} must be at least {frame}, for needle and question")
         self.spec = Spec(256, None, 256, "causal_lm", length, metric="row_accuracy")
         self.corpus = corpora.load(corpus, cache_dir, data_dir)
         self.name = f"passkey/{self.corpus.name}"
@@ -70,7 +71,7 @@ class Passkey(GeneratedTask):
         self._text = length + 1 - frame
         for split, stream in self.corpus.splits.items():
             if len(stream.data) < self._text:
-                raise ValueError(
+                raise UserError(
                     f"the {split} split of {self.corpus.name!r} has {len(stream.data)} bytes and length={length} needs "
                     f"{self._text}: give a longer text or a smaller length"
                 )

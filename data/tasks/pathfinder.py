@@ -18,8 +18,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
 from data import images, lra, pathfinder
-from data.task import Task, check_choice
+from data.task import Task
 
 SIZES = {"train": 160_000, "valid": 2_000, "test": 2_000}
 CONTOURS = "curv_contour_length_14"
@@ -36,8 +37,8 @@ class Pathfinder(Task):
       seed: of the training rows' order; the images do not depend on it.
 
     Raises:
-      ValueError: for an unknown source or side, a missing data_dir or a corrupt file.
-      FileNotFoundError: for a missing file.
+      UserError: for an unknown source or side, a missing data_dir or a corrupt file.
+      UserError: for a missing file.
     """
 
     paper: ClassVar[dict] = {"source": "archive", "side": 32}  # arXiv 2011.04006; Path-X has side 128
@@ -53,9 +54,9 @@ class Pathfinder(Task):
         check_choice("protocol", protocol, lra.PROTOCOLS)
         check_choice("source", source, ("generated", "archive"))
         if side not in pathfinder.PARAMETERS:
-            raise ValueError(f"side={side} must be one of {', '.join(map(str, pathfinder.PARAMETERS))}")
+            raise UserError(f"side={side} must be one of {', '.join(map(str, pathfinder.PARAMETERS))}")
         if (source == "archive") != (data_dir is not None):
-            raise ValueError(
+            raise UserError(
                 f"source={source!r} and data_dir={data_dir!r} do not fit: source='archive' needs the folder lra_release of "
                 f"{lra.ARCHIVE}, fetched and unpacked, as data_dir, and source='generated' reads none"
             )
@@ -87,7 +88,7 @@ class Pathfinder(Task):
             path = self._folder / self._paths[split][index]
             image = images.read_png(path)
             if image.shape != (self.side, self.side):
-                raise ValueError(f"{path} has the shape {image.shape}, not {self.side} by {self.side}; unpack it again")
+                raise UserError(f"{path} has the shape {image.shape}, not {self.side} by {self.side}; unpack it again")
             return image.reshape(-1), int(self._labels[split][index])
         # Drawing costs far more than unpacking: what was drawn once is kept.
         if (split, index) not in self._drawn:
@@ -123,14 +124,14 @@ def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
     """
     lists = sorted((folder / "metadata").glob("*.npy"), key=lambda path: int(path.stem))
     if not lists:
-        raise FileNotFoundError(f"{folder / 'metadata'} holds no lists of images (*.npy): unpack {lra.ARCHIVE} again")
+        raise UserError(f"{folder / 'metadata'} holds no lists of images (*.npy): unpack {lra.ARCHIVE} again")
     paths, labels, contents = [], [], []
     for path in lists:
         contents.append(path.read_bytes())
         for number, line in enumerate(contents[-1].decode(errors="replace").splitlines(), 1):
             fields = line.split()
             if len(fields) < 4 or fields[3] not in ("0", "1"):
-                raise ValueError(
+                raise UserError(
                     f"{path}, line {number}: it should hold a folder, a file, a number and a label, 0 or 1, but is "
                     f"{line[:80]!r}; unpack {lra.ARCHIVE} again"
                 )

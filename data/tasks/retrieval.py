@@ -21,8 +21,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from data import corpora, lra
-from data.task import Spec, Task, check_choice
+from common.errors import UserError, check_choice
+from common.files import cache_folder, write_atomically
+from data import lra
+from data.task import Spec, Task
 
 FILES = {"train": "train", "valid": "eval", "test": "test"}
 SPECIALS = 3
@@ -43,8 +45,8 @@ class Retrieval(Task):
       seed: of the training rows' order.
 
     Raises:
-      FileNotFoundError: for a missing file.
-      ValueError: without data_dir, or for a corrupt file.
+      UserError: for a missing file.
+      UserError: without data_dir, or for a corrupt file.
     """
 
     paper: ClassVar[dict] = {"length": 4000}  # arXiv 2011.04006, both protocols
@@ -59,7 +61,7 @@ class Retrieval(Task):
     ):
         check_choice("protocol", protocol, lra.PROTOCOLS)
         if data_dir is None:
-            raise ValueError(f"retrieval needs data_dir, the folder lra_release of {lra.ARCHIVE}, fetched and unpacked")
+            raise UserError(f"retrieval needs data_dir, the folder lra_release of {lra.ARCHIVE}, fetched and unpacked")
         self.seed = seed
         self.name = f"retrieval/{protocol}"
         self._eos = protocol == "s4"
@@ -72,7 +74,7 @@ class Retrieval(Task):
             padded=True,
             unit="row",
         )
-        cache = corpora.cache_folder(cache_dir) / "retrieval"
+        cache = cache_folder(cache_dir) / "retrieval"
         paths = {split: lra.locate(data_dir, f"tsv_data/new_aan_pairs.{part}.tsv") for split, part in FILES.items()}
         self._lines = {split: _Lines(path, cache) for split, path in paths.items()}
 
@@ -116,7 +118,7 @@ class _Lines:
         self._path = path
         stat = path.stat()
         if not stat.st_size:
-            raise ValueError(f"{path} is empty; unpack {lra.ARCHIVE} again")
+            raise UserError(f"{path} is empty; unpack {lra.ARCHIVE} again")
         with open(path, "rb") as file:
             self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         # A file that was unpacked again has another time, so an old index is never taken for it.
@@ -125,7 +127,7 @@ class _Lines:
         if not stored.exists():
             buffer = io.BytesIO()
             np.savez(buffer, **self._index())
-            corpora.write_atomically(stored, buffer.getvalue())
+            write_atomically(stored, buffer.getvalue())
         with np.load(stored) as index:
             self._starts, self.labels, self.sha256 = index["starts"], index["labels"], str(index["sha256"])
 
@@ -142,7 +144,7 @@ class _Lines:
             field = self._content[start : min(start + 8, int(starts[i + 1]))].split(b"\t")
             # The labels are written as numbers with or without a fraction.
             if len(field) < 2 or field[0] not in (b"0", b"1", b"0.0", b"1.0"):
-                raise ValueError(
+                raise UserError(
                     f"{self._path}, line {i + 1}: it begins with {field[0]!r} where a label, 0 or 1, and a tab should be; "
                     f"unpack {lra.ARCHIVE} again"
                 )
@@ -153,7 +155,7 @@ class _Lines:
         line = self._content[self._starts[index] : self._starts[index + 1]].rstrip(b"\r\n")
         fields = line.split(b"\t")
         if len(fields) != 5:
-            raise ValueError(
+            raise UserError(
                 f"{self._path}, line {index + 1}: {len(fields)} fields between tabs where label, id, id, text, text should "
                 f"be; unpack {lra.ARCHIVE} again"
             )

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError
 from data.generated import GeneratedTask, most_frequent_label, token_row
 from data.task import Spec
 
@@ -29,16 +30,16 @@ class SelectiveCopying(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: if the tokens do not fit into the row, or there is no choice of tokens.
+      UserError: if the tokens do not fit into the row, or there is no choice of tokens.
     """
 
     paper: ClassVar[dict] = {"length": 4096, "tokens": 16, "vocab_size": 16}
 
     def __init__(self, length: int = 48, tokens: int = 4, vocab_size: int = 16, seed: int = 0):
         if tokens < 1 or length < 2 * tokens:
-            raise ValueError(f"length={length} must be at least 2 * tokens={2 * tokens}, with at least one token")
+            raise UserError(f"length={length} must be at least 2 * tokens={2 * tokens}, with at least one token")
         if vocab_size < 4:
-            raise ValueError(
+            raise UserError(
                 f"vocab_size={vocab_size} must be at least 4: noise, question and two tokens to choose from"
             )
         self.name = "selective_copying"

@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from common.errors import UserError, check_choice
 from data import images, lra
-from data.task import Spec, Task, check_choice
+from data.task import Spec, Task
 
 FOLDER = "aclImdb"
 ARCHIVE = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
@@ -37,7 +38,7 @@ class Text(Task):
       seed: of the training rows' order.
 
     Raises:
-      FileNotFoundError: where there is no data.
+      UserError: where there is no data.
     """
 
     # The LRA paper's "up to 4K" (its released configuration reads 1,000); with protocol="s4" the length is 4096.
@@ -129,7 +130,7 @@ def _archive(folder: pathlib.Path) -> list[tuple[bytes, int]]:
     for label, kind in enumerate(("neg", "pos")):
         paths = sorted((folder / kind).glob("*.txt"))
         if not paths:
-            raise FileNotFoundError(f"{folder / kind} holds no reviews (*.txt): unpack {ARCHIVE} again")
+            raise UserError(f"{folder / kind} holds no reviews (*.txt): unpack {ARCHIVE} again")
         rows += [(path.read_bytes(), label) for path in paths]
     return rows
 

@@ -22,8 +22,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from common.errors import UserError, check_choice
 from data.generated import GeneratedTask, majority, token_row
-from data.task import Spec, check_choice
+from data.task import Spec
 
 MAX_ORDER = 1000
 MIN_SEQUENCES = 4096
@@ -39,7 +40,7 @@ class WordProblem(GeneratedTask):
       seed: of the training rows.
 
     Raises:
-      ValueError: for a group that is unknown or too large, and where there are too few sequences to keep some for test.
+      UserError: for a group that is unknown or too large, and where there are too few sequences to keep some for test.
     """
 
     paper: ClassVar[dict] = {"group": "A5", "length": 25}
@@ -49,7 +50,7 @@ class WordProblem(GeneratedTask):
         self.table = multiplication_table(group)
         order = len(self.table)
         if length < 2 or length * np.log(order) < np.log(MIN_SEQUENCES):
-            raise ValueError(
+            raise UserError(
                 f"group={group!r} has {order} elements and at length={length} fewer than {MIN_SEQUENCES} sequences, "
                 "too few to keep some for test; give a larger length"
             )
@@ -98,7 +99,7 @@ def multiplication_table(group: str) -> Int[np.ndarray, "G G"]:
         factor = _factor(group, name)
         size = len(table) * len(factor)
         if size > MAX_ORDER:
-            raise ValueError(f"group={group!r} has more than {MAX_ORDER} elements; give a smaller one")
+            raise UserError(f"group={group!r} has more than {MAX_ORDER} elements; give a smaller one")
         a, b = np.divmod(np.arange(size), len(factor))
         table = (table[np.ix_(a, a)] * len(factor) + factor[np.ix_(b, b)]).astype(np.int32)
     return table
@@ -107,13 +108,13 @@ def multiplication_table(group: str) -> Int[np.ndarray, "G G"]:
 def _factor(group: str, name: str) -> np.ndarray:
     match = re.fullmatch(r"([ASZ])([1-9]\d*)", name)
     if not match:
-        raise ValueError(
+        raise UserError(
             f"group={group!r}: {name!r} is no group; give 'parity', Zn, Sn or An, "
             "or several joined by '_x_', as 'A4_x_Z5'"
         )
     kind, n = match[1], int(match[2])
     if n > {"Z": MAX_ORDER, "S": 6, "A": 6}[kind]:
-        raise ValueError(f"group={group!r}: {name} has more than {MAX_ORDER} elements; give a smaller one")
+        raise UserError(f"group={group!r}: {name} has more than {MAX_ORDER} elements; give a smaller one")
     if kind == "Z":
         return np.add.outer(np.arange(n), np.arange(n)) % n
     # In the order of the dictionary, with the identity first.

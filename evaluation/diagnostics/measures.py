@@ -21,6 +21,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from common.console import say
+from common.errors import UserError
 from data import task as tasks
 from evaluation.diagnostics import plots
 from evaluation.diagnostics.probing import Tapped, observe, unstack
@@ -28,7 +30,6 @@ from evaluation.diagnostics.spectra import spectra
 from evaluation.scoring import Loaded, at_length
 from models.sequence_model import SequenceModel
 from ops import dispatch
-from training import loop
 
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 LONGEST = 512  # by default
@@ -38,12 +39,12 @@ def run(model: Loaded, lengths: list[int], sequences: int = 4) -> dict[str, Any]
     """Diagnoses a checkpoint on its validation split; writes JSON and plots into the run's `diagnostics/` and prints a table.
 
     Raises:
-      ValueError: for several lengths, or where the folder holds the diagnostics of another step.
+      UserError: for several lengths, or where the folder holds the diagnostics of another step.
     """
     if model.config.model.head == "pair":
-        raise ValueError("there are no diagnostics of models of pairs")
+        raise UserError("there are no diagnostics of models of pairs")
     if len(lengths) > 1:
-        raise ValueError(f"diagnostics are of one length, --lengths has {len(lengths)}")
+        raise UserError(f"diagnostics are of one length, --lengths has {len(lengths)}")
     config, folder = model.config, model.workdir / "diagnostics"
     refuse_another(folder, model.step)
     length = config.task.spec.length
@@ -60,16 +61,16 @@ def run(model: Loaded, lengths: list[int], sequences: int = 4) -> dict[str, Any]
         result = diagnose(whole, names, batch, causal=config.model.causal)
     result = {"step": model.step, "task": config.task.name, **result}
     if jax.process_index() == 0:
-        loop.say(table(result))
-        loop.say(plots.save(result, folder))
+        say(table(result))
+        say(plots.save(result, folder))
     return result
 
 
 def refuse_another(folder: Path, step: int) -> None:
-    """Raises a ValueError where `folder` holds the diagnostics of another step."""
+    """Raises a UserError where `folder` holds the diagnostics of another step."""
     file = folder / plots.FILE
     if file.exists() and (other := json.loads(file.read_text()).get("step")) != step:
-        raise ValueError(f"{file} is of step {other}, this is step {step}; move or delete {folder} to go on")
+        raise UserError(f"{file} is of step {other}, this is step {step}; move or delete {folder} to go on")
 
 
 def table(result: dict[str, Any]) -> str:
@@ -271,7 +272,7 @@ def score_gradients(
     """
     scores, kind = mixer.attention_scores(x, segment_ids=segment_ids, positions=positions)
     if kind not in ("softmax", "sum", "none"):
-        raise ValueError(f"attention_scores must say 'softmax', 'sum' or 'none', got {kind!r}")
+        raise UserError(f"attention_scores must say 'softmax', 'sum' or 'none', got {kind!r}")
     scores = np.asarray(scores, np.float64)
     seen = scores > -np.inf
     if mixer.causal:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from training.run_directory import write_atomically
+from common.files import write_atomically
 
 FILE = "diagnostics.json"
 PANELS = 5

@@ -23,6 +23,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from common.errors import UserError
 from models.import_hf.architectures import ARCHITECTURES, Architecture, Options, Part
 from models.sequence_model import ModelConfig, SequenceModel
 
@@ -53,9 +54,9 @@ def load(directory: str | os.PathLike) -> Checkpoint:
       directory: holds config.json and model.safetensors, or the pieces that model.safetensors.index.json lists.
 
     Raises:
-      ValueError: for an architecture or an option of it that our model does not have; for tensors that are missing, left
+      UserError: for an architecture or an option of it that our model does not have; for tensors that are missing, left
         over or of another shape (named); for files in another format.
-      FileNotFoundError: if a file is not there.
+      UserError: if a file is not there.
     """
     directory = pathlib.Path(directory)
     hf = json.loads((directory / "config.json").read_text())
@@ -76,7 +77,7 @@ def load(directory: str | os.PathLike) -> Checkpoint:
         pieces = [einops.rearrange(view, part.axes) for view, part in zip(views, parts, strict=True)]
         expected = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
         if tensor.shape != expected:
-            raise ValueError(f"tensor {name!r} in {files[name]} has the shape {tensor.shape}; expected {expected}")
+            raise UserError(f"tensor {name!r} in {files[name]} has the shape {tensor.shape}; expected {expected}")
         start = 0
         for view, piece, part in zip(views, pieces, parts, strict=True):
             ours, _, theirs = part.axes.partition(" -> ")
@@ -120,7 +121,7 @@ def save(directory: str | os.PathLike, checkpoint: Checkpoint) -> None:
 def _architecture(hf: Mapping[str, Any], where: pathlib.Path) -> Architecture:
     kind = hf.get("model_type")
     if kind not in ARCHITECTURES:
-        raise ValueError(f"{where} holds a model of type {kind!r}; supported are {', '.join(ARCHITECTURES)}")
+        raise UserError(f"{where} holds a model of type {kind!r}; supported are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[kind]
 
 
@@ -150,12 +151,12 @@ def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
             hint = (
                 f"; {', '.join(others)} are pickles, which are not read: convert them to safetensors" if others else ""
             )
-            raise FileNotFoundError(f"{path} is missing{hint}")
+            raise UserError(f"{path} is missing{hint}")
         try:
             with safe_open(path, framework="np") as file:
                 files |= dict.fromkeys(file.keys(), path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file or is damaged: {error}") from None
+            raise UserError(f"{path} is no safetensors file or is damaged: {error}") from None
     return files
 
 
@@ -171,4 +172,4 @@ def _check_names(expected: set[str], found: set[str], directory: pathlib.Path) -
         if names
     ]
     if problems:
-        raise ValueError(f"the tensors in {directory} do not fit its config.json; {'; '.join(problems)}")
+        raise UserError(f"the tensors in {directory} do not fit its config.json; {'; '.join(problems)}")

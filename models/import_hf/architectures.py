@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from common.errors import UserError
 from models.sequence_model import ModelConfig
 
 
@@ -47,13 +48,13 @@ class Options:
     def __call__(self, key: str, *default):
         value = self.options.get(key)
         if value is None and not default:
-            raise ValueError(f"{self.where} has no {key!r}")
+            raise UserError(f"{self.where} has no {key!r}")
         return default[0] if value is None else value
 
     def expect(self, **supported) -> None:
         for key, value in supported.items():
             if self(key, value) != value:
-                raise ValueError(f"{self.where}: {key}={self(key)!r} is not supported, only {value!r}")
+                raise UserError(f"{self.where}: {key}={self(key)!r} is not supported, only {value!r}")
 
     def rotary(self, **supported) -> float:
         """The base of the rotary frequencies, in either of the library's spellings."""
@@ -62,7 +63,7 @@ class Options:
         supported |= {"rope_type": "default"}
         for key, value in rope.items():
             if key != "rope_theta" and value != supported.get(key, value if key == "type" else None):
-                raise ValueError(f"{self.where}: rotary embedding with {key}={value!r} is not supported")
+                raise UserError(f"{self.where}: rotary embedding with {key}={value!r} is not supported")
         return float(rope["rope_theta"])
 
 
@@ -98,7 +99,7 @@ def _mamba2_config(get: Options) -> ModelConfig:
     get.expect(hidden_act="silu", use_bias=False, use_conv_bias=True)
     limit = get("time_step_limit", (0.0, math.inf))
     if limit[0] != 0 or limit[1] not in (math.inf, {"__float__": "Infinity"}):
-        raise ValueError(f"{get.where}: time_step_limit={limit} is not supported, only (0, inf)")
+        raise UserError(f"{get.where}: time_step_limit={limit} is not supported, only (0, inf)")
     mixer = {
         "state": get("state_size"),
         "expand": float(get("expand", 2)),
@@ -240,9 +241,7 @@ def _llama_config(get: Options) -> ModelConfig:
     }
     eps = get("rms_norm_eps", 1e-6)
     if qk_norm and eps != 1e-6:
-        raise ValueError(
-            f"{get.where}: rms_norm_eps={eps} is not supported beside norms of queries and keys, only 1e-6"
-        )
+        raise UserError(f"{get.where}: rms_norm_eps={eps} is not supported beside norms of queries and keys, only 1e-6")
     return _config(
         get,
         pattern=("attention",),

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kv_cache import buffers, extend
 from models.mixer import Mixer, head_size
 from models.norms import RMSNorm
@@ -52,7 +53,7 @@ class Attention(Mixer):
         kv_heads = heads if kv_heads is None else kv_heads
         head_size(heads, kv_heads, "the number of query heads")
         if positions not in ("rotary", "alibi", "none"):
-            raise ValueError(f"attention's positions must be 'rotary', 'alibi' or 'none', got {positions!r}")
+            raise UserError(f"attention's positions must be 'rotary', 'alibi' or 'none', got {positions!r}")
         self.causal = causal
         self.positions = positions
         self.rotary_base = rotary_base

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.params import dense
 from models.partitioning import constrain
@@ -56,7 +57,7 @@ class BigBird(Mixer):
     ):
         size = head_size(width, heads, "width")
         if block < 1 or random_blocks < 0:
-            raise ValueError(f"bigbird needs block >= 1 and random_blocks >= 0, got {block} and {random_blocks}")
+            raise UserError(f"bigbird needs block >= 1 and random_blocks >= 0, got {block} and {random_blocks}")
         self.causal = causal
         self.heads = heads
         self.block = block

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, inverse_softplus, log_uniform, param, uniform
@@ -51,7 +52,7 @@ class DeltaProduct(Mixer):
         negative_eigenvalues: bool = True,
     ):
         if steps < 1:
-            raise ValueError(f"delta_product takes one step per token or more, got steps={steps}")
+            raise UserError(f"delta_product takes one step per token or more, got steps={steps}")
         key = head_size(int(expand_key * width), heads, "the size of the keys")
         value = head_size(int(expand_value * width), heads, "the size of the values")
         self.sizes = (heads, key, value)

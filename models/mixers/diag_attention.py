@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.norms import rms_normalize
 from models.params import normal, param, xavier_uniform
@@ -42,9 +43,9 @@ class DiagAttention(Mixer):
         size = head_size(width, heads, "width")
         head_size(size, 2, "a rotated head's size")
         if version not in (1, 2):
-            raise ValueError(f"diag_attention's version must be 1 or 2, got {version}")
+            raise UserError(f"diag_attention's version must be 1 or 2, got {version}")
         if block < 1:
-            raise ValueError(f"diag_attention's block must be at least 1, got {block}")
+            raise UserError(f"diag_attention's block must be at least 1, got {block}")
         self.causal = causal
         self.block = block
         self.version = version

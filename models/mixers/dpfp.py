@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kernel_attention import kernel_attention
 from models.mixer import Mixer, head_size
 from models.params import dense
@@ -44,10 +45,10 @@ class FastWeights(Mixer):
         update: str = "delta",
     ):
         if update not in ("delta", "sum"):
-            raise ValueError(f"dpfp's update must be 'delta' or 'sum', got {update!r}")
+            raise UserError(f"dpfp's update must be 'delta' or 'sum', got {update!r}")
         size = head_size(width, heads, "width")
         if not 1 <= nu < 2 * size:
-            raise ValueError(f"dpfp's nu must be between 1 and {2 * size - 1} for heads of size {size}, got {nu}")
+            raise UserError(f"dpfp's nu must be between 1 and {2 * size - 1} for heads of size {size}, got {nu}")
         self.nu = nu
         self.state_shape = (heads, 2 * nu * size, size if update == "delta" else size + 1)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer
 from models.params import constant, dense, log_uniform, normal, param
 from models.partitioning import constrain
@@ -53,9 +54,9 @@ class DSS(Mixer):
         dt_max: float = 0.1,
     ):
         if kernel not in ("exp", "softmax"):
-            raise ValueError(f"dss's kernel must be 'exp' or 'softmax', got {kernel!r}")
+            raise UserError(f"dss's kernel must be 'exp' or 'softmax', got {kernel!r}")
         if state < 1:
-            raise ValueError(f"dss needs state >= 1, got {state}")
+            raise UserError(f"dss needs state >= 1, got {state}")
         self.causal = causal
         self.kernel = kernel
         self.length = length
@@ -90,7 +91,7 @@ class DSS(Mixer):
 
     def mix(self, x, state, *, segment_ids, positions):
         if self.fixed_length and x.shape[1] > self.length:
-            raise ValueError(f"this dss was built for length {self.length}, got {x.shape[1]} tokens; use kernel='exp'")
+            raise UserError(f"this dss was built for length {self.length}, got {x.shape[1]} tokens; use kernel='exp'")
         step, k = self.modes()
         # The operations take twice the real part, for conjugate pairs; these modes stand alone.
         w = [jax.lax.complex(self.w[i, 0], self.w[i, 1]) * k / 2 for i in range(self.w.shape[0])]

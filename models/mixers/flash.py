@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kernel_attention import two_sided
 from models.mixer import Mixer
 from models.params import dense, normal, param, zeros
@@ -52,7 +53,7 @@ class Flash(Mixer):
         key_size: int = 128,
     ):
         if chunk < 1 or key_size % 2:
-            raise ValueError(f"flash needs chunk >= 1 and an even key_size, got {chunk} and {key_size}")
+            raise UserError(f"flash needs chunk >= 1 and an even key_size, got {chunk} and {key_size}")
         hidden = int(expansion * width)
         self.causal = causal
         self.chunk = chunk

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kv_cache import buffers, extend
 from models.mixer import Mixer
 from models.params import dense, normal, ones, param, zeros
@@ -56,9 +57,9 @@ class GatedAttentionUnit(Mixer):
         normalizer: str = "length",
     ):
         if normalizer not in ("length", "count", "softmax"):
-            raise ValueError(f"gau's normalizer must be 'length', 'count' or 'softmax', got {normalizer!r}")
+            raise UserError(f"gau's normalizer must be 'length', 'count' or 'softmax', got {normalizer!r}")
         if normalizer == "softmax" and length < 2:
-            raise ValueError(f"gau's normalizer='softmax' divides by the logarithm of the length, got length={length}")
+            raise UserError(f"gau's normalizer='softmax' divides by the logarithm of the length, got length={length}")
         hidden = int(expansion * width)
         self.causal = causal
         self.normalizer = normalizer

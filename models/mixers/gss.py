@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer
 from models.params import dense, normal, param
 from models.partitioning import constrain
@@ -44,7 +45,7 @@ class GatedStateSpace(Mixer):
         inner = max(1, width // 4) if channels is None else channels
         hidden = int(expand * width)
         if min(inner, hidden, state) < 1:
-            raise ValueError(f"gss needs channels, expand * width and state >= 1, got {inner}, {hidden} and {state}")
+            raise UserError(f"gss needs channels, expand * width and state >= 1, got {inner}, {hidden} and {state}")
         facts = {"decay": False, "group": "ssm", "keep_float32": True}
         self.w_u = dense(rngs, (width, hidden), ("embed", "mlp"))
         # Channels are split over no device: XLA's partitioner cannot cut the batch of a Fourier transform.

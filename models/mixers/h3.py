@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer
 from models.params import constant, dense, log_uniform, normal, param, uniform
 from models.partitioning import constrain
@@ -46,9 +47,9 @@ class H3(Mixer):
         dt_max: float = 0.1,
     ):
         if state < 2 or state % 2:
-            raise ValueError(f"h3's state must be even, got {state}")
+            raise UserError(f"h3's state must be even, got {state}")
         if head_size < 1 or width % head_size:
-            raise ValueError(f"h3's width {width} cannot be divided into heads of {head_size}; change `head_size`")
+            raise UserError(f"h3's width {width} cannot be divided into heads of {head_size}; change `head_size`")
         heads = width // head_size
         half = state // 2
         self.sizes = (heads, head_size, half)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer
 from models.params import dense
 from models.partitioning import constrain
@@ -47,7 +48,7 @@ class HiPPO(Mixer):
     ):
         transition(measure, state)  # refuses what does not exist
         if window < 1 or signals < 1:
-            raise ValueError(f"hippo needs window >= 1 and signals >= 1, got {window} and {signals}")
+            raise UserError(f"hippo needs window >= 1 and signals >= 1, got {window} and {signals}")
         self.measure = measure
         self.window = window
         self.state_shape = (signals, state)

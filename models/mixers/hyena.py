@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer
 from models.params import constant, dense, normal, param, uniform, zeros
 from models.partitioning import constrain
@@ -54,9 +55,9 @@ class Hyena(Mixer):
         frequency: float = 14.0,
     ):
         if order < 2:
-            raise ValueError(f"hyena's order must be at least 2, got {order}")
+            raise UserError(f"hyena's order must be at least 2, got {order}")
         if features < 3 or features % 2 == 0:
-            raise ValueError(f"hyena's features must be odd and at least 3 (time, cosines, sines), got {features}")
+            raise UserError(f"hyena's features must be odd and at least 3 (time, cosines, sines), got {features}")
         self.order = order
         self.length = length
         self.features = features

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, inverse_softplus, log_uniform, param, uniform
@@ -43,7 +44,7 @@ class KimiDeltaAttention(Mixer):
         lower_bound: float | None = None,
     ):
         if lower_bound is not None and lower_bound >= 0:
-            raise ValueError(f"lower_bound bounds a log-decay: make it negative, or None; got {lower_bound}")
+            raise UserError(f"lower_bound bounds a log-decay: make it negative, or None; got {lower_bound}")
         inner = int(expand * width)
         size = head_size(inner, heads, "the size of the keys")
         self.sizes = (heads, size)

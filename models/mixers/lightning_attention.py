@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.norms import RMSNorm, rms_normalize
 from models.params import dense
@@ -44,7 +45,7 @@ class LightningAttention(Mixer):
         form: str = "minimax",
     ):
         if form not in ("minimax", "transnormer"):
-            raise ValueError(f"lightning_attention's form must be 'minimax' or 'transnormer', got {form!r}")
+            raise UserError(f"lightning_attention's form must be 'minimax' or 'transnormer', got {form!r}")
         size = head_size(width, heads, "width")
         self.layers = layers
         self.state_shape = (heads, size, size)

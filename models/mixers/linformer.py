@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kernel_attention import two_sided
 from models.mixer import Mixer, head_size
 from models.params import dense, normal, param
@@ -67,9 +68,9 @@ class Linformer(Mixer):
     ):
         size = head_size(width, heads, "width")
         if sharing not in SHARING:
-            raise ValueError(f"linformer's sharing must be one of {SHARING}, got {sharing!r}")
+            raise UserError(f"linformer's sharing must be one of {SHARING}, got {sharing!r}")
         if rank < 1:
-            raise ValueError(f"linformer's rank must be at least 1, got {rank}")
+            raise UserError(f"linformer's rank must be at least 1, got {rank}")
         self.length = length
         self.heads = heads
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
@@ -81,7 +82,7 @@ class Linformer(Mixer):
 
     def mix(self, x, state, *, segment_ids, positions, context):
         if x.shape[1] > self.length:
-            raise ValueError(
+            raise UserError(
                 f"linformer was built for length {self.length}, got {x.shape[1]}; build the model for a greater one"
             )
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer
 from models.params import dense, normal, param, uniform
 from models.partitioning import constrain
@@ -31,9 +32,9 @@ class LinOSS(Mixer):
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, state: int = 64, discretization: str = "im"):
         if discretization not in ("im", "imex"):
-            raise ValueError(f"linoss's discretization must be 'im' or 'imex', got {discretization!r}")
+            raise UserError(f"linoss's discretization must be 'im' or 'imex', got {discretization!r}")
         if state < 1:
-            raise ValueError(f"linoss needs state >= 1, got {state}")
+            raise UserError(f"linoss needs state >= 1, got {state}")
         self.discretization = discretization
         facts = {"decay": False, "group": "ssm"}
         self.a = param(rngs, uniform(0.0, 1.0), (state,), ("state",), keep_float32=True, **facts)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.params import dense, param, zeros
 from models.partitioning import constrain
@@ -49,7 +50,7 @@ class LocalAttention(Mixer):
         kv_heads = heads if kv_heads is None else kv_heads
         head_size(heads, kv_heads, "the number of query heads")
         if window < 1:
-            raise ValueError(f"local_attention's window must be at least 1, got {window}")
+            raise UserError(f"local_attention's window must be at least 1, got {window}")
         self.causal = causal
         self.window = window
         self.rotary_base = rotary_base

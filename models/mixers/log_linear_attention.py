@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.norms import RMSNorm
 from models.params import dense, inverse_softplus, log_uniform, ones, param, uniform, zeros
@@ -56,7 +57,7 @@ class LogLinearAttention(Mixer):
         eps: float = 1e-5,
     ):
         if levels < 2:
-            raise ValueError(f"log_linear_attention needs levels >= 2, the token itself and its past; got {levels}")
+            raise UserError(f"log_linear_attention needs levels >= 2, the token itself and its past; got {levels}")
         inner = int(expand * width)
         heads = max(1, inner // 64) if heads is None else heads
         self.sizes = (heads, state, head_size(inner, heads, "the number of channels"))
@@ -115,7 +116,7 @@ class LogLinearAttention(Mixer):
 
     def initial_state(self, batch, capacity):
         if capacity < 1:
-            raise ValueError(
+            raise UserError(
                 f"this mixer's carry grows: initial_carry needs the number of tokens to hold, got capacity={capacity}"
             )
         heads, size, channels = self.sizes

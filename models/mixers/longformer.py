@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.params import dense
 from models.partitioning import constrain
@@ -48,7 +49,7 @@ class Longformer(Mixer):
     ):
         size = head_size(width, heads, "width")
         if window < 1 or global_tokens < 1:
-            raise ValueError(
+            raise UserError(
                 f"longformer's window and global_tokens must be at least 1, got {window} and {global_tokens}; "
                 "without global tokens it is `local_attention`"
             )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer
 from models.params import dense, normal, param
 from models.partitioning import constrain
@@ -39,7 +40,7 @@ class LRU(Mixer):
         max_phase: float = 2 * math.pi,
     ):
         if not 0 <= r_min < r_max <= 1:
-            raise ValueError(f"lru needs 0 <= r_min < r_max <= 1, got r_min={r_min}, r_max={r_max}")
+            raise UserError(f"lru needs 0 <= r_min < r_max <= 1, got r_min={r_min}, r_max={r_max}")
         size = width if state is None else state
         facts = {"decay": False, "group": "ssm", "keep_float32": True}
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.norms import LayerNorm
 from models.params import dense, normal, param
@@ -74,7 +75,7 @@ class Luna(Mixer):
     ):
         size = head_size(width, heads, "width")
         if memory < 1:
-            raise ValueError(f"luna's memory must be at least 1, got {memory}")
+            raise UserError(f"luna's memory must be at least 1, got {memory}")
         self.causal = causal
         self.packing = causal
         self.shape = (heads, size, memory)

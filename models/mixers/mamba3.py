@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.norms import RMSNorm
 from models.params import dense, inverse_softplus, log_uniform, ones, param
@@ -59,7 +60,7 @@ class Mamba3(Mixer):
         channels = head_size(inner, heads, "the number of channels")
         angles = int(state * rotated) // 2
         if not 0 < angles <= state // 2:
-            raise ValueError(f"mamba3 needs 2 <= state * rotated <= state, got state={state} and rotated={rotated}")
+            raise UserError(f"mamba3 needs 2 <= state * rotated <= state, got state={state} and rotated={rotated}")
         self.sizes = (heads, state, channels, angles)
         self.w_z = dense(rngs, (width, heads, channels), ("embed", "heads", None))
         self.w_x = dense(rngs, (width, heads, channels), ("embed", "heads", None))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kv_cache import buffers, extend
 from models.mixer import Mixer
 from models.params import dense, normal, param, zeros
@@ -62,9 +63,9 @@ class Mega(Mixer):
         chunk: int | None = None,
     ):
         if activation not in ("softmax", "laplace"):
-            raise ValueError(f"mega's activation must be 'softmax' or 'laplace', got {activation!r}")
+            raise UserError(f"mega's activation must be 'softmax' or 'laplace', got {activation!r}")
         if key_size % 2 or (chunk is not None and chunk < 1):
-            raise ValueError(f"mega needs an even key_size and chunk >= 1 or None, got {key_size} and {chunk}")
+            raise UserError(f"mega needs an even key_size and chunk >= 1 or None, got {key_size} and {chunk}")
         hidden = int(expansion * width)
         self.causal = causal
         self.constant_carry = chunk is not None

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.norms import layer_normalize
 from models.params import normal, ones, param, uniform, zeros
@@ -54,7 +55,7 @@ class MLSTM(Mixer):
         inner = int(expand * width)
         size = head_size(inner, heads, "the number of channels")
         if inner % block_size:
-            raise ValueError(
+            raise UserError(
                 f"mlstm's {inner} channels cannot be divided into blocks of {block_size}; change block_size"
             )
         self.sizes = (heads, size)

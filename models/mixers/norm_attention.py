@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.errors import UserError
 from models.kernel_attention import kernel_attention
 from models.mixer import Mixer, head_size
 from models.norms import rms_normalize
@@ -38,7 +39,7 @@ class NormAttention(Mixer):
         size = head_size(width, heads, "width")
         head_size(size, 2, "a rotated head's size")
         if version not in (1, 2):
-            raise ValueError(f"norm_attention's version must be 1 or 2, got {version}")
+            raise UserError(f"norm_attention's version must be 1 or 2, got {version}")
         self.causal = causal
         self.version = version
         self.state_shape = (heads, size, size)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.params import dense, normal, param
 from models.partitioning import constrain
@@ -55,9 +56,9 @@ class Nystromformer(Mixer):
     ):
         size = head_size(width, heads, "width")
         if landmarks < 1:
-            raise ValueError(f"nystromformer's landmarks must be at least 1, got {landmarks}")
+            raise UserError(f"nystromformer's landmarks must be at least 1, got {landmarks}")
         if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"nystromformer's kernel must be an odd number of taps, got {kernel}")
+            raise UserError(f"nystromformer's kernel must be an odd number of taps, got {kernel}")
         self.landmarks = landmarks
         self.iterations = iterations
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))

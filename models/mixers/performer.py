@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kernel_attention import kernel_attention, running_scale, segment_scale
 from models.mixer import Mixer, head_size
 from models.params import dense, param
@@ -57,7 +58,7 @@ class Performer(Mixer):
         redraw: bool = True,
     ):
         if kernel not in ("softmax", "relu"):
-            raise ValueError(f"performer's kernel must be 'softmax' or 'relu', got {kernel!r}")
+            raise UserError(f"performer's kernel must be 'softmax' or 'relu', got {kernel!r}")
         size = head_size(width, heads, "width")
         self.causal = causal
         self.kernel = kernel

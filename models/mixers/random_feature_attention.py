@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kernel_attention import kernel_attention
 from models.mixer import Mixer, head_size
 from models.norms import l2_normalize
@@ -53,7 +54,7 @@ class RandomFeatureAttention(Mixer):
         redraw: bool = True,
     ):
         if gate and not causal:
-            raise ValueError("random_feature_attention's gate has no two-sided form: set gate=False")
+            raise UserError("random_feature_attention's gate has no two-sided form: set gate=False")
         size = head_size(width, heads, "width")
         self.causal = causal
         self.redraw = redraw

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kv_cache import buffers, extend
 from models.mixer import Mixer, head_size
 from models.norms import rms_normalize
@@ -66,10 +67,10 @@ class Reformer(Mixer):
     ):
         size = head_size(width, heads, "width")
         if rounds < 1 or window < 2:
-            raise ValueError(f"reformer needs rounds >= 1 and window >= 2, got {rounds} and {window}")
+            raise UserError(f"reformer needs rounds >= 1 and window >= 2, got {rounds} and {window}")
         buckets = 2 * max(1, 2 * length // window) if buckets is None else buckets
         if buckets < 1 or (buckets > 1 and buckets % 2):
-            raise ValueError(f"reformer's buckets must be an even number, or 1, got {buckets}")
+            raise UserError(f"reformer's buckets must be an even number, or 1, got {buckets}")
         self.causal = causal
         self.rounds = rounds
         self.buckets = buckets

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.params import dense, normal, param, zeros
 from models.partitioning import constrain
@@ -45,7 +46,7 @@ class RGLRU(Mixer):
         bias: bool = False,
     ):
         if not 0 < r_min < r_max < 1:
-            raise ValueError(f"rglru needs 0 < r_min < r_max < 1, got r_min={r_min}, r_max={r_max}")
+            raise UserError(f"rglru needs 0 < r_min < r_max < 1, got r_min={r_min}, r_max={r_max}")
         inner = int(expand * width)
         size = head_size(inner, heads, "the size of the recurrence")
         self.w_x = dense(rngs, (width, inner), ("embed", "mlp"))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer
 from models.params import constant, dense, log_uniform, normal, param
 from models.partitioning import constrain
@@ -49,7 +50,7 @@ class S4(Mixer):
         dt_max: float = 0.1,
     ):
         if state < 2 or state % 2:
-            raise ValueError(f"s4's state must be even, got {state}")
+            raise UserError(f"s4's state must be even, got {state}")
         self.causal = causal
         half = state // 2
         eigenvalues, _, p, b = normal_plus_low_rank("legs", state)

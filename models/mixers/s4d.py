@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer
 from models.params import dense, log_uniform, normal, param
 from models.partitioning import constrain
@@ -48,9 +49,9 @@ class S4D(Mixer):
         dt_max: float = 0.1,
     ):
         if discretization not in ("zoh", "bilinear"):
-            raise ValueError(f"s4d's discretization must be 'zoh' or 'bilinear', got {discretization!r}")
+            raise UserError(f"s4d's discretization must be 'zoh' or 'bilinear', got {discretization!r}")
         if state < 2 or state % 2:
-            raise ValueError(f"s4d's state must be even, got {state}")
+            raise UserError(f"s4d's state must be even, got {state}")
         real, imag = eigenvalues(init, state)
         self.causal = causal
         self.discretization = discretization
@@ -113,7 +114,7 @@ def eigenvalues(init: str, state: int) -> tuple[np.ndarray, np.ndarray]:
     """Real (negative) and imaginary (positive) parts of the N/2 eigenvalues at initialisation.
 
     Raises:
-      ValueError: for an unknown `init`.
+      UserError: for an unknown `init`.
     """
     n = np.arange(state // 2)
     real = np.full(state // 2, -0.5)
@@ -123,4 +124,4 @@ def eigenvalues(init: str, state: int) -> tuple[np.ndarray, np.ndarray]:
         return real, state / np.pi * (state / (2 * n + 1) - 1)
     if init == "legs":
         return real, normal_plus_low_rank("legs", state)[0].imag[state // 2 :]
-    raise ValueError(f"s4d's init must be 'lin', 'inv' or 'legs', got {init!r}")
+    raise UserError(f"s4d's init must be 'lin', 'inv' or 'legs', got {init!r}")

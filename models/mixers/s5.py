@@ -6,6 +6,7 @@ import numpy as np
 import scipy.linalg
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.params import constant, dense, log_uniform, normal, param
 from models.partitioning import constrain
@@ -47,7 +48,7 @@ class S5(Mixer):
     ):
         size = head_size(state, blocks, "s5's state")
         if size % 2:
-            raise ValueError(f"s5's state / blocks must be even, got {state} / {blocks}")
+            raise UserError(f"s5's state / blocks must be even, got {state} / {blocks}")
         self.causal = causal
         half = state // 2
         eigenvalues, vectors, _, _ = normal_plus_low_rank("legs", size)

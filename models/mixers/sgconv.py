@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer
 from models.params import dense, normal, param
 from models.partitioning import constrain
@@ -48,7 +49,7 @@ class SGConv(Mixer):
         decay_max: float = 2.0,
     ):
         if kernel_size < 1 or not 0 < decay_min <= decay_max:
-            raise ValueError(
+            raise UserError(
                 "sgconv needs kernel_size >= 1 and 0 < decay_min <= decay_max, got "
                 f"kernel_size={kernel_size}, decay_min={decay_min}, decay_max={decay_max}"
             )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from common.errors import UserError
 from models.kv_cache import buffers, extend
 from models.mixer import Mixer, head_size
 from models.params import dense, normal, param
@@ -64,11 +65,11 @@ class Sinkhorn(Mixer):
     ):
         size = head_size(width, heads, "width")
         if block < 1:
-            raise ValueError(f"sinkhorn's block must be at least 1 token, got {block}")
+            raise UserError(f"sinkhorn's block must be at least 1 token, got {block}")
         if iterations < 0:
-            raise ValueError(f"sinkhorn's iterations must be at least 0, got {iterations}")
+            raise UserError(f"sinkhorn's iterations must be at least 0, got {iterations}")
         if temperature <= 0:
-            raise ValueError(f"sinkhorn's temperature must be positive, got {temperature}")
+            raise UserError(f"sinkhorn's temperature must be positive, got {temperature}")
         self.causal = causal
         self.length = length
         self.block = block
@@ -82,7 +83,7 @@ class Sinkhorn(Mixer):
     def mix(self, x, state, *, segment_ids, positions, context):
         T, block = x.shape[1], self.block
         if T > self.length:
-            raise ValueError(f"sinkhorn was built for length {self.length}, got {T}; build the model for a greater one")
+            raise UserError(f"sinkhorn was built for length {self.length}, got {T}; build the model for a greater one")
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         q, k, v = jnp.moveaxis(qkv, 1, 0)
         if segment_ids is None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kv_cache import buffers, extend
 from models.mixer import Mixer, head_size
 from models.params import dense
@@ -60,13 +61,13 @@ class SparseAttention(Mixer):
     ):
         size = head_size(width, heads, "width")
         if pattern not in ("strided", "fixed"):
-            raise ValueError(f"sparse_attention's pattern must be 'strided' or 'fixed', got {pattern!r}")
+            raise UserError(f"sparse_attention's pattern must be 'strided' or 'fixed', got {pattern!r}")
         if combine not in ("merged", "alternate", "heads"):
-            raise ValueError(f"sparse_attention's combine must be 'merged', 'alternate' or 'heads', got {combine!r}")
+            raise UserError(f"sparse_attention's combine must be 'merged', 'alternate' or 'heads', got {combine!r}")
         if combine == "heads" and heads % 2:
-            raise ValueError(f"sparse_attention with combine='heads' needs an even number of heads, got {heads}")
+            raise UserError(f"sparse_attention with combine='heads' needs an even number of heads, got {heads}")
         if stride < 1 or (pattern == "fixed" and not 1 <= summary <= stride):
-            raise ValueError(f"sparse_attention needs 1 <= summary <= stride, got {summary} and {stride}")
+            raise UserError(f"sparse_attention needs 1 <= summary <= stride, got {summary} and {stride}")
         self.pattern = pattern
         self.combine = combine
         self.stride = stride

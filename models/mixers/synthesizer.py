@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.kv_cache import buffers, extend
 from models.mixer import Mixer, head_size
 from models.params import dense, normal, param, zeros
@@ -60,7 +61,7 @@ class Synthesizer(Mixer):
         size = head_size(width, heads, "width")
         self.terms = tuple(logits.split("+"))
         if len(set(self.terms)) < len(self.terms) or not set(self.terms) <= set(TERMS):
-            raise ValueError(f"synthesizer's logits must be a sum like 'dense+random' of {TERMS}, got {logits!r}")
+            raise UserError(f"synthesizer's logits must be a sum like 'dense+random' of {TERMS}, got {logits!r}")
         self.causal = causal
         self.length = length
         self.heads = heads
@@ -87,7 +88,7 @@ class Synthesizer(Mixer):
 
     def mix(self, x, state, *, segment_ids, positions):
         if x.shape[1] > self.length:
-            raise ValueError(
+            raise UserError(
                 f"synthesizer was built for length {self.length}, got {x.shape[1]}; build the model for a greater one"
             )
         project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import UserError
 from models.mixer import Mixer, head_size
 from models.norms import LayerNorm
 from models.params import dense, normal, ones, param, uniform, zeros
@@ -49,10 +50,10 @@ class TTTLinear(Mixer):
         rope_base: float = 10000.0,
     ):
         if mini_batch < 1:
-            raise ValueError(f"ttt_linear needs mini-batches of one token or more, got mini_batch={mini_batch}")
+            raise UserError(f"ttt_linear needs mini-batches of one token or more, got mini_batch={mini_batch}")
         size = head_size(width, heads, "width")
         if size % 2:
-            raise ValueError(
+            raise UserError(
                 f"ttt_linear rotates pairs of channels: the heads' size {size} must be even; change `heads`"
             )
         self.mini_batch = mini_batch

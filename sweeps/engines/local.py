@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from common.errors import UserError
 from sweeps.cells import LOG, Cell
 from training.stopping import GracefulStop
 
@@ -49,12 +50,12 @@ class LocalLauncher:
       lock: a file that is locked while cells run, also by those that outlive this process.
 
     Raises:
-      ValueError: for less than one worker; from `run`, if the file is locked.
+      UserError: for less than one worker; from `run`, if the file is locked.
     """
 
     def __init__(self, workers: int, lock: Path):
         if workers < 1:
-            raise ValueError(f"a sweep needs at least one worker, got {workers}")
+            raise UserError(f"a sweep needs at least one worker, got {workers}")
         self._workers = workers
         self._lock = lock
 
@@ -87,7 +88,7 @@ class LocalLauncher:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise UserError(
                 f"another sweep is at work in {self._lock.parent}, or a cell that it has left: wait for it or stop it"
             ) from None
 

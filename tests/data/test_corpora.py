@@ -10,6 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from common.errors import UserError
+from common.files import cache_folder, write_atomically
 from data import corpora
 
 
@@ -159,10 +161,10 @@ def test_shakespeare_is_the_text_of_the_published_figures():
 def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("MIXOLOGY_CACHE", raising=False)
-    assert corpora.cache_folder() == tmp_path / ".cache" / "mixology"
+    assert cache_folder() == tmp_path / ".cache" / "mixology"
     monkeypatch.setenv("MIXOLOGY_CACHE", str(tmp_path / "other"))
-    assert corpora.cache_folder() == tmp_path / "other"
-    assert corpora.cache_folder(str(tmp_path / "third")) == tmp_path / "third"
+    assert cache_folder() == tmp_path / "other"
+    assert cache_folder(str(tmp_path / "third")) == tmp_path / "third"
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
@@ -171,7 +173,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(corpora.os, "replace", full)
     with pytest.raises(OSError, match="disk full"):
-        corpora.write_atomically(tmp_path / "a" / "file", b"content")
+        write_atomically(tmp_path / "a" / "file", b"content")
     assert not list((tmp_path / "a").iterdir())
 
 
@@ -302,9 +304,7 @@ def test_enwik8_and_text8_have_their_standard_splits(tmp_path, monkeypatch, name
     assert corpus.name == name and whole(corpus) == text
     assert [len(corpus.splits[split].data) for split in corpora.SPLITS] == [180, 10, 10]
     folder = tmp_path / "cache" / name
-    with pytest.raises(
-        FileNotFoundError, match=rf"cache/{name}, which holds .*Download http://mattmahoney.net/dc/{name}.zip"
-    ):
+    with pytest.raises(UserError, match=rf"cache/{name}, which holds .*Download http://mattmahoney.net/dc/{name}.zip"):
         corpora.load(name, str(tmp_path / "cache"))
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -342,9 +342,7 @@ def test_wikitext103_counts_the_ends_of_its_lines(tmp_path):
     with pytest.raises(ValueError, match=r"a file of wikitext103 .* is empty"):
         corpora.load("wikitext103", data_dir=str(inside))
     (inside / "wiki.valid.tokens").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"neither wiki.train.tokens, .* nor wikitext-103-v1.zip. Download https://"
-    ):
+    with pytest.raises(UserError, match=r"neither wiki.train.tokens, .* nor wikitext-103-v1.zip. Download https://"):
         corpora.load("wikitext103", data_dir=str(inside))
 
 

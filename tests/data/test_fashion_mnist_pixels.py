@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import task
 from tests.data.classification_rows import check
 
@@ -62,7 +63,7 @@ def test_corrupt_and_missing_files(folder, made):
     with pytest.raises(ValueError, match="fetch the files again"):
         task.create("fashion_mnist_pixels", data_dir=str(folder))
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte is missing, and so is"):
+    with pytest.raises(UserError, match="train-images-idx3-ubyte is missing, and so is"):
         task.create("fashion_mnist_pixels", data_dir=str(folder))
 
 
@@ -76,5 +77,5 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"'fashion_mnist' has no prepared split .*dataset-fashion-mnist"):
+    with pytest.raises(UserError, match=r"'fashion_mnist' has no prepared split .*dataset-fashion-mnist"):
         task.create("fashion_mnist_pixels", data_dir=str(tmp_path))

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import images, lra, task
 from tests.data.classification_rows import check, digest
 
@@ -109,9 +110,7 @@ def test_missing_and_corrupt_data(archive, tmp_path):
     with pytest.raises(ValueError, match=r"test_batch.bin is corrupt"):
         task.create("image", data_dir=str(folder))
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"test_batch.bin is missing: unpack https://www.cs.toronto.edu"):
+    with pytest.raises(UserError, match=r"test_batch.bin is missing: unpack https://www.cs.toronto.edu"):
         task.create("image", data_dir=str(folder))
-    with pytest.raises(
-        FileNotFoundError, match=r"TFDS 'cifar10' has no prepared split 'train' in .*Or unpack https://"
-    ):
+    with pytest.raises(UserError, match=r"TFDS 'cifar10' has no prepared split 'train' in .*Or unpack https://"):
         task.create("image", data_dir=str(tmp_path / "nothing"))

@@ -5,6 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import task
 from data.tasks.listops import TOKENS
 from tests.data.classification_rows import check, digest
@@ -142,7 +143,7 @@ def test_released_files_are_read_and_cut(tmp_path):
     with pytest.raises(ValueError, match=r"basic_val.tsv, row 0: .*'ten' is no token"):
         task.create("listops", data_dir=str(tmp_path), length=8)
     (folder / "basic_val.tsv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"basic_val.tsv is missing: fetch https://.*lra_release.gz"):
+    with pytest.raises(UserError, match=r"basic_val.tsv is missing: fetch https://.*lra_release.gz"):
         task.create("listops", data_dir=str(tmp_path), length=8)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import lra, pathfinder, task
 from tests.data.classification_rows import check, digest
 
@@ -139,9 +140,9 @@ def test_missing_and_corrupt_files(archive):
         make()
     for path in (folder / "metadata").iterdir():
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"metadata holds no lists of images .*: unpack https://"):
+    with pytest.raises(UserError, match=r"metadata holds no lists of images .*: unpack https://"):
         make()
-    with pytest.raises(FileNotFoundError, match=rf"pathfinder128/{HARD} is missing: fetch https://"):
+    with pytest.raises(UserError, match=rf"pathfinder128/{HARD} is missing: fetch https://"):
         task.create("pathfinder", source="archive", side=128, data_dir=str(root))
 
 

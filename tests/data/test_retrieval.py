@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import task
 from tests.data.classification_rows import check
 
@@ -96,5 +97,5 @@ def test_missing_and_corrupt_files(folder):
     with pytest.raises(ValueError, match=r"test.tsv is empty"):
         create(folder)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"test.tsv is missing: fetch https://"):
+    with pytest.raises(UserError, match=r"test.tsv is missing: fetch https://"):
         create(folder)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import task
 from tests.data.classification_rows import check
 
@@ -84,11 +85,9 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
 
 
 def test_missing_data(archive, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"TFDS 'imdb_reviews' has no prepared split .*Or unpack https://ai.stanford"
-    ):
+    with pytest.raises(UserError, match=r"TFDS 'imdb_reviews' has no prepared split .*Or unpack https://ai.stanford"):
         task.create("text", data_dir=str(tmp_path / "nothing"))
     (tmp_path / "aclImdb" / "train" / "pos" / "0_7.txt").unlink()
     (tmp_path / "aclImdb" / "train" / "pos" / "1_7.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"train/pos holds no reviews .*: unpack https://ai.stanford"):
+    with pytest.raises(UserError, match=r"train/pos holds no reviews .*: unpack https://ai.stanford"):
         task.create("text", data_dir=archive)

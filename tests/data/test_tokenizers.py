@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import corpora, task, tokenizers
 
 TEXT = "Größe 🙂, naïveté!\n" + "the cat sat on the mat; the hat\n\tis flat.\n\n  " * 40
@@ -140,7 +141,7 @@ def test_bad_input_says_what_to_change(corpus, tmp_path):
     for name in ("bytes", "bpe", "bpe:255", "bpe:many", "file:", ""):
         with pytest.raises(ValueError, match="is unknown; choose 'byte', 'character', 'bpe:SIZE'"):
             tokenizers.load(name, corpus, tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer .*nowhere: give a tokenizer\.json"):
+    with pytest.raises(UserError, match=r"no tokenizer .*nowhere: give a tokenizer\.json"):
         tokenizers.load(f"file:{tmp_path / 'nowhere'}", corpus, tmp_path)
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match=r"bad\.json is no tokenizer that"):

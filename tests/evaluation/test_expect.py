@@ -85,7 +85,7 @@ def test_tolerance(fake, capsys, value, tolerance, code):
         ({"expect": {"metric": "rmse"}}, "config.expect.metric='rmse' is no score of this task: loss, accuracy"),
         ({"expect": {"metric": "accuracy", "value": None}}, "there is no verified number to compare with"),
         ({"expect": {"tolerance": -1.0}}, "tolerance >= 0"),
-        ({"expect": {"valeu": 1.0}}, "nobody reads config.expect.valeu; did you mean value"),
+        ({"expect": {"valeu": 1.0}}, "nobody reads config.expect.valeu; did you mean 'value'"),
         ({"task": {"corpus": "file:/nowhere/text.txt"}}, "/nowhere/text.txt"),
     ],
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from common.errors import UserError
 from models import import_hf
 
 CONFIG = {
@@ -113,5 +114,5 @@ def test_files_that_are_not_there(directory):
         import_hf.load(directory)
     (directory / "model.safetensors").unlink()
     (directory / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"pytorch_model.bin are pickles"):
+    with pytest.raises(UserError, match=r"pytorch_model.bin are pickles"):
         import_hf.load(directory)

@@ -51,10 +51,10 @@ def test_locked_typo_suggests(config):
 @pytest.mark.parametrize(
     "path,value,message",
     [
-        ("model.widht", 3, "nobody reads config.model.widht; did you mean width"),
-        ("optimizer.learning_rat", 1.0, "did you mean learning_rate"),
+        ("model.widht", 3, "nobody reads config.model.widht; did you mean 'width'"),
+        ("optimizer.learning_rat", 1.0, "did you mean 'learning_rate'"),
         ("extra", 1, "nobody reads config.extra"),
-        ("mesh.dta", 1, "did you mean data"),
+        ("mesh.dta", 1, "did you mean 'data'"),
         ("task.name", "language_modle", "language_model"),
         ("task.corpus", "file:/nowhere/text.txt", "/nowhere/text.txt"),
         ("task.lenght", 4, "length"),

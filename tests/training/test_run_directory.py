@@ -6,6 +6,7 @@ import subprocess
 import jax
 import pytest
 
+from common.files import write_atomically
 from training import run_directory
 from training.run_directory import RunDirectoryError, open_run, read_config
 
@@ -124,10 +125,10 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
 
 def test_atomic_write(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    run_directory.write_atomically(path, "old")
-    monkeypatch.setattr(run_directory.os, "fsync", lambda _: 1 / 0)  # the machine stops in the middle
+    write_atomically(path, "old")
+    monkeypatch.setattr("os.fsync", lambda _: 1 / 0)  # the machine stops in the middle
     with pytest.raises(ZeroDivisionError):
-        run_directory.write_atomically(path, "new")
+        write_atomically(path, "new")
     assert path.read_text() == "old"
 
 

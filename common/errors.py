@@ -1,0 +1,28 @@
+"""Errors that a user can mend, and the hints in their messages."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """What a user asked for cannot be done; the message says what to change.
+
+    Entry points print the message alone and exit with status 1. Every other exception is a fault of the program, or of a mixer or
+    task under development, and keeps its traceback.
+    """
+
+
+def near(given: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the names that it may stand for, or else all of them."""
+    known = list(known)
+    found = difflib.get_close_matches(str(given), known, n=3, cutoff=0.5)
+    if found:
+        return f"did you mean {' or '.join(map(repr, found))}?"
+    return f"choose one of {', '.join(known)}" if known else "there are none"
+
+
+def check_choice(what: str, given: object, known: Iterable[str]) -> None:
+    """Raises a UserError, with the near names, where `given` is not one of `known`."""
+    known = list(known)
+    if given not in known:
+        raise UserError(f"{what}={given!r} is unknown; {near(given, known)}")

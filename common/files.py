@@ -1,0 +1,60 @@
+"""Files that other processes may read while they are made, and the folder of what is kept between runs."""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+
+def cache_folder(cache_dir: str | None = None) -> pathlib.Path:
+    """`cache_dir`, else the environment's MIXOLOGY_CACHE, else ~/.cache/mixology."""
+    return pathlib.Path(cache_dir or os.environ.get("MIXOLOGY_CACHE") or "~/.cache/mixology").expanduser()
+
+
+def write_atomically(path: str | pathlib.Path, content: bytes | str) -> None:
+    """Writes a file, its folder included, so that a reader, or a crash at any time, sees its old content or all of the new."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's file is its owner's alone
+        os.replace(temporary, path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def make_folder(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
+    """Makes a folder, if it is not there, so that other processes see all of what `fill` writes into it or nothing."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        made = pathlib.Path(temporary, "made")
+        made.mkdir()
+        fill(made)
+        try:
+            made.rename(folder)
+        except OSError:  # another process was first; what it made is the same
+            if not folder.exists():
+                raise
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """What a file holds; None if there is no such file, or a crash has cut it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
