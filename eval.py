@@ -1,53 +1,108 @@
-"""Evaluates a checkpoint, samples from it, or diagnoses its mixers.
+"""Scores a checkpoint, samples from it, or diagnoses its mixers.
 
-python eval.py --workdir=runs/first
-python eval.py --workdir=runs/first --split=valid --checkpoint=latest --lengths=128,256,512,1024
-python eval.py --workdir=runs/first --sample="KING HENRY:" --length=400 --temperature=0.8 --top_p=0.95
-python eval.py --workdir=runs/first --diagnose
+    python eval.py --workdir=runs/first
+    python eval.py --workdir=runs/first --split=valid --checkpoint=latest --lengths=128,256,512,1024
+    python eval.py --workdir=runs/first --sample="KING HENRY:" --length=400 --temperature=0.8 --top_p=0.95
+    python eval.py --workdir=runs/first --diagnose
+    python eval.py --workdir=runs/first --show_config
+
+The data of a run is part of it: where other data is here, nothing is done unless --allow_other_data is given.
+Exit status: 0, done (also where a sample is printed and cannot be kept, which is said); 1, an error.
 """
 
-from absl import flags
+import argparse
 
 from common import command
+from common.errors import UserError, check_choice, check_range
+from data.task import Task
+from evaluation import diagnosing, sampling, scoring
+from evaluation.loading import configuration, load
+from training.command_line import show
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "directory of the run")
-flags.DEFINE_string("checkpoint", "best", "'best', 'latest' or a step")
-flags.DEFINE_string("split", "test", "what to score: train, valid or test")
-flags.DEFINE_list("lengths", [], "context lengths; by default the one of training (--diagnose: one, at most 512)")
-flags.DEFINE_integer("batches", 0, "score only so many batches; 0 is the whole split")
-flags.DEFINE_string("sample", None, "a prompt: generate text instead of scoring")
-flags.DEFINE_integer("length", 400, "tokens to generate", lower_bound=1)
-flags.DEFINE_float("temperature", 0.8, "of the sampling; 0 takes the likeliest token")
-flags.DEFINE_integer("top_k", 0, "sample from the k likeliest tokens; 0 from all")
-flags.DEFINE_float("top_p", 1.0, "sample from the likeliest tokens that reach this probability")
-flags.DEFINE_integer("seed", 0, "of the sampling")
-flags.DEFINE_bool("diagnose", False, "measure reach, gradients and spectra of the mixers, into the run's diagnostics/")
-flags.DEFINE_bool("distributed", False, "call jax.distributed.initialize() (pods, several hosts)")
+# The options of each action, and what they are where they are not given.
+SCORING = {"split": "test", "lengths": [], "batches": 0}
+SAMPLING = {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
+DIAGNOSING = {"lengths": []}
+LOADING = {"checkpoint": "best", "allow_other_data": False}
 
 
-def main(_):
-    command.start(FLAGS.distributed)
-    from evaluation import scoring
-    from evaluation.diagnostics import measures
+def comma_separated(text: str) -> list[int]:
+    """Whole numbers of at least 1, as in "128,256"."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"takes whole numbers of at least 1, as in 128,256; got {text!r}")
+    return [int(part) for part in parts]
 
-    model = scoring.load(FLAGS.workdir, FLAGS.checkpoint)
-    if FLAGS.sample is not None:
-        scoring.sample(
-            model,
-            FLAGS.sample,
-            FLAGS.length,
-            temperature=FLAGS.temperature,
-            top_k=FLAGS.top_k,
-            top_p=FLAGS.top_p,
-            seed=FLAGS.seed,
-        )
-    elif FLAGS.diagnose:
-        measures.run(model, [int(n) for n in FLAGS.lengths])
+
+def parser() -> command.Parser:
+    """The command line. What is not given is not in the result, so that it can be told from what is."""
+    parser = command.Parser(__doc__, argument_default=argparse.SUPPRESS)
+    add = parser.add_argument_group("the run").add_argument
+    add("--workdir", required=True, metavar="DIR", help="the run's directory")
+    add("--checkpoint", metavar="STEP", help="best (the default), latest or a step")
+    add("--allow_other_data", action="store_true", help="go on where the data that is here is not the data of the run")
+    add("--distributed", action="store_true", help="this process is one of several (a pod, several hosts)")
+    add = parser.add_argument_group("scoring, which is done if nothing else is asked for").add_argument
+    add("--split", help=f"what is scored: train, valid or test (the default is {SCORING['split']})")
+    add(
+        "--lengths",
+        type=comma_separated,
+        metavar="N,N,...",
+        help="context lengths, by default the one of training; for --diagnose one, by default at most "
+        f"{diagnosing.LONGEST}",
+    )
+    add("--batches", type=int, metavar="N", help="score only the first N batches; 0, the default, is the whole split")
+    add = parser.add_argument_group("other actions, one at a time").add_mutually_exclusive_group().add_argument
+    add("--sample", metavar="PROMPT", help="continue a text, print it and keep it in the run's samples/")
+    add("--diagnose", action="store_true", help="measure reach, gradients and spectra of the mixers, into diagnostics/")
+    add("--show_config", action="store_true", help="print the run's resolved configuration, with comments")
+    add = parser.add_argument_group("with --sample").add_argument
+    add("--length", type=int, metavar="N", help=f"number of tokens to generate ({SAMPLING['length']})")
+    add(
+        "--temperature",
+        type=float,
+        help=f"divides the logits; 0 takes the likeliest token ({SAMPLING['temperature']})",
+    )
+    add("--top_k", type=int, metavar="K", help="sample from the K likeliest tokens; 0, the default, from all")
+    add("--top_p", type=float, metavar="P", help="sample from the likeliest tokens that reach this probability (1)")
+    add("--seed", type=int, help="the source of the draws (0)")
+    return parser
+
+
+def choose(given: dict) -> tuple[str, dict]:
+    """The action that is asked for and all its options. Raises a UserError for an option of another action."""
+    actions = {"sample": SAMPLING, "diagnose": DIAGNOSING, "show_config": {}}
+    action = next((name for name in actions if name in given), "score")
+    options = actions.get(action, SCORING)
+    if action != "show_config":
+        options = LOADING | options
+    for name in given:
+        if name not in (action, "workdir", "distributed", *options):
+            raise UserError(f"--{name} does not go with {'scoring' if action == 'score' else f'--{action}'}")
+    return action, options | given
+
+
+def main(arguments: list[str]) -> None:
+    action, options = choose(vars(parser().parse_args(arguments)))
+    workdir = options["workdir"]
+    settings = {name: options[name] for name in SAMPLING if name in options}
+    if action == "sample":
+        sampling.check(**settings)
+    elif action == "score":
+        check_choice("--split", options["split"], Task.splits)
+        check_range("--batches", options["batches"], 0)
+    command.start(options.get("distributed", False))
+    if action == "show_config":
+        print(show(configuration(workdir)))
+        return
+    run = load(workdir, options["checkpoint"], options["allow_other_data"])
+    if action == "sample":
+        sampling.sample(run, options["sample"], **settings)
+    elif action == "diagnose":
+        diagnosing.diagnose(run, options["lengths"])
     else:
-        scoring.score(model, FLAGS.split, [int(n) for n in FLAGS.lengths], FLAGS.batches)
+        scoring.score(run, options["split"], options["lengths"], options["batches"])
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
     command.run(main)

@@ -2,107 +2,98 @@
 
     python sweep.py --config=configs/lm.py --over mixer=attention,mamba,s4d seed=0,1,2 --match=params --workdir=runs/sweep
 
-Axes and settings whose key has a dot, and `seed`, are keys of the configuration (`--over optimizer.learning_rate=1e-3,3e-3`,
-`--set train.steps=200`); all others (mixer, task, size, corpus) go into the experiment file's argument. The same command goes
-on with a sweep that was interrupted, retries what failed, and writes report.md, results.csv and plots anew.
+Keys with a dot, and `seed`, are keys of the configuration (--over optimizer.learning_rate=1e-3,3e-3, --set train.steps=200);
+all others (mixer, task, size, corpus) go into the experiment file's argument. Commas in brackets or quotes do not separate
+values: --over "model.group=(1,2),(3,4)". What is set for a mixer (--set model.mixer.s4d.state=32) goes to the cells that have it.
+
+The same command goes on with a sweep that was interrupted, retries what has failed, and writes report.md, results.csv and
+plots anew. What has been run keeps its configuration: other settings need another --workdir.
+
+Exit status: 0, all cells are finished; 1, an error, or cells that have failed or diverged; 75, stopped before the end: run the
+same command again.
 """
 
 import argparse
-import os
-import pathlib
-import shlex
-import sys
+import signal
 
 from common import command
-from common.errors import UserError
+from sweeps import engine, request, result, sweep
+from training import run_directory
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parser() -> command.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    made = command.Parser(__doc__, usage="sweep.py --config=FILE --over KEY=A,B --workdir=DIR [options]")
+    add = made.add_argument
     add("--config", metavar="FILE[:ARGUMENT]", help="experiment file, as for train.py")
     add("--over", nargs="+", action="extend", default=[], metavar="KEY=A,B", help="axes of the grid")
-    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for all cells")
-    add("--workdir", type=pathlib.Path, help="directory of the sweep")
-    add("--workers", type=int, default=1, help="cells at the same time; they share the cores")
-    matched = "size all mixers, by their width, to the parameters, FLOPs per token or carry of the first one"
-    add("--match", choices=("params", "flops", "state"), help=matched)
-    add("--budget", type=float, help="of --match, instead of the first mixer's")
-    add("--lengths", default="", metavar="N,N", help="that the test split is scored at beside the one of training")
-    add("--score", type=pathlib.Path, metavar="RUN", help="only score a run (what a sweep calls)")
-    options = parser.parse_args(arguments)
-    if not options.score and not (options.config and options.workdir):
-        parser.error("--config and --workdir are needed")
-    return options
-
-
-def request(options: argparse.Namespace):
-    """What the command line asks for, as a `sweeps.cells.Request`."""
-    from sweeps.cells import Request
-
-    return Request(
-        config=options.config,
-        axes={key: value.split(",") for key, value in pairs("--over", options.over).items()},
-        workdir=options.workdir,
-        settings=pairs("--set", options.set),
-        match=options.match,
-        budget=options.budget,
-        lengths=lengths(options.lengths),
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="one value for all cells")
+    add("--workdir", metavar="DIR", help="directory of the sweep: a run directory for each cell, and the report")
+    add(
+        "--match",
+        metavar="MEASURE",
+        help="size all mixers, by their width, to the same params, flops (per token) or state",
     )
+    add("--budget", type=float, metavar="N", help="of --match; by default what the first mixer has")
+    add("--lengths", default="", metavar="N,N", help="score the test split at these lengths, too")
+    add(
+        "--engine",
+        default="local",
+        metavar="NAME",
+        help="what starts the cells, a file of sweeps/engines/ (default: local)",
+    )
+    add(
+        "--workers", type=int, default=1, metavar="N", help="cells at the same time, which share the cores (default: 1)"
+    )
+    add("--show_config", action="store_true", help="print what would be run for each cell and exit")
+    add(
+        "--allow_other_data",
+        action="store_true",
+        help="go on with cells although their data has changed; it is recorded",
+    )
+    add("--score", metavar="RUN", help="only score a run (what a sweep calls for each cell)")
+    return made
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(arguments)
-    start(cpu=options.score is None)
-    from sweeps import sweep
-    from sweeps.engines import local
-
-    if options.score:
-        sweep.score(options.score, lengths(options.lengths))
-        return 0
-    engine = local.LocalLauncher(options.workers, options.workdir / ".lock")
-    return 0 if sweep.run(request(options), engine, shlex.join(["python", "sweep.py", *arguments])) else 1
-
-
-def start(cpu: bool) -> None:
-    """Prepares JAX; a sweep itself needs no device, and leaves those that there are to its runs."""
-    import jax
-    from absl import flags, logging
-
-    flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
-    logging.set_verbosity(logging.WARNING)
-    if cpu:
-        jax.config.update("jax_platforms", "cpu")
-
-
-def pairs(what: str, items: list[str]) -> dict[str, str]:
-    """KEY=VALUE, ... as a dict."""
-    found = {}
-    for item in items:
-        key, separator, value = item.partition("=")
-        if not separator or not key:
-            raise UserError(f"{what} takes KEY=VALUE, not {item!r}")
-        if key in found:
-            raise UserError(f"{what} has {key} twice")
-        found[key] = value
-    return found
+    made = parser()
+    options = made.parse_args(arguments)
+    if options.score is None and not (options.config and options.workdir is not None):
+        made.error("--config=FILE and --workdir=DIR are needed")
+    if options.score is not None and (options.config or options.workdir or options.over or options.set):
+        made.error("--score=RUN is of a run that is there, and goes with --lengths alone")
+    # A sweep itself needs no device, and leaves those that there are to its runs.
+    command.start(platform="cpu" if options.score is None else None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end a sweep in the same way
+    lengths = request.whole_numbers("--lengths", options.lengths)
+    try:
+        if options.score is not None:
+            result.write(options.score, lengths, options.allow_other_data)
+            return 0
+        asked = requested(options, lengths)
+        chosen = engine.find(options.engine)(asked.workdir, options.workers)
+        if options.show_config:
+            sweep.show(asked, chosen)
+            return 0
+        return sweep.run(asked, chosen, arguments)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", flush=True)
+        return command.STOPPED
 
 
-def lengths(text: str) -> tuple[int, ...]:
-    """N,N,... as numbers."""
-    items = [item for item in text.split(",") if item]
-    if not all(item.isdigit() and int(item) for item in items):
-        raise UserError(f"--lengths takes whole numbers joined by commas, not {text!r}")
-    return tuple(sorted({int(item) for item in items}))
+def requested(options: argparse.Namespace, lengths: tuple[int, ...]) -> request.Request:
+    """What the command line asks for."""
+    return request.Request(
+        config=options.config,
+        axes={key: request.split_values(values) for key, values in request.pairs("--over", options.over).items()},
+        workdir=run_directory.locate(options.workdir),
+        settings=request.pairs("--set", options.set),
+        match=options.match,
+        budget=options.budget,
+        lengths=lengths,
+        allow_other_data=options.allow_other_data,
+    )
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        if not command.is_bad_input(error):
-            raise
-        sys.exit(f"error: {error}")
+    command.run(main)

@@ -3,31 +3,57 @@
     python train.py --config=configs/lm.py --workdir=runs/first
     python train.py --config=configs/lm.py:mixer=mamba --workdir=runs/mamba --config.train.steps=2000
 
-Any key of the configuration is a flag; `--workdir` of an earlier run of the same configuration goes on with it.
+Any key of the configuration is an option: --config.KEY=VALUE. Its sections are
+
+    SECTIONS
+
+and --show_config prints all keys, their values and what they are. The same command goes on with the run in --workdir.
+Exit status: 0, all steps are done; 1, an error; 75, stopped before the end: run the same command again.
 """
 
-from absl import flags
-from ml_collections import config_flags
-
 from common import command
-
-FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/lm.py", "what to train", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: configuration, metrics, checkpoints")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "call jax.distributed.initialize() (pods, several hosts)")
+from evaluation import report
+from training import command_line, config, loop, run_directory
 
 
-def main(_):
-    command.start(_DISTRIBUTED.value)
-    from evaluation import report
-    from training import config, loop
+def parser() -> command.Parser:
+    """The command line, but for the keys of the configuration."""
+    sections = "\n".join(f"    {name:<10} {text}" for name, text in command_line.SECTIONS.items())
+    made = command.Parser(
+        __doc__.replace("    SECTIONS", sections), usage="train.py [options] [--config.KEY=VALUE ...]"
+    )
+    add = made.add_argument
+    add("--config", default="configs/lm.py", metavar="FILE[:ARGUMENT]", help="experiment file (default: configs/lm.py)")
+    add("--workdir", metavar="DIR", help="directory of the run: configuration, metrics, checkpoints")
+    add("--show_config", action="store_true", help="print the resolved configuration and exit")
+    add(
+        "--allow_other_data", action="store_true", help="go on with a run although its data has changed; it is recorded"
+    )
+    add("--distributed", action="store_true", help="join the other processes of a pod or of several hosts")
+    return made
 
-    resolved = config.resolve(_CONFIG.value)
-    result = loop.train(resolved, _WORKDIR.value)
-    if result:
-        report.floors(resolved.task, "valid", result)
+
+def main(arguments: list[str]) -> int:
+    made = parser()
+    options, keys = made.parse_known_args(arguments)
+    command.start(options.distributed)
+    chosen = command_line.parse([f"--config={options.config}", *keys])
+    if not options.show_config:
+        if options.workdir is None:
+            made.error("--workdir=DIR is missing: it says where the run is to be")
+        run_directory.locate(options.workdir)
+    resolved = config.resolve(chosen)
+    if options.show_config:
+        print(command_line.show(resolved))
+        return 0
+    ended = loop.train(resolved, options.workdir, allow_other_data=options.allow_other_data)
+    if not ended.finished:
+        return command.STOPPED
+    scored = resolved.train.eval_batches * resolved.train.batch_size
+    if not scored or scored >= resolved.task.num_examples("valid"):  # floors are those of the whole split
+        report.floors(resolved.task, "valid", ended.result)
+    return 0
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
     command.run(main)

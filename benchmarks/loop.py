@@ -12,51 +12,50 @@ import tempfile
 import time
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 
 from common import command
+from ops import dispatch
+from training import command_line, config, loop, setup
+from training.metrics import read_metrics
+from training.step import make_train_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/lm.py", "what to train", lock_config=True)
-_STEPS = flags.DEFINE_integer("steps", 100, "steps in a round")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "rounds of each")
 
-
-def main(_):
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
+    parser.add_argument("--steps", type=int, default=100, help="steps in a round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each")
+    options, keys = parser.parse_known_args(arguments)
     command.start()
-    from ops import dispatch
-    from training import config, loop
-    from training.metrics import read_metrics
-    from training.step import make_train_step
-
-    chosen = _CONFIG.value
+    chosen = command_line.parse(keys)
     with chosen.unlocked():
-        total = _STEPS.value * _ROUNDS.value
+        total = options.steps * options.rounds
         chosen.train.update({"steps": total, "eval_every": 10 * total, "eval_batches": 1})
         chosen.train.checkpoint_every = max(1, total // 2)
         chosen.optimizer.warmup_steps = 1
     resolved = config.resolve(chosen)
-    built = loop.build(resolved)
+    built = setup.build(resolved)
     step = make_train_step(
         built,
+        metrics=resolved.task.spec.metrics,
         accumulation=resolved.train.accumulation,
         compute_dtype=resolved.train.compute_dtype,
         z_loss=resolved.train.z_loss,
+        random=resolved.model.random,
     )
     tokens = resolved.train.batch_size * resolved.task.spec.length
 
     def bare() -> list[float]:
         with jax.set_mesh(built.mesh), dispatch.implementation(resolved.train.implementation):
-            batch = loop.Batches(resolved, built, "train", resolved.train.batch_size)[0]
+            batch = setup.batches(resolved, built, "train", resolved.train.batch_size)[0]
             state, metrics = step(built.init(jax.random.key(0)), batch)
             jax.block_until_ready(metrics)
             rates = []
-            for _ in range(_ROUNDS.value):
+            for _ in range(options.rounds):
                 begin = time.perf_counter()
-                for _ in range(_STEPS.value):
+                for _ in range(options.steps):
                     state, metrics = step(state, batch)
                 jax.block_until_ready(metrics)
-                rates.append(tokens * _STEPS.value / (time.perf_counter() - begin))
+                rates.append(tokens * options.steps / (time.perf_counter() - begin))
             return rates
 
     first = bare()

@@ -85,9 +85,8 @@ def measure(name: str, options) -> dict:
     clock = Clock()
     seconds = statistics.median(clock.per_call(lambda: run(params, x), 2) for _ in range(ROUNDS))
     abstract = jax.ShapeDtypeStruct((1, LENGTH, options.width), jnp.float32)
-    cost = accounting.summarize(
-        name, nnx.eval_shape(make), abstract, LENGTH, LENGTH if cls.streaming and cls.causal else None
-    )
+    mixer = nnx.eval_shape(make)
+    cost = accounting.summarize(name, mixer, abstract, LENGTH, LENGTH if mixer.streams else None)
     jax.clear_caches()
     return {
         "tokens/s": round(BATCH * LENGTH / seconds),

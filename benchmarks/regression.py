@@ -63,7 +63,7 @@ def train(options: argparse.Namespace, noise: str, loss: str, seed: int) -> floa
     chosen.train.update({"steps": options.steps, "eval_every": 0, "checkpoint_every": 0})
     chosen.train.log_every = max(1, options.steps // 4)
     with tempfile.TemporaryDirectory() as folder:
-        return loop.train(config.resolve(chosen), folder)["angular_error"]
+        return loop.train(config.resolve(chosen), folder).result["angular_error"]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main():
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
     print(f"{'task':<22}{'size':<10}{'length':>8}{'rows/s':>12}{'positions/s':>16}")
     for name in options.tasks.split(","):
-        for size, chosen in {"default": {}, "paper": tasks.find(name).paper}.items():
+        for size, chosen in {"default": {}, "paper": tasks.find(name).paper_size}.items():
             if size == "paper" and not (chosen and issubclass(tasks.find(name), GeneratedTask)):
                 continue
             try:

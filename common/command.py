@@ -1,66 +1,71 @@
-"""What the entry points share: start-up, and errors as one clear message."""
+"""What the entry points share: their command lines, start-up, and how they end.
 
+Exit status: 0, done; 1, an error, which is one message where the user can mend it and a traceback where it is a bug; 75, stopped
+before the end and to be run again (EX_TEMPFAIL of sysexits.h, by which schedulers know to start a job anew).
+"""
+
+import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from absl import app, flags, logging
+import jax
+from absl import flags, logging
 
+from common import compilation_cache
 from common.errors import UserError
 
-flags.DEFINE_bool("traceback", False, "show where an error was raised, not only what it says")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # for what is imported from here on
+
+STOPPED = 75
 
 
-def start(distributed: bool = False) -> None:
-    """Prepares JAX; call it before anything else uses a device.
+class Parser(argparse.ArgumentParser):
+    """A command line without abbreviations, whose errors are `UserError`s and whose help begins with the module's docstring."""
+
+    def __init__(self, description: str, **options):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+
+    def error(self, message: str):
+        """Raises a UserError."""
+        if message.startswith("unrecognized arguments"):
+            message += "; a value with spaces needs quotes"
+        raise UserError(f"{message} ({self.prog} --help tells what there is)")
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs `main(arguments)`, whose result is the exit status (None for 0). Does not return.
+
+    A `UserError` is printed as one message and ends with status 1. Ctrl-C, where nothing has to be saved, ends with
+    `STOPPED`. Every other exception keeps its traceback.
+    """
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        status = STOPPED
+    sys.exit(status)
+
+
+def start(distributed: bool = False, platform: str | None = None) -> None:
+    """Prepares JAX; to be called before anything else uses a device.
 
     Args:
       distributed: whether this process is one of several (a pod, several hosts).
+      platform: of the devices, such as "cpu"; None for JAX's own choice.
     """
-    import jax
-
+    flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
+    logging.set_verbosity(logging.WARNING)  # checkpointing tells of every file that it touches
+    if platform is not None:
+        jax.config.update("jax_platforms", platform)
+    compilation_cache.use()
     if distributed:
         jax.distributed.initialize()
-
-
-def run(main: Callable) -> None:
-    """Runs an entry point.
-
-    Bad input (a ValueError, a flag that does not fit, a missing or foreign checkpoint, a download that fails) is printed as
-    one message, and the exit status is 1; `--traceback` shows where it came from.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.set_verbosity(logging.WARNING)  # checkpointing tells of every file that it touches; --verbosity=0 for that
-    # ml_collections wants the file before its keys, wherever the user puts it.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("--config="))
-    try:
-        app.run(main, flags_parser=_parse)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        if not is_bad_input(error) or flags.FLAGS.traceback:
-            raise
-        sys.exit(f"error: {error}")
-
-
-def is_bad_input(error: Exception) -> bool:
-    """Whether an error says what a user must change, so that its message is enough; any other is a bug of ours."""
-    return isinstance(error, UserError)
-
-
-def flag_error(error: Exception) -> str:
-    """What went wrong when flags, or the configuration that they name, were read.
-
-    An error in a configuration's file comes as a whole traceback, of which the last line is what the file said.
-    """
-    text = str(error).strip()
-    if isinstance(error, AttributeError):  # as ml_collections quotes it: a representation of a representation
-        text = text.replace("\\n", ": ").replace("\\'", "").strip("'\"")
-    return text.splitlines()[-1].strip().removeprefix("ValueError: ") if "Traceback" in text else text
-
-
-def _parse(arguments: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        if "--traceback" in arguments:
-            raise
-        sys.exit(f"error: {flag_error(error)}")

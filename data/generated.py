@@ -1,16 +1,12 @@
-"""What tasks whose rows are drawn at random have in common: streams of random numbers, rows, floors, fingerprints."""
+"""What tasks whose rows are drawn at random have in common: streams of random numbers, and floors."""
 
 import abc
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
 
 from common.errors import check_choice
 from data.task import Task
-
-FINGERPRINT_ROWS = 8
 
 
 class GeneratedTask(Task):
@@ -47,43 +43,6 @@ class GeneratedTask(Task):
         check_choice("split", split, ("valid", "test"))
         for index in range(self.num_examples(split)):
             yield self.row(split, index, 0, 0)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the spec, the sizes and the first rows of each split (train: of seed 0)."""
-        digest = hashlib.sha256(f"{self.name} {self.spec} {sorted(self.sizes.items())}\n".encode())
-        for split in self.splits:
-            for index in range(min(FINGERPRINT_ROWS, self.num_examples(split))):
-                for key, value in sorted(self.row(split, index, 0, 0).items()):
-                    digest.update(key.encode() + value.tobytes())
-        return digest.hexdigest()
-
-
-def token_row(
-    inputs: Int[np.ndarray, "T"], labels: Int[np.ndarray, "T"], scored: Bool[np.ndarray, "T"]
-) -> dict[str, np.ndarray]:
-    """The row of a task of tokens with labels; what is not scored gets the label 0."""
-    return {
-        "inputs": inputs.astype(np.int32),
-        "targets": np.where(scored, labels, 0).astype(np.int32),
-        "weights": scored.astype(np.float32),
-    } | _one_segment(len(inputs))
-
-
-def real_row(
-    inputs: Float[np.ndarray, "T C"],
-    targets: Float[np.ndarray, "K"] | Float[np.ndarray, "T K"],
-    weights: Float32[np.ndarray, ""] | Float32[np.ndarray, "T"],
-) -> dict[str, np.ndarray]:
-    """The row of a task with objective "regression" (one weight) or "token_regression" (one for each position)."""
-    return {
-        "inputs": inputs.astype(np.float32),
-        "targets": targets.astype(np.float32),
-        "weights": weights,
-    } | _one_segment(len(inputs))
-
-
-def _one_segment(length: int) -> dict[str, np.ndarray]:
-    return {"segment_ids": np.ones(length, np.int32), "positions": np.arange(length, dtype=np.int32)}
 
 
 def majority(task: GeneratedTask, split: str) -> float:

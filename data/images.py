@@ -36,17 +36,6 @@ def spec(length: int, classes: int, ids: bool) -> Spec:
     )
 
 
-def row(inputs: np.ndarray, label: int) -> dict[str, np.ndarray]:
-    """A row of the inputs, [length] int32 or [length, channels] float32; every pixel is seen, black ones too."""
-    return {
-        "inputs": inputs,
-        "targets": np.asarray(label, np.int32),
-        "weights": np.ones((), np.float32),
-        "segment_ids": np.ones(len(inputs), np.int32),
-        "positions": np.arange(len(inputs), dtype=np.int32),
-    }
-
-
 def standardised(pixels: np.ndarray, mean: float, std: float) -> np.ndarray:
     """float32 [length, 1]: (pixels - mean) / std."""
     return ((pixels.astype(np.float32) - np.float32(mean)) / np.float32(std))[:, None]
@@ -64,7 +53,7 @@ def floors(train: Pixels, held: Pixels) -> dict[str, float]:
     }
 
 
-def fingerprint(*splits: Pixels) -> str:
+def digest(*splits: Pixels) -> str:
     """SHA-256 of the images and labels."""
     return lra.digest(*(part for split in splits for part in (split.images, split.labels.astype("<i8"))))
 

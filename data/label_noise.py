@@ -1,6 +1,6 @@
 """Tasks of real numbers read off an image: noise on the training labels, and floors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Float
@@ -46,12 +46,8 @@ def floors(
 
     "mean label" and "median label" are constants; "linear regression" is ridge regression on the inputs (penalty 1).
     """
-    stack = lambda rows: (
-        np.stack([row["inputs"].ravel() for row in rows]),
-        np.stack([row["targets"] for row in rows]).astype(np.float64),
-    )
-    inputs, targets = stack([task.row("train", i, 0, task.seed) for i in range(FIT_ROWS)])
-    new, truth = stack(list(task.rows(split)))
+    inputs, targets = _stacked(task.row("train", i, 0, 0) for i in range(FIT_ROWS))
+    new, truth = _stacked(task.rows(split))
     center, mean = inputs.mean(0), targets.mean(0)
     x = inputs - center
     weight = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ (targets - mean))
@@ -61,3 +57,10 @@ def floors(
         "linear regression": (new - center) @ weight + mean,
     }
     return {name: score(np.broadcast_to(value, truth.shape), truth) for name, value in predictions.items()}
+
+
+def _stacked(rows: Iterable[dict[str, np.ndarray]]) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N K"]]:
+    """The inputs and the targets of rows."""
+    rows = list(rows)
+    inputs = np.stack([row["inputs"].ravel() for row in rows])
+    return inputs, np.stack([row["targets"] for row in rows]).astype(np.float64)

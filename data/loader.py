@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from common.errors import UserError, check_choice
+from data.rows import shown
 from data.task import Task
 
 
 class Loader:
-    """`loader[step]` is the batch of that step, a dict of global arrays [batch_size, ...].
+    """`loader[step]` is the batch of that step, a dict of global arrays [batch_size, ...]: what `data.rows.shown` leaves.
 
     Training is endless. Valid and test end after `len(loader)` batches; the last one is filled with rows whose weights
     and segment ids are 0, so that each example counts once whatever the batch size.
@@ -44,7 +45,10 @@ class Loader:
             _check_divides(sharding, batch_size, task.spec.length)
         self.task, self.split, self.batch_size, self.seed, self.sharding = task, split, batch_size, seed, sharding
         self.finite = split != "train"
-        self._padding = {key: np.zeros_like(value) for key, value in self._example(0).items()}
+        # A row of no weight, and so the keys of a batch.
+        self._padding = shown(
+            {key: np.zeros_like(value) for key, value in self._example(0).items()}, task.spec.segmented
+        )
 
     def __len__(self) -> int:
         """Batches of one pass over the split, the last of them maybe partial."""
@@ -55,7 +59,7 @@ class Loader:
 
         Raises:
           IndexError: before the first batch, and after the last one of valid and test.
-          UserError: for token ids that the task's vocabulary does not have.
+          ValueError: for ids that the task's spec does not have, which is a fault of the task.
         """
         if step < 0 or (self.finite and step >= len(self)):
             raise IndexError(f"{self.split} has batches 0 to {len(self) - 1}, batch {step} was asked for")
@@ -88,7 +92,7 @@ class Loader:
             # An embedding or a cross-entropy reads such ids as NaN or as their neighbours, without an error.
             if size is not None and np.issubdtype(ids.dtype, np.integer) and (ids.min() < 0 or ids.max() >= size):
                 bad = int(ids[(ids < 0) | (ids >= size)][0])
-                raise UserError(
+                raise ValueError(
                     f"{self.task.name}: {key} of {self.split} row {index} hold the id {bad}, outside 0 to {size - 1}; "
                     "set the task's spec to the number of ids that its data has"
                 )
@@ -113,7 +117,7 @@ def prefetch(loader: Loader, start_step: int = 0, depth: int = 2) -> Iterator[di
     leaving it for good, ends the thread.
     """
     if depth < 1:
-        raise UserError(f"depth={depth} must be at least 1")
+        raise ValueError(f"depth={depth} must be at least 1")
     pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     pending = collections.deque()
     step = start_step

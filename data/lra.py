@@ -1,4 +1,4 @@
-"""What the tasks of the Long Range Arena (arXiv 2011.04006) share: protocols, rows, splits and where the archive lies.
+"""What the tasks of the Long Range Arena (arXiv 2011.04006) share: protocols, splits and where the archive lies.
 
 Published numbers follow one of two protocols that are not comparable, so a task's name says which one it follows:
 
@@ -19,17 +19,6 @@ from common.errors import UserError
 PROTOCOLS = ("lra", "s4")
 PAD, UNKNOWN, EOS = 0, 1, 2  # of the s4 protocol; lra has PAD only
 ARCHIVE = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
-
-
-def text_row(ids: np.ndarray, label: int, length: int) -> dict[str, np.ndarray]:
-    """A row of class `label` with the ids [n], n <= length, then padding."""
-    return {
-        "inputs": np.pad(np.asarray(ids, np.int32), (0, length - len(ids))),
-        "targets": np.asarray(label, np.int32),
-        "weights": np.ones((), np.float32),
-        "segment_ids": (np.arange(length) < len(ids)).astype(np.int32),
-        "positions": np.where(np.arange(length) < len(ids), np.arange(length), 0).astype(np.int32),
-    }
 
 
 def byte_ids(text: bytes, length: int) -> np.ndarray:
@@ -64,7 +53,7 @@ def locate(data_dir: str, path: str) -> pathlib.Path:
     Raises:
       UserError: where it is missing.
     """
-    folder = pathlib.Path(data_dir).expanduser()
+    folder = pathlib.Path(data_dir)
     for inside in ("lra_release/lra_release", "lra_release", "."):
         if (folder / inside / path).exists():
             return folder / inside / path

@@ -15,7 +15,6 @@ As a language model of sentences, each a line of its own (its end is scored with
     python -m data.ngram rank --model=shakespeare.npz lines.txt --keep=0.5          the better half, in its own order
 """
 
-import argparse
 import io
 import json
 import pathlib
@@ -27,8 +26,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from common import command
 from common.errors import UserError
-from common.files import write_atomically
+from common.files import check_can_write, write_atomically
 from data import corpora
 from data.corpora import Corpus, Stream
 
@@ -233,33 +233,30 @@ def _padded(sentences: Sequence[bytes], order: int) -> Stream:
     return Stream(data, np.cumsum([len(document) for document in documents]))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command; `argv` without the program's name."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.ngram", description="Modified Kneser-Ney n-grams of the bytes of sentences"
-    )
+def main(arguments: list[str]) -> None:
+    """The command; raises a UserError for what cannot be done."""
+    parser = command.Parser(__doc__, prog="python -m data.ngram")
     commands = parser.add_subparsers(dest="command", required=True)
-    fit = commands.add_parser("fit", help="fit a model on the train split of a corpus")
+    fit = commands.add_parser("fit", description="Fits a model on the train split of a corpus.")
     fit.add_argument("corpus", help="shakespeare, stdlib, file:PATH, tfds:NAME, ...; see data/corpora.py")
-    fit.add_argument("--model", required=True, help="file to write")
-    fit.add_argument("--order", type=int, help="by default the one that is best on valid")
+    fit.add_argument("--model", required=True, help="the file to write")
+    fit.add_argument("--order", type=int, help="the longest n-grams; by default the order that is best on valid")
     fit.add_argument("--data_dir", help="folder of data sets that are read from one")
-    score = commands.add_parser("score", help="perplexity of sentences")
-    score.add_argument("--model", required=True)
+    fit.add_argument("--download", action="store_true", help="download a TFDS data set that is not prepared")
+    score = commands.add_parser("score", description="Prints the perplexities of sentences.")
+    score.add_argument("--model", required=True, help="a file that fit wrote")
     score.add_argument("sentences", nargs="+")
-    rank = commands.add_parser("rank", help="lines of a text file by bits per byte, the likeliest first")
-    rank.add_argument("--model", required=True)
+    rank = commands.add_parser("rank", description="Prints the lines of a text file, the likeliest first.")
+    rank.add_argument("--model", required=True, help="a file that fit wrote")
     rank.add_argument("--keep", type=float, help="print only this fraction of the lines, the best, in their own order")
-    rank.add_argument("text")
-    options = parser.parse_args(argv)
-    try:
-        {"fit": _fit, "score": _score, "rank": _rank}[options.command](options)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    rank.add_argument("text", help="the text file")
+    options = parser.parse_args(arguments)
+    {"fit": _fit, "score": _score, "rank": _rank}[options.command](options)
 
 
 def _fit(options) -> None:
-    corpus = corpora.load(options.corpus, data_dir=options.data_dir)
+    check_can_write("--model", options.model)
+    corpus = corpora.load(options.corpus, data_dir=options.data_dir, download=options.download)
     splits = {split: _lines(stream.data[:FIT_BYTES].tobytes()) for split, stream in corpus.splits.items()}
     for split, lines in splits.items():
         if not lines:
@@ -315,4 +312,4 @@ def _lines(text: bytes) -> list[bytes]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

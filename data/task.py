@@ -7,16 +7,19 @@ hyperparameters and their defaults. Nothing lists the tasks: they are found by l
 import abc
 import dataclasses
 import functools
+import hashlib
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import grain
 import numpy as np
 from ml_collections import config_dict
 
-from common.errors import UserError, check_choice
+from common.errors import UserError, check_choice, check_range
 from common.plugins import Plugins
+from data import metrics
+from data.metrics import Metric
 
 # What a row's targets are, and so which head and loss a model gets. T is the length, K the number of targets.
 OBJECTIVES = {
@@ -35,6 +38,21 @@ UNITS = {
     "regression": "row",
     "token_regression": "position",
 }
+# What is reported where a task does not say it, the metric that it is judged by first.
+METRICS = {
+    "causal_lm": ("bits_per_{unit}", "perplexity", "accuracy"),
+    "token_labels": ("accuracy", "row_accuracy"),
+    "classification": ("accuracy",),
+    "pair_classification": ("accuracy",),
+    "regression": ("rmse", "mae"),
+    "token_regression": ("rmse", "mae"),
+}
+REAL = ("regression", "token_regression")
+
+# Ids and positions are int32.
+MOST_IDS = 2**31 - 1
+# The shuffle knows no more.
+MOST_ROWS = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +69,13 @@ class Spec:
         sum(weight * nats) / (ln 2 * sum(weight)). By default a byte, a label, a row, a pair or a position.
       causal: whether the model must be causal (True) or two-sided (False); None leaves it to the configuration, two-sided
         by default.
-      metric: what the task is judged by: "bits_per_<unit>", "accuracy", "row_accuracy" (all labels of a row are right),
-        "rmse", "mae" or "angular_error". By default the first for language models, accuracy for classes, rmse for numbers.
+      metric: what the task is judged by: a `data.metrics.Metric` of the task's own or, by its name, one of that file, such as
+        "row_accuracy" or "bits_per_<unit>"; afterwards the object. By default the first of `metrics`.
+      metrics: all that are reported, likewise; afterwards a tuple of objects, the one that the task is judged by first. By
+        default those of the objective, see `METRICS`.
+
+    Raises:
+      UserError: for what does not fit together, and for a metric that is unknown or is none of such targets.
       packed: whether rows hold several segments, which a model must keep apart.
       padded: whether rows hold padding that a model must see (the unscored tail of a split's last row harms nobody).
     """
@@ -66,32 +89,31 @@ class Spec:
     packed: bool = False
     padded: bool = False
     causal: bool | None = None
-    metric: str = ""
+    metric: Metric | str = ""
+    metrics: Sequence[Metric | str] = ()
 
     def __post_init__(self):
         if (self.vocab_size is None) == (self.channels is None):
-            raise UserError("a task has either tokens (vocab_size) or real inputs (channels): set exactly one")
+            raise ValueError("a task has either tokens (vocab_size) or real inputs (channels): set exactly one")
         check_choice("objective", self.objective, OBJECTIVES)
-        if self.length < 1:
-            raise UserError(f"length={self.length} must be at least 1")
+        for key in ("length", "vocab_size", "channels", "targets"):
+            if (size := getattr(self, key)) is not None:
+                check_range(key, size, 1, MOST_IDS)
         if self.objective == "causal_lm":
             object.__setattr__(self, "causal", True)
         if not self.unit:
             object.__setattr__(self, "unit", UNITS[self.objective])
-        if not self.metric:
-            real = self.objective in ("regression", "token_regression")
-            usual = f"bits_per_{self.unit}" if self.objective == "causal_lm" else "rmse" if real else "accuracy"
-            object.__setattr__(self, "metric", usual)
+        asked = self.metrics or [name.format(unit=self.unit) for name in METRICS[self.objective]]
+        of = metrics.NUMBERS if self.objective in REAL else metrics.CLASSES
+        judged = [self.metric] if self.metric else []
+        chosen = metrics.choose([*judged, *asked], unit=self.unit, of=of, targets=self.targets)
+        object.__setattr__(self, "metrics", chosen)
+        object.__setattr__(self, "metric", chosen[0])
 
     @property
     def segmented(self) -> bool:
         """Whether models get segment_ids; without them they take their fast paths."""
         return self.packed or self.padded
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a larger value of the metric is better."""
-        return self.metric.endswith("accuracy")
 
 
 class Task(abc.ABC):
@@ -100,15 +122,23 @@ class Task(abc.ABC):
     Attributes:
       name: the task and the data it reads, for reports.
       spec: what a model needs to know.
-      paper: the hyperparameters of the published size.
-      seed: the order and the cutting of the training rows where the caller gives no seed of its own.
+      paper_size: the hyperparameters of the published size.
+      hyperparameters: every keyword of the constructor with the value that was used: defaults filled in, folders as absolute
+        paths, and `resolved` over them. `create` with them gives the same task again, from whatever directory.
+      fingerprint_rows: of each split, drawn for the fingerprint: enough to see that a rare branch of a generator has changed, and
+        few enough for every start.
+      resolved: set by a constructor, the hyperparameters whose value stands for another: the corpus that was found for
+        "auto", a file's absolute path, a number that was computed for None. What stays None goes by other hyperparameters
+        or by the machine, such as the cache.
     """
 
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
     name: str
     spec: Spec
-    paper: ClassVar[dict[str, typing.Any]] = {}
-    seed: int = 0
+    paper_size: ClassVar[dict[str, typing.Any]] = {}
+    fingerprint_rows: int = 24
+    hyperparameters: dict[str, typing.Any] = {}
+    resolved: dict[str, typing.Any] = {}
 
     @abc.abstractmethod
     def num_examples(self, split: str) -> int:
@@ -122,9 +152,31 @@ class Task(abc.ABC):
     def floors(self, split: str = "test") -> dict[str, float]:
         """What trivial predictors score on the split, in the unit of the task's metric."""
 
-    @abc.abstractmethod
+    def content(self) -> str:
+        """SHA-256 of all that the rows are made from, for a task that reads it from files or packages.
+
+        It goes into the fingerprint, so it must not depend on where the files lie. Where nothing is read, the rows that are
+        drawn for the fingerprint stand for all.
+        """
+        return ""
+
     def fingerprint(self) -> str:
-        """SHA-256 of the data, in hexadecimal."""
+        """SHA-256, in hexadecimal, of the content, the sizes of the splits, and rows of each split as they are handed out.
+
+        It changes with the data, with a generator, a tokenizer, or how rows are cut, shuffled and scaled. The rows are spread
+        over the split; those of train are of three epochs and two seeds.
+        """
+        digest = hashlib.sha256(f"{self.content()}\n".encode())
+        for split in self.splits:
+            rows = self.num_examples(split)
+            digest.update(f"{split} {rows}\n".encode())
+            last = (3 * rows if split == "train" else rows) - 1
+            indices = np.unique(np.linspace(0, last, self.fingerprint_rows).astype(np.int64))
+            for number, index in enumerate(indices.tolist()):
+                for key, value in sorted(self.example(split, index, number % 2).items()):
+                    digest.update(f"{key} {value.dtype} {value.shape}\n".encode())
+                    digest.update(np.ascontiguousarray(value))
+        return digest.hexdigest()
 
     def text_sizes(self, split: str) -> dict[str, int]:
         """Of texts: the "tokens" that are scored of a whole split, and the "bytes" and "words" that they stand for."""
@@ -138,7 +190,7 @@ class Task(abc.ABC):
         """The text of token ids; what is no valid text is replaced, never an error. For tasks of text."""
         raise UserError(f"task {self.name!r} has no text")
 
-    def example(self, split: str, index: int, seed: int | None = None) -> dict[str, np.ndarray]:
+    def example(self, split: str, index: int, seed: int = 0) -> dict[str, np.ndarray]:
         """One row of the split.
 
         Train is infinite: every epoch is a new permutation of `num_examples("train")` rows. Valid and test are finite
@@ -147,7 +199,7 @@ class Task(abc.ABC):
         Args:
           split: "train", "valid" or "test".
           index: position in the stream of rows.
-          seed: of the training rows' order and cutting; the task's own by default.
+          seed: of the training rows' order and cutting; valid and test do not depend on it.
 
         Returns:
           inputs: [length] int32, or [length, channels] float32 where inputs are real, or [2, length] for pairs.
@@ -165,15 +217,14 @@ class Task(abc.ABC):
             raise IndexError(f"{self.name}: {split} has rows 0 to {rows - 1}, row {index} was asked for")
         if split != "train":
             return self.row(split, index, 0, 0)
-        seed = self.seed if seed is None else seed
         return self.row(split, int(_permuted(rows, seed)[index]), index // rows, seed)
 
 
 @functools.lru_cache(maxsize=64)
 def _permuted(rows: int, seed: int) -> grain.MapDataset:
     """An endless stream of 0..rows-1 in a new order each epoch, with random access and without a table."""
-    if rows > 2**32:
-        raise UserError(f"{rows} rows are too many to be shuffled; let num_examples('train') be at most 2**32")
+    if rows > MOST_ROWS:
+        raise UserError(f"{rows} rows are too many to be shuffled: an epoch has at most {MOST_ROWS}; take longer rows")
     return grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
 
 
@@ -209,5 +260,7 @@ def create(name: str, **hyperparameters) -> Task:
     Raises:
       UserError: for an unknown task or hyperparameter, with the nearest names, and for values that the task refuses.
     """
-    _PLUGINS.check(name, hyperparameters)
-    return find(name)(**hyperparameters)
+    complete = _PLUGINS.complete(name, hyperparameters)
+    task = find(name)(**complete)
+    task.hyperparameters = complete | task.resolved
+    return task

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from common.errors import UserError
-from common.files import make_folder, write_atomically
+from common.files import absolute, make_folder, write_atomically
 from data import corpora
 from data.corpora import SPLITS, Corpus, Stream
 
@@ -88,11 +88,11 @@ class Subword:
     def encode_all(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
         """Ids of each text, and the bytes of its first token."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        first = lambda text, encoding: len(text[: encoding.offsets[0][1]].encode()) if encoding.ids else 0
-        return [
-            (np.array(encoding.ids, np.int32), first(text, encoding))
-            for text, encoding in zip(texts, encodings, strict=True)
-        ]
+        result = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            first = text[: encoding.offsets[0][1]] if encoding.ids else ""
+            result.append((np.array(encoding.ids, np.int32), len(first.encode())))
+        return result
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
@@ -103,13 +103,15 @@ class Tokenized:
     """A corpus as token ids.
 
     Attributes:
+      name: by which `load` gives the same tokenizer again, from whatever directory.
       tokenizer: has `vocab_size`, `unit` ("byte", "character" or "token"), `encode` and `decode`.
       splits: streams whose data are ids (unsigned integers, mapped from a file).
       num_bytes: of the text of each split.
       first_bytes: int64 [documents] for each split, the bytes of the documents' first tokens (which no model is scored on).
-      fingerprint: SHA-256 of the ids and the document ends; the corpus' own for bytes.
+      fingerprint: SHA-256 of the text, the tokenizer and the ids; the corpus' own for bytes.
     """
 
+    name: str
     tokenizer: Byte | Character | Subword
     splits: dict[str, Stream]
     num_bytes: dict[str, int]
@@ -132,14 +134,15 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
     if name == "byte":
         first = {split: np.ones(len(stream.ends), np.int64) for split, stream in corpus.splits.items()}
         sizes = {split: len(stream.data) for split, stream in corpus.splits.items()}
-        return Tokenized(Byte(), corpus.splits, sizes, first, corpus.fingerprint)
+        return Tokenized(name, Byte(), corpus.splits, sizes, first, corpus.fingerprint)
     kind, _, rest = name.partition(":")
     if name == "character":
         tokenizer = _character(corpus, cache)
     elif kind == "bpe" and rest.isdecimal() and int(rest) >= 256:
         tokenizer = _bpe(corpus, int(rest), cache)
     elif kind == "file" and rest:
-        tokenizer = _from_file(pathlib.Path(rest).expanduser())
+        name = f"file:{absolute(rest)}"
+        tokenizer = _from_file(pathlib.Path(absolute(rest)))
     else:
         raise UserError(
             f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (at least 256, as in 'bpe:8192') or "
@@ -150,7 +153,10 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
     make_folder(folder, lambda made: _convert(name, tokenizer, corpus, made))
     facts = json.loads((folder / "facts.json").read_text())
     first = {split: np.load(folder / f"{split}.first.npy") for split in SPLITS}
-    return Tokenized(tokenizer, _mapped(folder, facts["dtype"]), facts["num_bytes"], first, facts["fingerprint"])
+    splits = _mapped(folder, facts["dtype"])
+    parts = f"{corpus.fingerprint} {tokenizer.fingerprint} {facts['fingerprint']}"
+    fingerprint = hashlib.sha256(parts.encode()).hexdigest()
+    return Tokenized(name, tokenizer, splits, facts["num_bytes"], first, fingerprint)
 
 
 def _mapped(folder: pathlib.Path, dtype: str) -> dict[str, Stream]:

@@ -13,11 +13,9 @@ place of single examples and SGD. The optimum of skip-gram is v[w] . u[c] = log(
 p_n = p is the shifted pointwise mutual information (Levy and Goldberg 2014); how nearly it is reached is printed.
 """
 
-import argparse
 import collections
 import pathlib
 import re
-import sys
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -26,8 +24,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from common.errors import UserError, check_choice
-from common.files import write_atomically
+from common import command
+from common.errors import UserError, check_choice, check_range
+from common.files import check_can_write, write_atomically
 from data import corpora
 
 MODELS = ("skipgram", "cbow")
@@ -130,10 +129,17 @@ def train(
     check_choice("model", model, MODELS)
     numbers = {"size": size, "window": window, "negatives": negatives, "epochs": epochs, "batch_size": batch_size}
     for name, number in numbers.items():
-        if number < 1:
-            raise UserError(f"{name}={number} must be at least 1")
+        check_range(name, number, 1)
+    check_range("seed", seed, 0)
+    if not (0 < threshold <= 1 and 0 < learning_rate < np.inf):
+        raise UserError(
+            f"threshold={threshold} must be above 0, at most 1, and learning_rate={learning_rate} a positive number"
+        )
     rng = np.random.default_rng(seed)
-    draw = lambda: examples(subsample(ids, counts, threshold, rng), window, model, rng)
+
+    def draw():
+        return examples(subsample(ids, counts, threshold, rng), window, model, rng)
+
     inputs, outputs = draw()
     steps = len(outputs) // batch_size
     if steps == 0:
@@ -211,34 +217,47 @@ def save(path: str, words: Sequence[str], vectors: Float[np.ndarray, "V D"]) -> 
     write_atomically(pathlib.Path(path), ("\n".join(lines) + "\n").encode())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command; `argv` without the program's name."""
-    parser = argparse.ArgumentParser(prog="python -m data.word_embeddings", description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    """The command; raises a UserError for what cannot be done."""
+    parser = command.Parser(__doc__, prog="python -m data.word_embeddings")
     parser.add_argument("--corpus", default="auto", help="see data/corpora.py; its train split is read")
     parser.add_argument("--data_dir", help="folder of data sets that are read from one")
+    parser.add_argument("--download", action="store_true", help="download a TFDS data set that is not prepared")
     parser.add_argument("--model", default="skipgram", choices=MODELS)
     parser.add_argument("--min_count", type=int, default=5, help="rarer words are left out")
-    parser.add_argument("--size", type=int, default=100, help="of a vector")
+    parser.add_argument("--size", type=int, default=100, help="numbers of a vector")
     parser.add_argument("--window", type=int, default=5, help="words to each side at most")
-    parser.add_argument("--negatives", type=int, default=5)
-    parser.add_argument("--threshold", type=float, default=1e-3, help="of subsampling; 1 for none")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch_size", type=int, default=2048)
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--negatives", type=int, default=5, help="noise words drawn for each example")
+    parser.add_argument(
+        "--threshold", type=float, default=1e-3, help="frequency above which words are left out at times; 1 keeps all"
+    )
+    parser.add_argument("--epochs", type=int, default=5, help="passes over the text")
+    parser.add_argument("--batch_size", type=int, default=2048, help="examples of a step")
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="of Adam, at the first step")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument("--vectors", help="file for the vectors, in word2vec's text format")
     parser.add_argument("--neighbours", default="", help="words joined by commas, whose nearest are printed")
-    options = vars(parser.parse_args(argv))
-    try:
-        _run(
-            **{key: options.pop(key) for key in ("corpus", "data_dir", "min_count", "vectors", "neighbours")}, **options
-        )
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    _run(**vars(parser.parse_args(arguments)))
 
 
-def _run(corpus: str, data_dir: str | None, min_count: int, vectors: str | None, neighbours: str, **options) -> None:
-    text = corpora.load(corpus, data_dir=data_dir).splits["train"].data.tobytes().decode(errors="replace")
+def _run(
+    corpus: str,
+    data_dir: str | None,
+    download: bool,
+    min_count: int,
+    vectors: str | None,
+    neighbours: str,
+    **options,
+) -> None:
+    """Trains, prints, and writes the vectors; `options` are those of `train`."""
+    if vectors is not None:
+        check_can_write("--vectors", vectors)
+    text = (
+        corpora.load(corpus, data_dir=data_dir, download=download)
+        .splits["train"]
+        .data.tobytes()
+        .decode(errors="replace")
+    )
     found = words_of(text)
     words, counts = vocabulary(found, min_count)
     index = {word: i for i, word in enumerate(words)}
@@ -262,9 +281,9 @@ def _run(corpus: str, data_dir: str | None, min_count: int, vectors: str | None,
     for word in asked:
         near = ", ".join(f"{other} {cosine:.2f}" for other, cosine in nearest(table, words, word))
         print(f"{word}: {near}")
-    if vectors:
+    if vectors is not None:
         save(vectors, words, table)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

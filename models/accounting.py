@@ -2,8 +2,8 @@
 
 Operations are counted in the jaxpr (the compiler's own count takes a loop's body once). A multiply-add is two. Only
 matrix products, convolutions, triangular solves and Fourier transforms count; elementwise work, reductions and scans
-made of it do not, so a recurrence is counted in its matmul form: trace inside `ops.dispatch.implementation("chunked")`
-for numbers that do not depend on the platform.
+made of it do not, so a recurrence is counted in its matmul form: trace inside `ops.dispatch.matmul_form()` for
+numbers that do not depend on the platform.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def flops(fn: Callable, *args: Any) -> Flops:
 
     What does not reach the results is not counted. What rematerialisation computes twice is counted twice, so the count
     of a training step is that of the hardware; for the utilisation of a model (MFU) take three times the forward pass.
-    Of a conditional the dearest branch counts.
+    A conditional counts as its most expensive branch.
 
     Args:
       fn: a function of arrays.
@@ -74,7 +74,14 @@ def carry_bytes(model: nnx.Module, batch: int, capacity: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The cost of a model; see `summarize`."""
+    """The cost of a model, as `summarize` finds it.
+
+    Attributes:
+      name: what the table calls the model.
+      parameters: number of parameters.
+      flops_per_token: floating-point operations of the forward pass for each token.
+      carry_bytes: size of one sequence's carry; None for a model that has none.
+    """
 
     name: str
     parameters: int
@@ -83,17 +90,17 @@ class Summary:
 
 
 def summarize(name: str, model: nnx.Module, inputs: jax.ShapeDtypeStruct, tokens: int, capacity: int | None) -> Summary:
-    """Sums up a model.
+    """Sums up what a model costs.
 
     Args:
-      name: what the table calls it.
+      name: what the table calls the model.
       model: the model, with arrays or abstract (`nnx.eval_shape`).
-      inputs: its first argument.
-      tokens: that the inputs hold (of pairs of rows, those of one).
-      capacity: tokens that the carry is to hold; None for a model that has no carry.
+      inputs: the model's first argument.
+      tokens: number of tokens that the inputs hold (for pairs of rows, that of one row).
+      capacity: number of tokens that the carry is to hold; None for a model that has no carry.
 
     Returns:
-      its parameters, operations (of the forward pass, per token) and carry (per sequence).
+      the model's parameters, operations (of the forward pass, per token) and carry (per sequence).
     """
     graphdef, variables = nnx.split(model)
     forward = flops(lambda variables, x: nnx.merge(graphdef, variables)(x)[0], variables, inputs)

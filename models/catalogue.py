@@ -1,43 +1,57 @@
-"""The table of mixers in the README, from what the mixers say of themselves.
+"""The table of mixers in docs/mixers.md, from what the mixers say of themselves.
 
-python -m models.catalogue            prints the table
-python -m models.catalogue README.md  puts it into a file, between the marks
+python -m models.catalogue                  prints the table
+python -m models.catalogue docs/mixers.md   puts it into the page, between the marks
 """
 
-import pathlib
-import sys
-
+from common import marks
 from models import mixer as mixers
 
-BEGIN, END = "<!-- mixers: begin -->", "<!-- mixers: end -->"
+NAME = "mixers"
+WIDTH = 256  # of the mixers that are asked; none is too narrow for its defaults
 
 
 def table() -> str:
-    """A Markdown table, one row for each mixer."""
+    """A Markdown table, one row for each mixer with its default hyperparameters; links are those of a page in docs/.
+
+    What differs between a mixer's causal and its two-sided form is said of each.
+    """
     header = ("mixer", "paper", "primitive", "causal", "two-sided", "streams", "packs", "constant carry", "time in T")
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    yes = lambda value: "yes" if value else "no"
     for name in mixers.names():
         cls = mixers.find(name)
-        two_sided = "own" if cls.bidirectional else "wrapped" if cls.causal else "no"
-        packs = "yes" if cls.packing else "padding only" if cls.padding else "no"
-        carry = yes(cls.constant_carry) if cls.streaming else "–"
-        flags = (yes(cls.causal), two_sided, yes(cls.streaming), packs, carry)
-        cells = (f"[`{name}`](models/mixers/{name}.py)", cls.paper, f"`{cls.primitive}`", *flags, cls.complexity)
+        causal = mixers.sketch(name, WIDTH) if cls.causal else None
+        two_sided = (
+            mixers.sketch(name, WIDTH, causal=False) if cls.bidirectional else causal
+        )  # a wrapper packs as its halves
+        own = "own" if cls.bidirectional else "wrapped" if cls.causal else "no"
+        streams = causal is not None and causal.streams
+        cells = (
+            f"[`{name}`](../models/mixers/{name}.py)",
+            cls.paper,
+            f"`{cls.primitive}`",
+            _yes(cls.causal),
+            own,
+            _yes(streams),
+            _of_forms(None if causal is None else _packs(causal), _packs(two_sided)),
+            _yes(causal.constant_carry) if streams else "–",
+            cls.complexity,
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def insert(text: str) -> str:
-    """`text` with the table between the marks."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _packs(mixer: mixers.Mixer | mixers.Bidirectional) -> str:
+    return "yes" if mixer.packing else "padding only" if mixer.padding else "no"
+
+
+def _of_forms(causal: str | None, two_sided: str) -> str:
+    return two_sided if causal in (None, two_sided) else f"causal: {causal}, two-sided: {two_sided}"
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        path = pathlib.Path(sys.argv[1])
-        path.write_text(insert(path.read_text()))
-    else:
-        print(table())
+    marks.main(NAME, table)

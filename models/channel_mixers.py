@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.params import dense, param, zeros
+from common.errors import UserError
+from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
 
 
@@ -25,8 +26,9 @@ class MLP(nnx.Module):
         depth: int = 1,
     ):
         hidden = int(expansion * width) if hidden is None else hidden
+        self.hidden = _checked(hidden, expansion)
         self.w_in = dense(rngs, (width, hidden), ("embed", "mlp"))
-        self.w_out = dense(rngs, (hidden, width), ("mlp", "embed"), gain=(2 * depth) ** -0.5)
+        self.w_out = residual_output(rngs, (hidden, width), ("mlp", "embed"), depth)
         self.b_in = param(rngs, zeros, (hidden,), ("mlp",)) if bias else None
         self.b_out = param(rngs, zeros, (width,), (None,)) if bias else None
 
@@ -51,9 +53,10 @@ class GLU(nnx.Module):
         depth: int = 1,
     ):
         hidden = int(expansion * width * 2 / 3) if hidden is None else hidden
+        self.hidden = _checked(hidden, expansion)
         self.activation = activation
         self.w_in = dense(rngs, (width, 2, hidden), ("embed", None, "mlp"))
-        self.w_out = dense(rngs, (hidden, width), ("mlp", "embed"), gain=(2 * depth) ** -0.5)
+        self.w_out = residual_output(rngs, (hidden, width), ("mlp", "embed"), depth)
         self.b_in = param(rngs, zeros, (2, hidden), (None, "mlp"), decay=False) if bias else None
         self.b_out = param(rngs, zeros, (width,), (None,)) if bias else None
 
@@ -62,6 +65,12 @@ class GLU(nnx.Module):
         gate, value = jnp.moveaxis(h, 2, 0)
         h = constrain(self.activation(gate) * value, "batch", "length", "mlp")
         return _plus(h @ self.w_out[...], self.b_out)
+
+
+def _checked(hidden: int, expansion: float) -> int:
+    if hidden < 1:
+        raise UserError(f"model.expansion={expansion} leaves the channel mixer no hidden channel; make it greater")
+    return hidden
 
 
 def _plus(x, bias):

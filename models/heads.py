@@ -91,8 +91,10 @@ class Regression(nnx.Module):
         if loss == "rle":
             self.flow = RealNVP(rngs=rngs)
 
-    def __call__(self, x: Float[Array, "... D"], targets: Float[Array, "... K"] | None = None):
-        """Predictions [..., K] in float32; given targets, also the loss [...]."""
+    def __call__(
+        self, x: Float[Array, "... D"], targets: Float[Array, "... K"] | None = None
+    ) -> Float[Array, "... K"] | tuple[Float[Array, "... K"], Float[Array, "..."]]:
+        """Returns the predictions in float32; given targets, also the loss."""
         predictions = (x @ self.w[...] + self.b[...]).astype(jnp.float32)
         if targets is None:
             return predictions

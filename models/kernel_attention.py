@@ -111,7 +111,7 @@ def running_scale(
 
 def segment_scale(
     log_weight: Float[Array, "B T ..."], segment_ids: Int[Array, "B T"] | None
-) -> Float[Array, "B T ..."]:
+) -> Float[Array, "B #T ..."]:
     """The maximum over each token's whole segment: `running_scale` for two-sided sums. It has no gradient."""
     if segment_ids is None:
         return jax.lax.stop_gradient(jnp.max(log_weight.astype(jnp.float32), 1, keepdims=True))

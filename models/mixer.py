@@ -12,6 +12,7 @@ are its constructor's keywords, and what it cannot do it says in class attribute
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from ml_collections import config_dict
 
 from common.errors import UserError
 from common.plugins import Plugins
+from models.checks import about, at_least
 from ops import segments
 
 # Constructor arguments that a mixer gets from its surroundings, where its signature asks for them; all the others are its
@@ -32,6 +34,9 @@ from ops import segments
 SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "length")
 
 Carry = dict[str, Any]
+Tokens = Float[Array, "B T D"]
+Ids = Int[Array, "B T"]  # segments or positions
+MatrixState = Float[Array, "B H K V"]  # of a mixer whose heads have keys and values
 
 
 class Context(NamedTuple):
@@ -53,7 +58,12 @@ class Mixer(nnx.Module):
 
     A subclass defines `__init__(self, width, *, rngs, ...)`, `mix` and (if it streams) `initial_state`. One with an explicit map
     of attention may define `attention_scores(x, *, segment_ids, positions)`, which gives the diagnostics its scores [B, H, T, T]
-    (-inf where its own pattern hides a key) and how they are normalised: "softmax", "sum" or "none". Its attributes are:
+    (-inf where its own pattern hides a key) and how they are normalised: "softmax", "sum" or "none".
+
+    What a mixer can do is said by its attributes. Those of the class are its usual ones; where one depends on the form or on a
+    hyperparameter, the constructor sets it on the instance (`self.packing = causal`). So what was built is asked, and not its
+    class: see `sketch`, and `models.config.ModelConfig.sketches`. Where a hyperparameter's default is None and the constructor
+    computes a value, it keeps that under the hyperparameter's name (`self.heads = heads`), see `as_used`.
 
     Attributes:
       causal: has a form in which y_t depends on x_1..x_t only. On an instance: whether it is that form.
@@ -62,7 +72,7 @@ class Mixer(nnx.Module):
       packing: honours `segment_ids`: the documents packed into a row have the outputs that they have alone.
       padding: a document has the output that it has alone where padding surrounds it. Implied by packing.
       constant_carry: the size of the carry does not depend on `capacity`.
-      fixed_length: its parameters are tied to a length.
+      fixed_length: takes no sequence longer than the `length` that it is built for.
       position_aware: knows the order of tokens by itself; others get a position embedding at the model's input.
       uses_context: `mix` takes a `context` and returns its stream as a third value.
       random: draws random numbers in training (from `context.key`).
@@ -72,7 +82,7 @@ class Mixer(nnx.Module):
       replaces_channel_mixer: its paper's layer has no MLP beside it (two such layers stand for one mixer and one MLP).
       paper: source, with its arXiv id.
       primitive: the function of `ops` that it stands on.
-      complexity: time of a whole sequence as a function of its length T.
+      complexity: time that a whole sequence takes as a function of its length T.
       tiny: hyperparameters under which sequences of some twenty tokens exercise all of the mixer (tests use them).
     """
 
@@ -119,6 +129,11 @@ class Mixer(nnx.Module):
     def initial_state(self, batch: int, capacity: int) -> Any:
         """The state before the first token, as arrays whose first axis is the batch (scalars, if the carry grows)."""
         raise NotImplementedError
+
+    @property
+    def streams(self) -> bool:
+        """Whether this instance takes a carry: it is of a mixer that streams, in its causal form."""
+        return self.streaming and self.causal
 
     def __call__(
         self,
@@ -196,9 +211,10 @@ class Mixer(nnx.Module):
 
     def _require(self, capability: str, what: str) -> None:
         if not getattr(self, capability):
-            able = [name for name in names() if getattr(find(name), capability)]
+            form = "causal" if self.causal else "two-sided"
             raise UserError(
-                f"mixer {self.name()!r} has {capability}=False: it takes no {what}. Mixers that do: {', '.join(able)}"
+                f"mixer {self.name()!r} has {capability}=False in its {form} form: it takes no {what}. "
+                "`python -m models.catalogue` lists what each mixer can do"
             )
 
     def _check(self, x, carry, segment_ids, positions) -> None:
@@ -224,17 +240,30 @@ class Bidirectional(nnx.Module):
     causal = False
     bidirectional = True
     streaming = False
+    streams = False
     constant_carry = True
+    _OF_BOTH = ("packing", "padding", "fixed_length", "position_aware", "random", "replaces_channel_mixer")
 
     def __init__(self, forward: Mixer, backward: Mixer):
         self.forward = forward
         self.backward = backward
-        self.packing = forward.packing
-        self.padding = forward.padding
-        self.fixed_length = forward.fixed_length
+        for capability in self._OF_BOTH:
+            setattr(self, capability, getattr(forward, capability))
 
-    def __call__(self, x, carry=None, *, segment_ids=None, positions=None, context=None):
-        """As `Mixer.__call__`; a carry is an error. The stream is a pair, one of each direction."""
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        carry: Carry | None = None,
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        context: Context | None = None,
+    ) -> tuple[Float[Array, "B T D"], None] | tuple[Float[Array, "B T D"], None, Any]:
+        """Mixes whole sequences, as `Mixer.__call__`. The stream is a pair, one of each direction.
+
+        Raises:
+          UserError: if there is a carry.
+        """
         if carry is not None:
             raise UserError(
                 f"a bidirectional {self.forward.name()!r} takes no carry; build it with causal=True to stream"
@@ -261,7 +290,10 @@ class BothShared(nnx.Module):
         self.forward = forward
         self.backward = backward
 
-    def __call__(self, x, *, segment_ids, positions):
+    def __call__(
+        self, x: Float[Array, "B T D"], *, segment_ids: Int[Array, "B T"] | None, positions: Int[Array, "B T"] | None
+    ) -> tuple[Any, Any]:
+        """The stream of each direction; for the arguments see `Mixer.__call__`."""
         where = {"segment_ids": segment_ids, "positions": positions}
         return self.forward(x, **where), self.backward(x, **where)
 
@@ -299,15 +331,27 @@ def locate(
     return {"segment": segment_ids[:, -1], "position": last}, segment_ids, positions
 
 
-def head_size(total: int, heads: int, what: str) -> int:
+def head_size(total: int, heads: int, what: str, key: str = "heads") -> int:
     """total / heads.
+
+    Args:
+      total: number of channels (or of heads) to be divided.
+      heads: number of equal parts.
+      what: the total in words, such as "width", for the message.
+      key: the hyperparameter that `heads` is.
 
     Raises:
       UserError: if it is not whole.
     """
-    if heads < 1 or total % heads:
-        raise UserError(f"{what} {total} cannot be divided into {heads} heads; change the width or `heads`")
+    if heads < 1 or total < 1 or total % heads:
+        raise UserError(f"{what} {total} cannot be divided into {heads} {key}; change it or `{key}`")
     return total // heads
+
+
+def check_rotated(size: int, what: str = "the size of a rotated head", key: str = "heads") -> None:
+    """Raises a UserError if `size` channels cannot be rotated in pairs; `what` and `key` as in `head_size`."""
+    if size % 2:
+        raise UserError(f"{what} must be even, since channels are rotated in pairs, got {size}; change `{key}`")
 
 
 _PLUGINS = Plugins("mixer", "models.mixers", Mixer, SURROUNDINGS)
@@ -380,19 +424,62 @@ def create(
             mixer.shared = cls.Shared(width, rngs=rngs, **_asked(cls.Shared, given | hyperparameters))
         return mixer
 
-    return make() if given["causal"] == causal else Bidirectional(make(), make())
+    with about(f"mixer {name!r}"):
+        at_least(1, width=width, depth=depth, layers=layers, length=length)
+        return make() if given["causal"] == causal else Bidirectional(make(), make())
+
+
+def sketch(name: str, width: int, **options) -> Mixer | Bidirectional:
+    """Builds a mixer without values: its attributes are those of what `create` builds, its parameters only shapes.
+
+    Args:
+      name: a file of `models/mixers/`.
+      width: size of the last axis of x.
+      **options: as of `create`, without `rngs`.
+
+    Raises:
+      UserError: as `create`.
+    """
+    return nnx.eval_shape(lambda: create(name, width, rngs=nnx.Rngs(0), **options))
+
+
+def as_used(mixer: Mixer | Bidirectional, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All hyperparameters of a built mixer: those given, and the defaults of the others.
+
+    Where a None stands for a value that the constructor computes, it is that value, which the mixer keeps under the
+    hyperparameter's name.
+    """
+    own = mixer.forward if isinstance(mixer, Bidirectional) else mixer
+    used = defaults(own.name()).to_dict() | dict(given)
+    return {key: getattr(own, key, None) if value is None else value for key, value in used.items()}
 
 
 def create_shared(
-    name: str, width: int, *, rngs: nnx.Rngs, causal: bool, layers: int, length: int, **hyperparameters
+    name: str,
+    width: int,
+    *,
+    rngs: nnx.Rngs,
+    causal: bool = True,
+    depth: int = 1,
+    layers: int = 1,
+    length: int = 512,
+    **hyperparameters,
 ) -> nnx.Module | None:
-    """Builds what all mixers of a name in a model have in common, see `Mixer.Shared`; None if there is nothing."""
+    """Builds what all mixers of a name in a model have in common, see `Mixer.Shared`; None if there is nothing. The arguments
+    are those of `create`."""
     cls = find(name)
     if cls.Shared is None:
         return None
-    given = {"layers": layers, "length": length, "causal": causal or not cls.bidirectional, **hyperparameters}
+    given = {
+        "depth": depth,
+        "layers": layers,
+        "length": length,
+        "causal": causal or not cls.bidirectional,
+        **hyperparameters,
+    }
     make = lambda: cls.Shared(width, rngs=rngs, **_asked(cls.Shared, given))
-    return make() if given["causal"] == causal else BothShared(make(), make())
+    with about(f"mixer {name!r}"):
+        return make() if given["causal"] == causal else BothShared(make(), make())
 
 
 def _asked(cls: type, given: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """Normalisation layers. Statistics are float32 whatever the input dtype."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from models.params import constant, ones, param, zeros
+
+# What the norms of a model saw in a batch: nested dicts like the parameters, with None where there is nothing.
+Statistics = Mapping[str, Any]
 
 
 def rms_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
@@ -71,17 +76,18 @@ class BatchNorm(nnx.Module):
     """w * (x - mean) / sqrt(var + eps) + b with statistics of each channel over the tokens of the batch, padding left out
     (arXiv 1502.03167); in evaluation, with running averages of them.
 
-    The averages are parameters of group "statistics", whose gradient is made to be their distance from what the batch
-    shows: the optimiser moves them by a tenth of it, and nothing else is needed for stacked, rematerialised or
-    distributed layers.
+    The averages are parameters that no gradient moves (group "fixed"). In training the norm returns the batch's statistics
+    beside its output, the model hands them on to who trains it, and `follow` moves the averages.
     """
+
+    momentum: ClassVar[float] = 0.1  # the share of a batch in the running averages
 
     def __init__(self, size: int, *, rngs: nnx.Rngs, axis: str | None = None, eps: float = 1e-5):
         facts = {"decay": False, "keep_float32": True}
         self.weight = param(rngs, ones, (size,), (axis,), **facts)
         self.bias = param(rngs, zeros, (size,), (axis,), **facts)
-        self.mean = param(rngs, zeros, (size,), (axis,), group="statistics", **facts)
-        self.variance = param(rngs, ones, (size,), (axis,), group="statistics", **facts)
+        self.mean = param(rngs, zeros, (size,), (axis,), group="fixed", **facts)
+        self.variance = param(rngs, ones, (size,), (axis,), group="fixed", **facts)
         self.eps = eps
 
     def __call__(
@@ -90,28 +96,37 @@ class BatchNorm(nnx.Module):
         *,
         training: bool = False,
         segment_ids: Int[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T D"]:
+    ) -> tuple[Float[Array, "B T D"], Statistics | None]:
+        """Returns y, and the statistics of the batch under the names of their averages; None in evaluation."""
         x32 = x.astype(jnp.float32)
-        mean, variance = self.mean[...], self.variance[...]
         if training:
             valid = jnp.ones(x.shape[:2]) if segment_ids is None else (segment_ids != 0).astype(jnp.float32)
             count = jnp.maximum(jnp.sum(valid), 1)
             over = lambda a: jnp.einsum("bt,btd->d", valid, a, precision="highest") / count
-            batch_mean = over(x32)
-            batch_variance = over(jnp.square(x32 - batch_mean))
-            mean = _follow(mean, batch_mean)
-            variance = _follow(variance, batch_variance)
+            mean = over(x32)
+            variance = over(jnp.square(x32 - mean))
+        else:
+            mean, variance = (jax.lax.stop_gradient(average[...]) for average in (self.mean, self.variance))
         x32 = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
-        return (x32 * self.weight[...] + self.bias[...]).astype(x.dtype)
+        y = (x32 * self.weight[...] + self.bias[...]).astype(x.dtype)
+        return y, {"mean": mean, "variance": variance} if training else None
 
 
-@jax.custom_vjp
-def _follow(average, value):
-    """`value`; but the gradient to `average` is its distance from the value."""
-    return value
+def follow(params: PyTree, statistics: Statistics | None) -> PyTree:
+    """The parameters of a model after a batch: each running average moves by `BatchNorm.momentum` of its distance.
+
+    Args:
+      params: nested dicts of arrays.
+      statistics: what the model returned in training: the same nested dicts, down to the averages and to nothing else; None
+        where there are none.
+    """
+    return params if statistics is None else _followed(params, statistics)
 
 
-_follow.defvjp(lambda average, value: (value, average - value), lambda distance, gradient: (distance, gradient))
+def _followed(params, statistics):
+    if not isinstance(statistics, Mapping):
+        return params + BatchNorm.momentum * (statistics - params)
+    return {**params, **{name: _followed(params[name], found) for name, found in statistics.items()}}
 
 
 NORMS = {
@@ -125,8 +140,12 @@ NORMS = {
 
 def normalize(
     norm: nnx.Module, x: Float[Array, "B T D"], *, training: bool, segment_ids: Int[Array, "B T"] | None
-) -> Float[Array, "B T D"]:
-    """Applies any of the NORMS; the last two arguments are for those whose statistics are of the batch."""
+) -> tuple[Float[Array, "B T D"], Statistics | None]:
+    """Applies any of the NORMS; the last two arguments are for those whose statistics are of the batch.
+
+    Returns:
+      y, and in training the batch's statistics, of a norm that has them.
+    """
     if isinstance(norm, BatchNorm):
         return norm(x, training=training, segment_ids=segment_ids)
-    return norm(x)
+    return norm(x), None

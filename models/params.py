@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.checks import ascending, at_least
+
 Initializer = Callable[[jax.Array, Sequence[int], jnp.dtype], jax.Array]
 
 
@@ -34,9 +36,8 @@ def param(
       axes: logical axis name of each dimension ("embed", "heads", "mlp", "vocab", "state" or None), read by
         `training/sharding.py`.
       decay: whether weight decay applies; by default to matrices (two dimensions or more) and not to vectors.
-      group: learning-rate group; its multiplier is `config.optimizer.group_scale[group]`. Group "fixed" is never trained
-        (read such parameters through `jax.lax.stop_gradient`); group "statistics" moves by a tenth of minus its gradient,
-        which is no part of the loss's (see `models.norms.BatchNorm`).
+      group: learning-rate group; its multiplier is `config.optimizer.group_scale[group]`. No gradient moves group "fixed" (read
+        such parameters through `jax.lax.stop_gradient`).
       keep_float32: whether the parameter stays in float32 when the model computes in bfloat16.
 
     Raises:
@@ -64,6 +65,37 @@ def dense(
     return param(rngs, normal(std), shape, axes, **facts)
 
 
+def residual_output(
+    rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], depth: int, *, branches: int = 2
+) -> nnx.Param:
+    """Makes the last map of a residual branch, from all axes but the last to the last, which is the width.
+
+    Its gain is (branches * depth)^(-1/2), so that the sum of a model's branches has the same size at every depth (GPT-2).
+
+    Args:
+      depth: number of blocks of the model.
+      branches: residual branches of a block: 2 for a mixer beside a channel mixer, 1 for a mixer that replaces it.
+    """
+    return dense(rngs, shape, axes, inputs=len(shape) - 1, gain=(branches * depth) ** -0.5)
+
+
+def conv_taps(rngs: nnx.Rngs, conv_size: int, channels: int, axis: str | None) -> nnx.Param:
+    """Makes the taps [conv_size, channels] of a short convolution: U(-a, a), a = conv_size^(-1/2); `axis` names the channels.
+
+    Raises:
+      UserError: if there is no tap.
+    """
+    at_least(1, conv_size=conv_size)
+    return param(rngs, fan_in_uniform(conv_size), (conv_size, channels), (None, axis), decay=False)
+
+
+def time_scale(
+    rngs: nnx.Rngs, init: Initializer, shape: Sequence[int], axes: Sequence[str | None], *, group: str = "default"
+) -> nnx.Param:
+    """Makes a parameter that sets the time scales of a state, or belongs to them: it stays in float32 and does not decay."""
+    return param(rngs, init, shape, axes, decay=False, group=group, keep_float32=True)
+
+
 def normal(std: float) -> Initializer:
     """N(0, std^2)."""
     return lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype)
@@ -80,6 +112,11 @@ def uniform(low: float, high: float) -> Initializer:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, low, high)
 
 
+def fan_in_uniform(inputs: int) -> Initializer:
+    """U(-a, a), a = inputs^(-1/2): PyTorch's default for maps, biases and convolutions."""
+    return uniform(-(inputs**-0.5), inputs**-0.5)
+
+
 def constant(value) -> Initializer:
     """A constant, broadcast to the shape."""
     return lambda key, shape, dtype: jnp.broadcast_to(jnp.asarray(value, dtype), shape)
@@ -94,8 +131,33 @@ def log_uniform(low: float, high: float) -> Initializer:
     return lambda key, shape, dtype: jnp.exp(jax.random.uniform(key, shape, dtype, math.log(low), math.log(high)))
 
 
+def log_of(init: Initializer) -> Initializer:
+    """The logarithms of what `init` draws."""
+    return lambda key, shape, dtype: jnp.log(init(key, shape, dtype))
+
+
+def log_step(dt_min: float, dt_max: float) -> Initializer:
+    """log dt for step sizes dt that are log-uniform in [dt_min, dt_max].
+
+    Raises:
+      UserError: if that is no range of positive numbers.
+    """
+    ascending(dt_min=dt_min, dt_max=dt_max)
+    return log_of(log_uniform(dt_min, dt_max))
+
+
+def step_bias(dt_min: float = 0.001, dt_max: float = 0.1) -> Initializer:
+    """The bias b of dt = softplus(b + ...) for step sizes dt that are log-uniform in [dt_min, dt_max], but at least 1e-4.
+
+    Raises:
+      UserError: if that is no range of positive numbers.
+    """
+    ascending(dt_min=dt_min, dt_max=dt_max)
+    return inverse_softplus(log_uniform(max(dt_min, 1e-4), dt_max))
+
+
 def inverse_softplus(init: Initializer) -> Initializer:
-    """The values whose softplus is what `init` draws (bias of `dt = softplus(bias + ...)`)."""
+    """The values whose softplus is what `init` draws."""
 
     def draw(key, shape, dtype):
         value = init(key, shape, dtype)

@@ -1,11 +1,13 @@
 """Projections with a short convolution, which make the queries, keys and values of the delta rules."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.params import dense, param, uniform
+from models.params import conv_taps, dense
 from models.partitioning import constrain
 from ops.short_convolution import short_convolution
 
@@ -22,22 +24,33 @@ class ConvolvedProjection(nnx.Module):
     def __init__(self, width: int, heads: int, size: int, conv_size: int, *, rngs: nnx.Rngs):
         self.size = size
         self.weight = dense(rngs, (width, heads * size), ("embed", "heads"))
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.taps = param(rngs, tap, (conv_size, heads * size), (None, "heads"), decay=False)
+        self.taps = conv_taps(rngs, conv_size, heads * size, "heads")
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        state: Float[Array, "B W-1 H*K"] | None,
+        state: Float[Array, "B past C"] | None,
         segment_ids: Int[Array, "B T"] | None,
-    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B W-1 H*K"]]:
+    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B past C"]]:
         """Returns the heads and the next state: the last inputs of the convolution. For the arguments see
         `ops.short_convolution`."""
         u = constrain(x @ self.weight[...], "batch", "length", "heads")
         u, state = short_convolution(u, self.taps[...], initial_state=state, segment_ids=segment_ids)
         return jax.nn.silu(u).reshape(*u.shape[:2], -1, self.size), state
 
-    def initial_state(self, batch: int) -> Float[Array, "B W-1 H*K"]:
+    def initial_state(self, batch: int) -> Float[Array, "B past C"]:
         """The state before the first token."""
         conv_size, channels = self.taps.shape
         return jnp.zeros((batch, conv_size - 1, channels), jnp.float32)
+
+
+def convolve(
+    projections: Sequence[ConvolvedProjection],
+    x: Float[Array, "B T D"],
+    states: Sequence[Float[Array, "B past C"]] | None,
+    segment_ids: Int[Array, "B T"] | None,
+) -> tuple[list[Float[Array, "B T H K"]], list[Float[Array, "B past C"]]]:
+    """What several projections make of x, such as queries, keys and values, and their next states."""
+    states = [None] * len(projections) if states is None else states
+    made = [projection(x, state, segment_ids) for projection, state in zip(projections, states, strict=True)]
+    return [heads for heads, _ in made], [state for _, state in made]

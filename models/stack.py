@@ -6,13 +6,18 @@ What passes between layers beside the residual stream has one way: each mixer is
 and those that declare `Mixer.Shared` get common parameters and hand a stream from one to the next, see `mixer.Context`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from models import mixer as mixers
 from models.block import Block
 from models.mixer import Context
+from models.norms import Statistics
 
 REMAT = {
     "none": None,
@@ -28,23 +33,47 @@ class Pattern(nnx.Module):
       repeat: which repeat of the pattern it is; may be traced.
     """
 
-    def __init__(self, config, repeat, *, rngs: nnx.Rngs):
+    def __init__(self, config, repeat: int | Int[Array, ""], *, rngs: nnx.Rngs):
         self.names = config.pattern
         self.blocks = nnx.List(
             [Block(name, self.layer(i, repeat), config, rngs=rngs) for i, name in enumerate(self.names)]
         )
 
-    def layer(self, i: int, repeat):
+    def layer(self, i: int, repeat: int | Int[Array, ""]) -> int | Int[Array, ""]:
         """The place of the i-th block among those of its name in the model."""
         return repeat * self.names.count(self.names[i]) + self.names[:i].count(self.names[i])
 
-    def __call__(self, x, carries=None, streams=None, *, repeat=0, segment_ids=None, positions=None, key=None):
-        new, streams = [], dict(streams or {})
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        carries: list | None = None,
+        streams: Mapping[str, Any] | None = None,
+        *,
+        repeat: int | Int[Array, ""] = 0,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], list | None, dict[str, Any], Statistics]:
+        """Applies the blocks.
+
+        Args:
+          x: [batch, length, width].
+          carries: one of each block; None without.
+          streams: what the repeat before handed on, by mixer name.
+          repeat: which repeat of the pattern it is; may be traced.
+          segment_ids, positions: as in `Mixer.__call__`.
+          key: source of random numbers in training; None in evaluation.
+
+        Returns:
+          y; the carries, a list, one of each block (None without); the streams by mixer name; and what the norms saw of the
+          batch, see `models.norms.Statistics`.
+        """
+        new, streams, statistics = [], dict(streams or {}), {}
         for i, (name, block) in enumerate(zip(self.names, self.blocks)):
             context = Context(
                 self.layer(i, repeat), None if key is None else jax.random.fold_in(key, i), streams.get(name)
             )
-            x, carry, stream = block(
+            x, carry, stream, statistics[str(i)] = block(
                 x,
                 None if carries is None else carries[i],
                 segment_ids=segment_ids,
@@ -54,7 +83,7 @@ class Pattern(nnx.Module):
             new.append(carry)
             if name in streams:
                 streams[name] = stream
-        return x, (None if carries is None else new), streams
+        return x, (None if carries is None else new), streams, {"blocks": statistics}
 
 
 class Stack(nnx.Module):
@@ -67,22 +96,22 @@ class Stack(nnx.Module):
         self.stacked = jax.vmap(make)(keys, jnp.arange(self.repeats))
         self.shared = nnx.Dict(
             {
-                name: mixers.create_shared(
-                    name,
-                    config.width,
-                    rngs=rngs,
-                    causal=config.causal,
-                    layers=config.layers(name),
-                    length=config.length,
-                    **config.mixer.get(name, {}),
-                )
+                name: mixers.create_shared(name, config.width, rngs=rngs, **config.mixer_options(name))
                 for name in dict.fromkeys(config.pattern)
                 if mixers.find(name).Shared is not None
             }
         )
         self.remat = config.remat
 
-    def __call__(self, x, carry=None, *, segment_ids=None, positions=None, key=None):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        carry: Any = None,
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any, Statistics]:
         """Applies all blocks.
 
         Args:
@@ -90,19 +119,19 @@ class Stack(nnx.Module):
           carry: None or the stacked carries of `initial_carry`.
           segment_ids: as in `Mixer.__call__`.
           positions: [batch, length].
-          key: source of random numbers (dropout, mixers that are `random`); None for evaluation.
+          key: source of random numbers in training (dropout, mixers that are `random`); None in evaluation.
 
         Returns:
-          (y, carry).
+          y, the carry, and in training what the norms saw of the batch, see `models.norms.Statistics`.
         """
 
         def repeat(passing, inputs):
             x, streams = passing
             pattern, carries, key, index = inputs
-            x, carries, streams = pattern(
+            x, carries, streams, statistics = pattern(
                 x, carries, streams, repeat=index, segment_ids=segment_ids, positions=positions, key=key
             )
-            return (x, streams), carries
+            return (x, streams), (carries, statistics)
 
         if self.remat != "none":
             repeat = jax.checkpoint(repeat, prevent_cse=False, policy=REMAT[self.remat])
@@ -110,10 +139,11 @@ class Stack(nnx.Module):
         streams = {
             name: shared(x, segment_ids=segment_ids, positions=positions) for name, shared in self.shared.items()
         }
-        (x, _), carry = jax.lax.scan(repeat, (x, streams), (self.stacked, carry, keys, jnp.arange(self.repeats)))
-        return x, carry
+        inputs = (self.stacked, carry, keys, jnp.arange(self.repeats))
+        (x, _), (carry, statistics) = jax.lax.scan(repeat, (x, streams), inputs)
+        return x, carry, {"stacked": statistics}
 
-    def initial_carry(self, batch: int, capacity: int):
+    def initial_carry(self, batch: int, capacity: int) -> Any:
         """The carries of all blocks before the first token, stacked like the parameters."""
         make = lambda pattern: [block.initial_carry(batch, capacity) for block in pattern.blocks]
         return jax.vmap(make)(self.stacked)

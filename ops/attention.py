@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from common.errors import UserError
 from ops import dispatch
 from ops.attention_blocks import (
     FLOOR,
-    UNNORMALISED,
     Form,
     Inputs,
     block_length,
     blockwise,
     by_queries,
+    check_activation,
     distances,
     visible,
 )
@@ -31,6 +32,7 @@ from ops.segments import zero_padding
 NOTHING = FLOOR
 
 
+@dispatch.primitive("reference", "blockwise", "library", matmul="blockwise")
 def attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S G K"],
@@ -60,8 +62,8 @@ def attention(
       q: queries [batch, T, heads, K].
       k, v: keys [batch, S, key heads, K] and values [batch, S, key heads, V]. heads is a multiple of the key heads,
         and query head h reads key head h // (heads / key heads).
-      activation: f. "softmax" over the visible keys, or without a normaliser "relu2", max(s, 0)^2 (arXiv 2202.10447),
-        or "laplace" (arXiv 2209.10655); these are masked after f.
+      activation: f. "softmax" over the visible keys, or without a normaliser "relu", "relu2", max(s, 0)^2 (arXiv
+        2202.10447), or "laplace" (arXiv 2209.10655); these are masked after f.
       causal: keys to the right of the query are not seen.
       window: of the keys, those in (i - window, i] if causal, else those with |i - j| <= window // 2.
       scale: factor of q.k, K**-0.5 by default.
@@ -86,6 +88,8 @@ def attention(
 
     Raises:
       ValueError: if shapes or options do not fit together.
+      UserError: for a window or blocks below 1, or heads that are no multiple of the key heads.
+      UserError: for an unknown activation, a window or blocks below 1, or heads that are no multiple of the key heads.
     """
     labels = (query_labels, key_labels)
     _check(q, k, v, activation, window, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
@@ -97,10 +101,11 @@ def attention(
     # Segments reach cuDNN as a [T, S] mask, which moderate lengths can afford.
     moderate = segment_ids is None or q.shape[1] * k.shape[1] <= 2048**2
     fused = library and _cudnn_takes(form, x.q, x.k, segment_ids) and moderate
-    chosen = dispatch.choose(implementation, offered, "library" if fused else "blockwise")
+    chosen = dispatch.choose("attention", implementation, "library" if fused else "blockwise", offered)
     return _library(form, x) if chosen == "library" else _portable(chosen, form, x, query_offset, block_size)[0]
 
 
+@dispatch.primitive("reference", "blockwise", matmul="blockwise")
 def attention_with_logsumexp(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S G K"],
@@ -132,7 +137,7 @@ def attention_with_logsumexp(
     _check(q, k, v, "softmax", window, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
     form = Form("softmax", causal, window, q.shape[3] ** -0.5 if scale is None else float(scale), mask)
     x = _inputs(q, k, v, slopes, segment_ids, key_segment_ids, query_offset, form, labels)
-    chosen = dispatch.choose(implementation, ("reference", "blockwise"), "blockwise")
+    chosen = dispatch.choose("attention_with_logsumexp", implementation, "blockwise")
     return _portable(chosen, form, x, query_offset, block_size)
 
 
@@ -161,11 +166,15 @@ def _inputs(q, k, v, slopes, segment_ids, key_segment_ids, query_offset, form, l
     k, v = zero_padding(k, key_segment_ids), zero_padding(v, key_segment_ids)
     queries, keys = labels
     if form.mask is not None:
-        index = lambda x, start: jnp.broadcast_to(start + jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
         if queries is None:
-            queries, keys = index(q, query_offset), index(k, 0) if keys is None else keys
+            queries, keys = _places(q, query_offset), _places(k, 0) if keys is None else keys
         keys = queries if keys is None else keys
     return Inputs(q, k, v, slopes, segment_ids, key_segment_ids, queries, keys)
+
+
+def _places(x, start):
+    """The index of each token, of which the first is at `start`."""
+    return jnp.broadcast_to(start + jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
 
 
 def _portable(chosen, form, x, query_offset, block_size):
@@ -185,12 +194,11 @@ def _check(q, k, v, activation, window, slopes, mask, labels, segment_ids, key_s
     if k.shape != (B, S, G, K) or v.shape[:3] != (B, S, G):
         raise ValueError(f"q {q.shape} and v {v.shape} do not fit k {k.shape}: batch, length, key heads or K differ")
     if H % G:
-        raise ValueError(f"the number of query heads must be a multiple of the number of key heads: {H} and {G}")
-    if activation != "softmax" and activation not in UNNORMALISED:
-        raise ValueError(f"activation={activation!r} is unknown; choose from {('softmax', *UNNORMALISED)}")
+        raise UserError(f"the number of query heads must be a multiple of the number of key heads: {H} and {G}")
+    check_activation(activation)
     for name, value in (("window", window), ("block_size", block_size)):
         if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, or None: {value}")
+            raise UserError(f"{name} must be at least 1, or None: {value}")
     if slopes is not None and slopes.shape != (H,):
         raise ValueError(f"slopes must have one entry per query head, {(H,)}: {slopes.shape}")
     if segment_ids is None and key_segment_ids is not None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from common.errors import check_choice
 from ops import dispatch
 
 # Finite stand-ins for minus infinity. Running maxima start above the masked score, so that the weights of a row that
@@ -27,13 +28,23 @@ from ops import dispatch
 _MASKED, FLOOR = -1e30, -1e20
 
 
+def _squared_relu(s):
+    return jnp.square(jax.nn.relu(s))
+
+
 def _laplace(s):
-    # Agrees with relu2 in value and slope at sqrt(1/2), arXiv 2209.10655.
+    """The normal distribution that agrees with the squared ReLU in value and slope at sqrt(1/2), arXiv 2209.10655."""
     mean, deviation = math.sqrt(0.5), math.sqrt(0.25 / math.pi)
     return 0.5 * (1.0 + jax.lax.erf((s - mean) / (deviation * math.sqrt(2.0))))
 
 
-UNNORMALISED = {"relu2": lambda s: jnp.square(jax.nn.relu(s)), "laplace": _laplace}
+# What a score weighs where weights are not normalised.
+UNNORMALISED = {"relu": jax.nn.relu, "relu2": _squared_relu, "laplace": _laplace}
+
+
+def check_activation(activation: str) -> None:
+    """Raises a UserError, with the near names, for an activation that is neither "softmax" nor in `UNNORMALISED`."""
+    check_choice("activation", activation, ("softmax", *UNNORMALISED))
 
 
 class Form(NamedTuple):

@@ -5,20 +5,13 @@ row's blocks begin where its documents do, so they do not lie on one grid. Queri
 the row's own grid, and see the blocks of the grid beside them as far as these belong to their own block.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from common.errors import UserError
 from ops import dispatch, segments
-
-_WEIGHTS = {
-    "relu": jax.nn.relu,
-    "relu2": lambda s: jnp.square(jax.nn.relu(s)),
-    # Mean sqrt(1/2) and variance 1 / (4 pi).
-    "laplace": lambda s: 0.5 * (1 + jax.lax.erf((s - math.sqrt(0.5)) * math.sqrt(2 * math.pi))),
-}
+from ops.attention_blocks import UNNORMALISED, check_activation
 
 
 def block_ids(segment_ids: Int[Array, "B T"] | None, positions: Int[Array, "B T"], size: int) -> Int[Array, "B T"]:
@@ -76,12 +69,14 @@ def block_attention(
       y in v's dtype, 0 at padding, and the state after the piece (None without one before).
 
     Raises:
-      ValueError: for an unknown activation, a size below 1, or a state that is not causal.
+      UserError: for an unknown activation or a size below 1.
+      ValueError: for a state that is not causal.
     """
-    if activation != "softmax" and activation not in _WEIGHTS:
-        raise ValueError(f"activation={activation!r} is unknown; choose from {('softmax', *_WEIGHTS)}")
-    if size < 1 or (initial_state is not None and not causal):
-        raise ValueError(f"blocks need size >= 1 and a state needs causal=True; got {size} and causal={causal}")
+    check_activation(activation)
+    if size < 1:
+        raise UserError(f"the size of a block must be at least 1, got {size}")
+    if initial_state is not None and not causal:
+        raise ValueError("a state needs causal=True")
     length, state = q.shape[1], initial_state
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if state is not None:
@@ -125,13 +120,15 @@ def _attend(activation, scale, q, k, v, visible):
     """Arrays [B, grid, tokens, heads, channels]. The backward pass recomputes the scores instead of keeping them."""
     precision = dispatch.matmul_precision(jnp.result_type(q, k))
     wide = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
-    product = lambda form, a, b: jnp.einsum(form, a, b, precision=precision, preferred_element_type=wide)
+
+    def product(form, a, b):
+        return jnp.einsum(form, a, b, precision=precision, preferred_element_type=wide)
 
     @jax.checkpoint
     def attend(q, k, v):
         s = scale * product("bgihk,bgjhk->bghij", q, k)
         if activation != "softmax":
-            p = jnp.where(visible, _WEIGHTS[activation](s), 0)
+            p = jnp.where(visible, UNNORMALISED[activation](s), 0)
             return product("bghij,bgjhv->bgihv", p.astype(v.dtype), v).astype(v.dtype)
         s = jnp.where(visible, s, jnp.finfo(wide).min)
         p = jnp.where(visible, jnp.exp(s - jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True))), 0)

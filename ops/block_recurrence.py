@@ -4,18 +4,20 @@ Two coupled states per channel, such as the velocity and the place of an oscilla
 diagonalisable, so that this is not a complex diagonal recurrence.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ops import dispatch, segments
-from ops.linear_recurrence import segment_masks
-from ops.token_loop import chunking, join, split
+from ops.token_loop import join, segment_masks, split_masked
 
 _CHUNK = {"sequential": 32, "associative": 64}
 
 
+@dispatch.primitive("reference", "sequential", "associative")
 def block_recurrence(
     m: Float[Array, "2 2 N"],
     f: Float[Array, "B T 2 N"],
@@ -42,7 +44,7 @@ def block_recurrence(
       ValueError: if shapes disagree or the implementation is unknown.
     """
     policy = "sequential" if dispatch.on_cpu() else "associative"
-    form = dispatch.choose(implementation, ("reference", "sequential", "associative"), policy)
+    form = dispatch.choose("block_recurrence", implementation, policy)
     batch, length, *shape = f.shape
     if len(shape) != 2 or shape[0] != 2 or m.shape != (2, *shape):
         raise ValueError(f"f must be [B, T, 2, N] and m [2, 2, N]; got {f.shape} and {m.shape}")
@@ -51,17 +53,13 @@ def block_recurrence(
     dtype = jnp.promote_types(jnp.result_type(f, m), jnp.float32)
     h = jnp.zeros((batch, *shape), dtype) if initial_state is None else initial_state.astype(dtype)
     m = m.astype(dtype)
-    inputs = (jnp.swapaxes(segments.zero_padding(f, segment_ids), 0, 1).astype(dtype), segment_masks(segment_ids))
+    inputs, masks = jnp.swapaxes(segments.zero_padding(f, segment_ids), 0, 1).astype(dtype), segment_masks(segment_ids)
     if form == "reference" or length == 1:
-        h, all_h = lax.scan(lambda h, token: _step(m, h, token), h, inputs)
+        h, all_h = _sequential_chunk(m, h, (inputs, masks))
     else:
-        count, size = chunking(length, _CHUNK[form])
-        if (
-            count * size > length and segment_ids is None
-        ):  # the tail must be told from tokens: it is not to decay the state
-            inputs = (inputs[0], (jnp.zeros((length, batch), bool), jnp.ones((length, batch), bool)))
         chunk = _sequential_chunk if form == "sequential" else _associative_chunk
-        h, all_h = lax.scan(jax.checkpoint(lambda h, xs: chunk(m, h, xs)), h, split(inputs, count, size))
+        tokens = split_masked(inputs, masks, _CHUNK[form])
+        h, all_h = lax.scan(jax.checkpoint(functools.partial(chunk, m)), h, tokens)
         all_h = join(all_h, length)
     return segments.zero_padding(jnp.swapaxes(all_h, 0, 1).astype(f.dtype), segment_ids), h
 
@@ -77,7 +75,7 @@ def _step(m, h, token):
 
 
 def _sequential_chunk(m, h, tokens):
-    return lax.scan(lambda h, token: _step(m, h, token), h, tokens)
+    return lax.scan(functools.partial(_step, m), h, tokens)
 
 
 def _associative_chunk(m, h, tokens):

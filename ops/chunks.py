@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from common.errors import UserError
 from ops.dispatch import on_cpu
 
 
@@ -21,11 +22,21 @@ def fit(chunk_size: int, length: int) -> int:
     """The chunk size to use: `chunk_size`, or the next power of two of the length if that is less.
 
     Raises:
-      ValueError: if `chunk_size` is not a power of two.
+      UserError: if `chunk_size` is not a power of two.
     """
-    if chunk_size < 1 or chunk_size & (chunk_size - 1):
-        raise ValueError(f"chunk_size must be a power of two; got {chunk_size}")
+    check_size(chunk_size)
     return min(chunk_size, 1 << (length - 1).bit_length())
+
+
+def check_size(chunk_size: int) -> None:
+    """Raises a UserError if `chunk_size` is not a power of two."""
+    if chunk_size < 1 or chunk_size & (chunk_size - 1):
+        raise UserError(f"chunk_size must be a power of two; got {chunk_size}")
+
+
+def bounded(log_decay: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Raises log-decays to a bound at which exp is 0 already, so that sums and differences of them stay finite."""
+    return jnp.maximum(log_decay, -750.0 if log_decay.dtype == jnp.float64 else -110.0)
 
 
 def split(x: Shaped[Array, "B T H ..."], chunk: int) -> Shaped[Array, "N B H C ..."]:
@@ -81,7 +92,7 @@ def boundary_decays(
     )
 
 
-def dot(spec: str, a: Float[Array, "... I K"], b: Float[Array, "... K J"], precision=None) -> Float[Array, "... I J"]:
+def dot(spec: str, a: Float[Array, "... _ _"], b: Float[Array, "... _ _"], precision=None) -> Float[Array, "... _ _"]:
     """Matrix product over broadcast leading axes.
 
     On a CPU the leading axes become one: XLA has no fast kernel for products with more (and aborts at rank 8).
@@ -101,6 +112,23 @@ def dot(spec: str, a: Float[Array, "... I K"], b: Float[Array, "... K J"], preci
     return product.reshape(lead + product.shape[-2:])
 
 
+def matmul(
+    x: Float[Array, "... I K"], y: Float[Array, "... K J"], precision=jax.lax.Precision.HIGHEST
+) -> Float[Array, "... I J"]:
+    """`dot` of rows and columns, in full precision unless told otherwise."""
+    return dot("ik,kj->ij", x, y, precision)
+
+
+def transpose(x: Shaped[Array, "... I J"]) -> Shaped[Array, "... J I"]:
+    """Swaps the last two axes."""
+    return jnp.swapaxes(x, -1, -2)
+
+
+def rows_before(x: Float[Array, "... C K"], first: float) -> Float[Array, "... C K"]:
+    """Each row is that of the token before; the first is filled with a number."""
+    return jnp.concatenate([jnp.full_like(x[..., :1, :], first), x[..., :-1, :]], -2)
+
+
 def lower(chunk: int, strict: bool = False) -> Bool[Array, "C C"]:
     """True where j <= i, or j < i if strict."""
     return jnp.tril(jnp.ones((chunk, chunk), bool), -1 if strict else 0)
@@ -111,14 +139,14 @@ def pair_decays(G: Float[Array, "... C 1"], *, strict: bool = False) -> Float[Ar
     keep = lower(G.shape[-2], strict)
     # Masked before exp as well: above the diagonal the difference is positive, and an infinity there would turn the
     # gradient into NaN.
-    difference = jnp.where(keep, G - jnp.swapaxes(G, -1, -2), 0)
+    difference = jnp.where(keep, G - transpose(G), 0)
     return jnp.where(keep, jnp.exp(difference), 0)
 
 
 def decayed_scores(
     a: Float[Array, "... C K"],
     b: Float[Array, "... C K"],
-    G: Float[Array, "... C K"],
+    G: Float[Array, "... C #K"],
     *,
     strict: bool = False,
     precision: jax.lax.Precision | None = None,
@@ -149,8 +177,8 @@ def _halving(a, b, G, strict, precision):
     if size <= 4:
         return _pairwise(a, b, G, strict)
     half = size // 2
-    halves = lambda x: x.reshape(*lead, 2 * n, half, K)
-    diagonal = _halving(halves(a), halves(b), halves(G), strict, precision).reshape(*lead, n, 2, half, half)
+    halves = (x.reshape(*lead, 2 * n, half, K) for x in (a, b, G))
+    diagonal = _halving(*halves, strict, precision).reshape(*lead, n, 2, half, half)
     middle = G[..., half - 1 : half, :]
     rows = a[..., half:, :] * jnp.exp(G[..., half:, :] - middle)
     columns = b[..., :half, :] * jnp.exp(middle - G[..., :half, :])

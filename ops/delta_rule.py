@@ -19,14 +19,15 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ops import chunks, dispatch, segments
+from ops.chunks import matmul, rows_before, transpose
 from ops.triangular import solve_unit_lower
 
-_OFFERED = ("reference", "sequential", "chunked")
 _CHUNK = 64
 _GROUP = 8  # chunks prepared at once on an accelerator: parallel work, for a bounded piece of memory
 _FULL = lax.Precision.HIGHEST
 
 
+@dispatch.primitive("reference", "sequential", "chunked", matmul="chunked")
 def delta_rule(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
@@ -66,20 +67,21 @@ def delta_rule(
       y in v's dtype, zero on padding, and the final state in float32 (float64 if any of q, k, v is).
 
     Raises:
-      ValueError: if shapes disagree, unless exactly one of `beta` and (`a`, `b`) is given, if `chunk_size` is not a
-        power of two, or if the implementation is unknown.
+      ValueError: if shapes disagree, unless exactly one of `beta` and (`a`, `b`) is given, or if the implementation is
+        unknown.
+      UserError: if `chunk_size` is not a power of two.
     """
     _check(q, k, v, beta, log_decay, a, b, initial_state, segment_ids, chunk_size)
     batch, length, heads, key_size = q.shape
     policy = "sequential" if dispatch.on_cpu() and key_size * v.shape[-1] <= 4096 else "chunked"
-    form = dispatch.choose(implementation, _OFFERED, policy)
+    form = dispatch.choose("delta_rule", implementation, policy)
     if length == 1:
         form = "reference"  # one step: there is nothing to chunk, nor to recompute
 
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
     precision = dispatch.matmul_precision(v.dtype)
-    present = lambda x: None if x is None else segments.zero_padding(x, segment_ids).astype(dtype)
-    q, k, values, beta, g, a, b = map(present, (q, k, v, beta, log_decay, a, b))
+    arrays = (q, k, v, beta, log_decay, a, b)
+    q, k, values, beta, g, a, b = jax.tree.map(lambda x: segments.zero_padding(x, segment_ids).astype(dtype), arrays)
     q = scale * q
     beta = None if beta is None else beta[..., None]
     if g is None:
@@ -117,8 +119,8 @@ def _check(q, k, v, beta, log_decay, a, b, initial_state, segment_ids, chunk_siz
     for name, (x, shapes) in expected.items():
         if x is not None and x.shape not in shapes:
             raise ValueError(f"{name} must have the shape {' or '.join(map(str, shapes))}, not {x.shape}")
-    if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
-        raise ValueError(f"chunk_size must be a power of two, not {chunk_size}")
+    if chunk_size is not None:
+        chunks.check_size(chunk_size)
 
 
 def _read(S, x):
@@ -139,6 +141,14 @@ def _dot(x, y):
 
 def _time_major(x):
     return None if x is None else jnp.moveaxis(x, 1, 0)
+
+
+def _tokens_after(x):
+    return jnp.concatenate([x[1:], jnp.zeros_like(x[:1])])
+
+
+def _tokens_before(x):
+    return jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
 
 
 def _reference(q, k, v, beta, g, a, b, state, start):
@@ -208,14 +218,15 @@ def _recurrence_backward(saved, cotangents):
     """
     q, a, b, write, g, u, state = saved
     dy, d_final = cotangents
-    after = lambda x: jnp.concatenate([x[1:], jnp.zeros_like(x[:1])])
-    before = lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
-    b_after = after(b)
+    b_after = _tokens_after(b)
 
     def back(carry, x):
         L, du_after = carry
         q, a, b_after, write, g, u, dy = x
-        held = lambda key: _read(L, key) + _dot(key, b_after) * du_after + _dot(key, q) * dy
+
+        def held(key):
+            return _read(L, key) + _dot(key, b_after) * du_after + _dot(key, q) * dy
+
         du = held(a)
         d_write = None if write is None else (_read_values(L, write[1]), held(write[0]))
         L_a = _read_values(L, u)
@@ -226,14 +237,14 @@ def _recurrence_backward(saved, cotangents):
         back, (d_final, jnp.zeros_like(u[0])), (q, a, b_after, write, g, u, dy), reverse=True
     )
     d_state = L + _outer(b[0], du[0])
-    du_after = after(du)
+    du_after = _tokens_after(du)
 
     def forth(S, x):  # carries S'_t, and adds the write of the token before only now, so that S'_T comes out
         a, u, write, g, dy, du_after = x
         S = jnp.exp(g)[..., None] * (S + _written(a, u, write))
         return S, (_read_values(S, dy), _read_values(S, du_after))
 
-    earlier = jax.tree.map(before, (a, u, write))
+    earlier = jax.tree.map(_tokens_before, (a, u, write))
     last, (S_q, S_b) = lax.scan(forth, state, (*earlier, g, dy, du_after))
 
     # The last token writes the final state undecayed: its terms cancel as well, and leave those of S'_T.
@@ -265,7 +276,7 @@ def _chunked(q, k, v, beta, g, a, b, state, start, chunk, precision):
 
     Only the state that enters a group is kept for the backward pass; the rest of the group is recomputed.
     """
-    g = jnp.maximum(g, -750.0 if g.dtype == jnp.float64 else -110.0)  # exp is 0 there already, and sums stay finite
+    g = chunks.bounded(g)
     length = q.shape[1]
     chunk = chunks.fit(chunk, length)
     count = -(-length // chunk)
@@ -314,34 +325,25 @@ def _group(precision, state, x):
         # b_t reads the state after token t - 1: as a query of that token, moved down a row afterwards.
         if start is not None:
             b = jnp.where(start[..., None], 0, b)
-        down = lambda x: jnp.pad(x[..., :-1, :], ((0, 0),) * (x.ndim - 2) + ((1, 0), (0, 0)))
         b_after = jnp.pad(b[..., 1:, :], ((0, 0),) * (b.ndim - 2) + ((0, 1), (0, 0)))
-        A = -down(_scores(b_after, a, G, masks))
-        W = b * jnp.concatenate([jnp.ones_like(enter[..., :1, :]), enter[..., :-1, :]], -2)
-        R = down(_matmul(_scores(b_after, k, G, masks), v))
+        A = -rows_before(_scores(b_after, a, G, masks), 0)
+        W = b * rows_before(enter, 1)
+        R = rows_before(matmul(_scores(b_after, k, G, masks), v), 0)
     W, R = jnp.split(solve_unit_lower(A, jnp.concatenate([W, R], -1)), [q.shape[-1]], -1)
-    writes = _transpose(a * leave)
-    added = None if beta is not None else _matmul(_transpose(k * leave), v)
+    writes = transpose(a * leave)
+    added = None if beta is not None else matmul(transpose(k * leave), v)
 
     def pass_state(S, x):
         W, R, writes, added, through = x
-        U = R + _matmul(W, S)
-        after = through[..., None] * S + _matmul(writes, U)
+        U = R + matmul(W, S)
+        after = through[..., None] * S + matmul(writes, U)
         return after if added is None else after + added, (S, U)
 
     state, (S, U) = lax.scan(pass_state, state, (W, R, writes, added, through))
-    y = _matmul(q * enter, S, precision) + _matmul(_scores(q, a, G, masks, precision), U, precision)
+    y = matmul(q * enter, S, precision) + matmul(_scores(q, a, G, masks, precision), U, precision)
     if beta is None:
-        y = y + _matmul(_scores(q, k, G, masks, precision), v, precision)
+        y = y + matmul(_scores(q, k, G, masks, precision), v, precision)
     return state, y
-
-
-def _matmul(x, y, precision=_FULL):
-    return chunks.dot("ik,kj->ij", x, y, precision)
-
-
-def _transpose(x):
-    return jnp.swapaxes(x, -1, -2)
 
 
 def _strict_scores(x, y, G, masks, precision=_FULL):

@@ -1,47 +1,215 @@
 """Choice of the implementation of a primitive.
 
-Every primitive takes `implementation=`. The default, "auto", lets a run-wide choice (`with implementation("chunked"):`)
-decide, and without one the primitive's own policy, which goes by platform and shape. The choice never changes what is
-computed, so it is an option of a run and not a hyperparameter of a mixer.
+A primitive declares its forms where it is written (`@primitive("reference", "sequential")`) and takes `implementation=`. The
+default, "auto", lets a choice for the whole run decide (`with implementation("attention=reference"):`), and without one the
+primitive's own policy, which goes by platform and shape. The form never changes what is computed, so it is an option of a
+run and not a hyperparameter of a mixer. A choice is obeyed or refused, and never passed over.
 """
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Sequence
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-_run_wide = contextvars.ContextVar("implementation", default="auto")
+import ops
+from common.errors import UserError, near
+
+
+class _Declared(NamedTuple):
+    """What a primitive has declared: its forms, and the one of them that is made of matrix products."""
+
+    forms: tuple[str, ...]
+    matmul: str | None
+
+
+# Decides where a primitive is called with "auto": (primitive, the forms that it offers, its policy) -> form.
+_Decision = Callable[[str, Sequence[str], str], str]
+
+_declared: dict[str, _Declared] = {}
+_run_wide: contextvars.ContextVar[_Decision | None] = contextvars.ContextVar("implementation", default=None)
+
+
+def primitive(*forms: str, matmul: str | None = None) -> Callable[[Callable], Callable]:
+    """Declares the forms of the decorated function, whose name is that of the primitive.
+
+    Args:
+      *forms: names of its implementations, "reference" among them.
+      matmul: the form that is made of matrix products, if one is; see `matmul_form`.
+    """
+
+    def declare(function: Callable) -> Callable:
+        _declared[function.__name__] = _Declared(forms, matmul)
+        return function
+
+    return declare
+
+
+def offered() -> dict[str, tuple[str, ...]]:
+    """The forms that each primitive of `ops` offers."""
+    for module in pkgutil.iter_modules(ops.__path__):
+        importlib.import_module(f"ops.{module.name}")
+    return {name: declared.forms for name, declared in sorted(_declared.items())}
+
+
+class Choice:
+    """The choice for a run: a form for each of some primitives, or one for all.
+
+    Args:
+      text: as of `implementation`.
+
+    Attributes:
+      asked: the primitives that were called with "auto" while the choice was in force, and the forms that each of them offered
+        at all of its calls.
+
+    Raises:
+      UserError: as `check` does.
+    """
+
+    def __init__(self, text: str):
+        self._everywhere, self._of = _parse(text)
+        self.asked: dict[str, tuple[str, ...]] = {}
+
+    def form(self, primitive: str, forms: Sequence[str], policy: str) -> str:
+        """The form that a primitive is to use.
+
+        Raises:
+          UserError: if it does not offer the chosen one.
+        """
+        self.asked[primitive] = tuple(form for form in self.asked.get(primitive, forms) if form in forms)
+        wanted = self._of.get(primitive, self._everywhere)
+        if wanted is None:
+            return policy
+        if wanted not in forms:
+            able = ", ".join(
+                f"{name}={wanted}" for name, declared in sorted(_declared.items()) if wanted in declared.forms
+            )
+            raise UserError(
+                f"implementation: {primitive} has no form {wanted!r} in this model, it offers {', '.join(forms)}; "
+                f"choose for single primitives (there is {able})"
+            )
+        return wanted
+
+    def check_used(self) -> None:
+        """Raises a UserError if some of the choice had no effect on what was called while it was in force."""
+        unused = [primitive for primitive in self._of if primitive not in self.asked]
+        uses = f"it uses {', '.join(sorted(self.asked))}" if self.asked else "none of its primitives has a choice"
+        if unused:
+            raise UserError(f"implementation: the model does not use {', '.join(unused)}; {uses}")
+        if self._everywhere is not None and not self.asked:
+            raise UserError(
+                f"implementation={self._everywhere!r} has no effect on this model: {uses}; leave it at 'auto'"
+            )
+
+
+def check(text: str) -> None:
+    """Checks the text of a choice, see `implementation`.
+
+    Raises:
+      UserError: for a primitive or a form that does not exist; the message says what there is.
+    """
+    _parse(text)
 
 
 @contextlib.contextmanager
-def implementation(name: str) -> Iterator[None]:
-    """Makes `name` the choice of every primitive that offers it and is called with "auto" while tracing inside."""
-    token = _run_wide.set(name)
+def implementation(text: str) -> Iterator[Choice]:
+    """Chooses the implementation of every primitive that is called with "auto" while tracing inside.
+
+    What was traced before keeps its form, because it is not traced again.
+
+    Args:
+      text: "auto", by which every primitive follows its policy; or forms of some primitives, as in
+        "linear_recurrence=associative,attention=reference"; or one form, as in "reference", for all primitives. A primitive
+        without this form then raises a UserError when it is called ("reference" is offered by all).
+
+    Yields:
+      the `Choice`, which knows afterwards what has been asked for, see `Choice.check_used`.
+
+    Raises:
+      UserError: as `check` does.
+    """
+    choice = Choice(text)
+    with _decided_by(choice.form):
+        yield choice
+
+
+@contextlib.contextmanager
+def matmul_form() -> Iterator[None]:
+    """Makes every primitive that is traced inside use its matmul form, where it has one: for counting operations."""
+
+    def decide(primitive: str, forms: Sequence[str], policy: str) -> str:
+        return _declared[primitive].matmul or policy
+
+    with _decided_by(decide):
+        yield
+
+
+@contextlib.contextmanager
+def _decided_by(decide: _Decision) -> Iterator[None]:
+    token = _run_wide.set(decide)
     try:
         yield
     finally:
         _run_wide.reset(token)
 
 
-def choose(requested: str, offered: Sequence[str], policy: str) -> str:
-    """Returns the implementation to use.
+def choose(primitive: str, requested: str, policy: str, offered: Sequence[str] | None = None) -> str:
+    """Returns the form to use.
 
     Args:
+      primitive: its name.
       requested: the caller's `implementation=` argument, "auto" or one of `offered`.
-      offered: the implementations that the primitive has.
       policy: what "auto" means for these shapes on this platform.
+      offered: the forms that can compute this call, where these are not all that the primitive has declared.
 
     Raises:
       ValueError: if `requested` is not offered.
+      UserError: if the choice for the run is not offered.
     """
+    offered = _declared[primitive].forms if offered is None else tuple(offered)
     if requested == "auto":
-        requested = _run_wide.get()
-        return requested if requested in offered else policy
+        decide = _run_wide.get()
+        return policy if decide is None else decide(primitive, offered, policy)
     if requested not in offered:
-        raise ValueError(f"implementation={requested!r} is not offered here; choose 'auto' or one of {tuple(offered)}")
+        raise ValueError(f"implementation={requested!r} is not offered here; choose 'auto' or one of {offered}")
     return requested
+
+
+def _parse(text: str) -> tuple[str | None, dict[str, str]]:
+    """The form of all primitives, if there is one, and the forms of single primitives."""
+    if text == "auto":
+        return None, {}
+    known = offered()
+    if "=" not in text and "," not in text:
+        forms = dict.fromkeys(form for forms in known.values() for form in forms)
+        if text in known:
+            raise UserError(
+                f"implementation={text!r} is a primitive: say {text}=FORM; it offers {', '.join(known[text])}"
+            )
+        if text not in forms:
+            offers = "; ".join(f"{primitive} offers {', '.join(forms)}" for primitive, forms in known.items())
+            raise UserError(f"implementation={text!r} is unknown; {near(text, ('auto', *forms))}\n{offers}")
+        return text, {}
+    chosen: dict[str, str] = {}
+    for entry in text.split(","):
+        primitive, sign, form = (part.strip() for part in entry.partition("="))
+        if not sign:
+            raise UserError(
+                f"implementation={text!r}: {entry!r} should be PRIMITIVE=FORM; the primitives are {', '.join(known)}"
+            )
+        if primitive not in known:
+            raise UserError(f"implementation={text!r}: there is no primitive {primitive!r}; {near(primitive, known)}")
+        if form not in known[primitive]:
+            offers = f"it offers {', '.join(known[primitive])}"
+            raise UserError(f"implementation={text!r}: {primitive} has no form {form!r}; {offers}")
+        if primitive in chosen:
+            raise UserError(f"implementation={text!r} chooses twice for {primitive}")
+        chosen[primitive] = form
+    return None, chosen
 
 
 def on_cpu() -> bool:

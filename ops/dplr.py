@@ -5,6 +5,7 @@ rule: (2/dt - A) h_t = (2/dt + A) h_{t-1} + 2 b x_t. Applying the inverse on the
 the recurrence (`dplr_scan`) and in the generating function of its kernel (`dplr_kernel`).
 """
 
+import functools
 import math
 
 import jax
@@ -14,8 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ops import dispatch, segments
-from ops.linear_recurrence import segment_masks
-from ops.token_loop import chunking, join, split
+from ops.token_loop import chunking, join, segment_masks, split_masked
 
 Pair = tuple[Float[Array, "D N"], Float[Array, "D N"]]
 State = tuple[Float[Array, "B D N"], Float[Array, "B D N"]]
@@ -60,9 +60,9 @@ def dplr_kernel(
     half = np.tanh((damping + 2j * np.pi * np.arange(size // 2 + 1) / size) / 2)  # z / 2; and 2 / (1 + w) = 1 + z / 2
     count, block = chunking(len(half), _FREQUENCIES)
     half = np.pad(half, (0, count * block - len(half)), constant_values=1).reshape(count, block)
-    both = lambda x: jnp.concatenate([x, jnp.conj(x)], -1)
-    numerators = both(jnp.concatenate([c * b, c * p, (jnp.conj(p) * b)[None], (jnp.conj(p) * p)[None]]))
-    poles = both(a)
+    numerators = jnp.concatenate([c * b, c * p, (jnp.conj(p) * b)[None], (jnp.conj(p) * p)[None]])
+    numerators = jnp.concatenate([numerators, jnp.conj(numerators)], -1)
+    poles = jnp.concatenate([a, jnp.conj(a)], -1)
     real, imag = (jnp.asarray(part, dtype) for part in (half.real, half.imag))
 
     @jax.checkpoint
@@ -106,8 +106,11 @@ def dplr_scan(
     twice = (2 / dt)[:, None]
     inverse = 1 / (twice - a)
     keep, spread, enter = (twice + a) * inverse, p * inverse, 2 * b * inverse
-    read = lambda u, h: 2 * jnp.real(jnp.sum(u * h, -1))
     bar = jnp.conj(p)
+
+    def read(u, h):
+        return 2 * jnp.real(jnp.sum(u * h, -1))
+
     correction = 1 / (1 + read(bar, spread))
 
     def step(h, token):
@@ -121,12 +124,9 @@ def dplr_scan(
         return new, read(c, new)
 
     batch, length, _ = x.shape
-    masks = segment_masks(segment_ids)
-    count, size = chunking(length, _CHUNK)
-    if count * size > length and masks is None:  # the tail must be told from tokens: it is not to change the state
-        masks = jnp.zeros((length, batch), bool), jnp.ones((length, batch), bool)
-    tokens = jnp.swapaxes(segments.zero_padding(x, segment_ids), 0, 1).astype(dtype)
+    inputs = jnp.swapaxes(segments.zero_padding(x, segment_ids), 0, 1).astype(dtype)
+    tokens = split_masked(inputs, segment_masks(segment_ids), _CHUNK)
     h = jnp.zeros((batch, *a.shape), a.dtype) if initial_state is None else lax.complex(*initial_state).astype(a.dtype)
-    h, y = lax.scan(jax.checkpoint(lambda h, tokens: lax.scan(step, h, tokens)), h, split((tokens, masks), count, size))
+    h, y = lax.scan(jax.checkpoint(functools.partial(lax.scan, step)), h, tokens)
     y = jnp.swapaxes(join(y, length), 0, 1).astype(x.dtype)
     return segments.zero_padding(y, segment_ids), (jnp.real(h), jnp.imag(h))

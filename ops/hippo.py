@@ -11,9 +11,13 @@ c' = A c + B f or, where the measure grows with t ("legs"), t c' = A c + B f. Th
 Everything here is a constant: numpy in float64.
 """
 
+import functools
+
 import numpy as np
 import scipy.linalg
 from jaxtyping import Complex, Float
+
+from common.errors import UserError, check_choice
 
 MEASURES = ("legs", "legt", "lagt", "fourier")
 METHODS = ("forward", "backward", "bilinear", "zoh")
@@ -26,7 +30,7 @@ def transition(measure: str, size: int) -> tuple[Matrix, Vector]:
     """A and B of a measure (appendix D of the paper; "lagt" with its tilted, orthonormal basis; "fourier" of arXiv 2206.12037).
 
     Raises:
-      ValueError: for an unknown measure, or a size that the measure does not have.
+      UserError: for an unknown measure, or a size that the measure does not have.
     """
     _check(measure, size)
     n = np.arange(size)
@@ -56,10 +60,9 @@ def discretize(A: Matrix, B: Vector, dt: float, method: str = "bilinear") -> tup
       method: "forward" or "backward" (Euler), "bilinear" (trapezoid) or "zoh" (exact for f that is constant in a step).
 
     Raises:
-      ValueError: for an unknown method.
+      UserError: for an unknown method.
     """
-    if method not in METHODS:
-        raise ValueError(f"the discretisation must be one of {METHODS}, got {method!r}")
+    check_choice("discretisation", method, METHODS)
     identity = np.eye(len(A))
     if method == "zoh":
         # exp of [[A, B], [0, 0]] dt is [[exp(A dt), int_0^dt exp(A s) B ds], [0, 1]].
@@ -83,6 +86,7 @@ def discretize_scaled(A: Matrix, B: Vector, t: int, method: str = "bilinear") ->
     return discretize(A, B, np.log(t / (t - 1)), method)
 
 
+@functools.cache
 def normal_plus_low_rank(
     measure: str, size: int
 ) -> tuple[Complex[np.ndarray, "N"], Complex[np.ndarray, "N N"], Complex[np.ndarray, "N R"], Complex[np.ndarray, "N"]]:
@@ -90,7 +94,7 @@ def normal_plus_low_rank(
 
     Returns:
       L, in the order of its imaginary parts (so that the second half has one of each conjugate pair); V; P, of rank R = 1, or
-      2 for "legt"; and b.
+      2 for "legt"; and b. They are kept, so that they cannot be written to.
     """
     A, B = transition(measure, size)
     n = np.arange(size)
@@ -104,7 +108,10 @@ def normal_plus_low_rank(
         P = B[None] / 2**0.5
     normal = A + P.T @ P  # a multiple of the identity and a skew matrix
     imaginary, V = np.linalg.eigh(-0.5j * (normal - normal.T))
-    return np.mean(np.diag(normal)) + 1j * imaginary, V, V.conj().T @ P.T, V.conj().T @ B
+    parts = (np.mean(np.diag(normal)) + 1j * imaginary, V, V.conj().T @ P.T, V.conj().T @ B)
+    for part in parts:
+        part.flags.writeable = False
+    return parts
 
 
 def basis(measure: str, size: int, x: Float[np.ndarray, "X"]) -> Float[np.ndarray, "X N"]:
@@ -164,9 +171,8 @@ def reconstruct(
 
 
 def _check(measure: str, size: int) -> None:
-    if measure not in MEASURES:
-        raise ValueError(f"the measure must be one of {MEASURES}, got {measure!r}")
+    check_choice("measure", measure, MEASURES)
     if size < 1 or (measure == "fourier" and size % 2):
-        raise ValueError(
+        raise UserError(
             f"measure {measure!r} has no size {size}; take a positive {'even ' * (measure == 'fourier')}number"
         )

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ops import chunks
-from ops.dispatch import choose, matmul_precision, on_cpu
+from ops.dispatch import choose, matmul_precision, on_cpu, primitive
 from ops.segments import is_start, zero_padding
 
 
+@primitive("reference", "sequential", "chunked", matmul="chunked")
 def linear_attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
@@ -57,13 +58,14 @@ def linear_attention(
       (y, final state). y has v's dtype; the state is float32, or float64 if an input is.
 
     Raises:
-      ValueError: if the shapes do not fit together, the implementation is unknown or chunk_size not a power of two.
+      ValueError: if the shapes do not fit together or the implementation is unknown.
+      UserError: if chunk_size is not a power of two.
     """
     _check(q, k, v, log_decay, bonus, initial_state, segment_ids)
     batch, length, heads, key_size = q.shape
     value_size = v.shape[-1]
     policy = "sequential" if on_cpu() and key_size * value_size <= 64 * 64 else "chunked"
-    implementation = choose(implementation, ("reference", "sequential", "chunked"), policy)
+    implementation = choose("linear_attention", implementation, policy)
 
     dtype = jnp.result_type(q, k, v, jnp.float32)
     g = _with_all_axes(log_decay, length, dtype)
@@ -95,8 +97,9 @@ def linear_attention(
         chunk = chunks.fit(chunk_size, length)
         # Filled up in front, so that the last token is the last of its chunk and leaves its write undecayed there.
         fill = -length % chunk
-        front = lambda x: jnp.pad(x, ((0, 0), (fill, 0)) + ((0, 0),) * (x.ndim - 2))
-        y, state = _chunked(chunk, *jax.tree.map(front, (read, k, v, _bounded(g), start)), state)
+        arrays = (read, k, v, chunks.bounded(g), start)
+        arrays = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (fill, 0)) + ((0, 0),) * (x.ndim - 2)), arrays)
+        y, state = _chunked(chunk, *arrays, state)
         y = y[:, fill:]
     if bonus is not None:
         first = _read(q[:, 0].astype(dtype), before, matmul_precision(q.dtype))
@@ -129,11 +132,6 @@ def _with_all_axes(log_decay, length, dtype):
     if g.ndim == 1:
         return jnp.broadcast_to(g[:, None], (1, length, g.shape[0], 1))
     return g if g.ndim == 4 else g[..., None]
-
-
-def _bounded(g):
-    """Raises decays to a bound where exp is still exactly 0, so that sums and differences of them stay finite."""
-    return jnp.maximum(g, -110.0 if g.dtype == jnp.float32 else -750.0)
 
 
 def _read(q, state, precision):

@@ -16,16 +16,16 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ops import dispatch, segments
-from ops.token_loop import chunking, join, split
+from ops.token_loop import Masks, join, segment_masks, split_masked
 
 Real = Float[Array, "..."]
 Pair = tuple[Real, Real]
 Parts = tuple[Array, ...]  # (x,) for a real number, (re, im) for a complex one
-Masks = tuple[Array, Array] | None  # restart and valid, each bool [T, B]
 
 _CHUNK = 1024  # tokens per associative scan: bounds its temporaries, which are several times its inputs
 
 
+@dispatch.primitive("reference", "sequential", "associative")
 def linear_recurrence(
     a: Real | Pair,
     b: Real | Pair,
@@ -53,11 +53,13 @@ def linear_recurrence(
       ValueError: if shapes or kinds (real, pair) disagree, or the implementation is unknown.
     """
     policy = "sequential" if dispatch.on_cpu() else "associative"
-    form = dispatch.choose(implementation, ("reference", "sequential", "associative"), policy)
+    form = dispatch.choose("linear_recurrence", implementation, policy)
     is_pair = isinstance(b, tuple)
     a, b, h0 = _check(a, b, initial_state, segment_ids)
     dtype, out_dtype = jnp.promote_types(jnp.result_type(*a, *b), jnp.float32), b[0].dtype
-    time_major = lambda x: jnp.moveaxis(x.astype(dtype), 1, 0)
+
+    def time_major(x):
+        return jnp.moveaxis(x.astype(dtype), 1, 0)
 
     constant = a[0].ndim < b[0].ndim
     a = tuple(x.astype(dtype) if constant else time_major(x) for x in a)
@@ -72,13 +74,6 @@ def linear_recurrence(
     return (h, final) if is_pair else (h[0], final[0])
 
 
-def segment_masks(segment_ids: Int[Array, "B T"] | None) -> Masks:
-    """The masks that `time_major_recurrence` takes."""
-    if segment_ids is None:
-        return None
-    return segments.is_start(segment_ids).T, (segment_ids != 0).T
-
-
 def time_major_recurrence(form: str, a: Parts, b: Parts, h0: Parts, masks: Masks) -> tuple[Parts, Parts]:
     """`linear_recurrence` without its checks, for use inside other scans.
 
@@ -86,7 +81,7 @@ def time_major_recurrence(form: str, a: Parts, b: Parts, h0: Parts, masks: Masks
       form: "reference", "sequential" or "associative".
       a, b: one array (real) or two (complex), [T, B, ...]; `a` may be [...].
       h0: likewise [B, ...].
-      masks: `restart` and `valid`; a token that is not valid leaves the state as it is, and h repeats it.
+      masks: from `segment_masks`. At a token that is not valid, h repeats the state.
 
     Returns:
       h [T, B, ...] and the last h.
@@ -232,14 +227,10 @@ def _combine(left: tuple[Parts, Parts], right: tuple[Parts, Parts]) -> tuple[Par
 
 def _associative(a: Parts, b: Parts, h0: Parts, masks: Masks, transpose: bool = False) -> tuple[Parts, Parts]:
     """The recurrence; or, transposed, u_t = conj(m_t) (b_t + u_{t+1}) from u_T = h0, where m_t is dh_t/dh_{t-1}."""
-    length, batch = b[0].shape[:2]
-    count, size = chunking(length, _CHUNK)
     constant = a[0].ndim < b[0].ndim
-    if count * size > length and masks is None:  # the tail must be told from tokens: it is not to decay the state
-        masks = jnp.zeros((length, batch), bool), jnp.ones((length, batch), bool)
 
     def chunk(h, xs):
-        at, bt, mask = xs
+        (at, bt), mask = xs
         multiplier = _multiplier(a if constant else at, bt, mask)
         if transpose:
             multiplier = _conj(multiplier)
@@ -250,8 +241,9 @@ def _associative(a: Parts, b: Parts, h0: Parts, masks: Masks, transpose: bool = 
         h = _add(_mul(decay, h), inner)
         return tuple(x[0 if transpose else -1] for x in h), h
 
-    final, h = lax.scan(chunk, h0, split((None if constant else a, b, masks), count, size), reverse=transpose)
-    return join(h, length), final
+    tokens = split_masked((None if constant else a, b), masks, _CHUNK)
+    final, h = lax.scan(chunk, h0, tokens, reverse=transpose)
+    return join(h, b[0].shape[0]), final
 
 
 def _associative_backward(a, previous, masks, dh, dfinal):

@@ -54,7 +54,8 @@ def log_linear_attention(
       final state in float32 (float64 if an input is), None if there is no initial state.
 
     Raises:
-      ValueError: if shapes disagree, a state comes without positions, or `chunk_size` is not a power of two.
+      ValueError: if shapes disagree or a state comes without positions.
+      UserError: if `chunk_size` is not a power of two.
     """
     batch, length = q.shape[:2]
     if k.shape != q.shape or v.shape[:3] != q.shape[:3]:
@@ -66,9 +67,9 @@ def log_linear_attention(
     dtype = jnp.result_type(q, k, v, jnp.float32)
     ids = jnp.ones((batch, length), jnp.int32) if segment_ids is None else segment_ids
     positions = segments.positions(ids) if positions is None else positions
-    present = lambda x: segments.zero_padding(x, segment_ids).astype(dtype)
-    q, k, values, g, w = map(present, (scale * q, k, v, log_decay, level_weights))
-    g = jnp.maximum(g, -750.0 if dtype == jnp.float64 else -110.0)  # exp is 0 there already, and sums stay finite
+    arrays = (scale * q, k, v, log_decay, level_weights)
+    q, k, values, g, w = (segments.zero_padding(x, segment_ids).astype(dtype) for x in arrays)
+    g = chunks.bounded(g)
 
     chunk = chunks.fit(chunk_size or _CHUNK, length)
     y = _near(q, k, values, g, w, positions, ids, chunk)
@@ -94,7 +95,11 @@ def _near(q, k, v, g, w, positions, ids, chunk):
     length = q.shape[1]
     columns = g[..., None], positions[..., None, None], ids[..., None, None]
     q, k, v, w, g, p_i, id_i = (chunks.split(x, chunk) for x in (q, k, v, w, *columns))
-    window = lambda x: x if chunk >= length else jnp.concatenate([jnp.concatenate([0 * x[:1], x[:-1]]), x], -2)
+
+    def window(x):
+        """The tokens of a chunk, behind those of the chunk before if there is more than one."""
+        return x if chunk >= length else jnp.concatenate([jnp.concatenate([0 * x[:1], x[:-1]]), x], -2)
+
     p_j, id_j = (jnp.swapaxes(window(x), -1, -2) for x in (p_i, id_i))
     j = jnp.arange(p_j.shape[-1])
     i = j[-chunk:, None]

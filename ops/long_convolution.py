@@ -16,7 +16,7 @@ def long_convolution(
     x: Float[Array, "B T D"],
     kernel: Float[Array, "D L"],
     *,
-    bidirectional_kernel: Float[Array, "D L"] | None = None,
+    bidirectional_kernel: Float[Array, "D M"] | None = None,
     skip: Float[Array, "D"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Computes y_t = sum_{j=0}^{t} kernel_j x_{t-j} (+ sum_{j>=1} bidirectional_kernel_j x_{t+j}) (+ skip x_t).

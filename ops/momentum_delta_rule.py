@@ -11,14 +11,13 @@ Titans with a linear memory (arXiv 2501.00663, equations 9-14). Per head, with t
 For h = -inf this is a delta rule (`ops.delta_rule`), in which the error is that of the memory before its decay.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ops import chunks, dispatch, segments
+from ops.chunks import matmul, rows_before, transpose
 from ops.triangular import solve_unit_lower
 
 _CHUNK = 64
@@ -26,6 +25,7 @@ _FULL = lax.Precision.HIGHEST
 State = tuple[Float[Array, "B H K V"], Float[Array, "B H K V"]]
 
 
+@dispatch.primitive("reference", "chunked", matmul="chunked")
 def momentum_delta_rule(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
@@ -59,7 +59,8 @@ def momentum_delta_rule(
       y in v's dtype, zero on padding, and the final (M, S) in float32 (float64 if any of q, k, v is).
 
     Raises:
-      ValueError: if shapes disagree, `chunk_size` is not a power of two, or the implementation is unknown.
+      ValueError: if shapes disagree or the implementation is unknown.
+      UserError: if `chunk_size` is not a power of two.
     """
     batch, length, heads, key_size = q.shape
     if k.shape != q.shape or v.shape[:3] != q.shape[:3]:
@@ -67,12 +68,12 @@ def momentum_delta_rule(
     for name, gate in (("beta", beta), ("log_momentum", log_momentum), ("log_decay", log_decay)):
         if gate.shape != q.shape[:3]:
             raise ValueError(f"{name} must have the shape {q.shape[:3]}, not {gate.shape}")
-    form = dispatch.choose(implementation, ("reference", "chunked"), "chunked")
+    form = dispatch.choose("momentum_delta_rule", implementation, "chunked")
     if length == 1:
         form = "reference"
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
-    present = lambda x: segments.zero_padding(x, segment_ids).astype(dtype)
-    q, k, values, beta, h, g = map(present, (scale * q, k, v, beta, log_momentum, log_decay))
+    arrays = (scale * q, k, v, beta, log_momentum, log_decay)
+    q, k, values, beta, h, g = (segments.zero_padding(x, segment_ids).astype(dtype) for x in arrays)
     if initial_state is None:
         initial_state = (jnp.zeros((batch, heads, key_size, v.shape[-1]), dtype),) * 2
     state = tuple(x.astype(dtype) for x in initial_state)
@@ -99,10 +100,10 @@ def _reference(q, k, v, beta, h, g, start, state):
 
 def _chunked(q, k, v, beta, h, g, start, state, chunk):
     length = q.shape[1]
-    cut = functools.partial(chunks.split, chunk=chunk)
-    column = lambda x: cut(jnp.maximum(x, -750.0 if x.dtype == jnp.float64 else -110.0)[..., None])  # sums stay finite
-    exists = cut(jnp.ones((1, length, 1, 1), q.dtype))  # the momentum must not go on where the last chunk is filled up
-    xs = cut(q), cut(k), cut(v), cut(beta[..., None]), column(h), column(g), cut(start[:, :, None]), exists
+    h, g = chunks.bounded(h), chunks.bounded(g)
+    exists = jnp.ones((1, length, 1, 1), q.dtype)  # the momentum must not go on where the last chunk is filled up
+    xs = q, k, v, beta[..., None], h[..., None], g[..., None], start[:, :, None], exists
+    xs = tuple(chunks.split(x, chunk) for x in xs)
     state, y = lax.scan(jax.checkpoint(_chunk, prevent_cse=False), state, xs)
     return chunks.join(y, length), state
 
@@ -125,26 +126,18 @@ def _chunk(state, x):
     enter = masks.enters[..., None]
     from_S = jnp.where(enter, jnp.exp(H), 0)
     from_M = jnp.where(enter, jnp.exp(G), 0)
-    to_M = _matmul(D_g, exists * D_h)
-    S_to_M = _matmul(D_g, exists * from_S)
-    before = lambda x, first: jnp.concatenate([jnp.full_like(x[..., :1, :], first), x[..., :-1, :]], -2)
+    to_M = matmul(D_g, exists * D_h)
+    S_to_M = matmul(D_g, exists * from_S)
 
-    L = jnp.where(masks.same, before(to_M, 0), 0) * _matmul(k, _transpose(beta * k))
-    R = [jnp.where(enter, before(from_M, 1), 0) * k, jnp.where(enter, before(S_to_M, 0), 0) * k, -v]
+    L = jnp.where(masks.same, rows_before(to_M, 0), 0) * matmul(k, transpose(beta * k))
+    R = [jnp.where(enter, rows_before(from_M, 1), 0) * k, jnp.where(enter, rows_before(S_to_M, 0), 0) * k, -v]
     U = solve_unit_lower(L, jnp.concatenate(R, -1))
     K = k.shape[-1]
-    U = _matmul(U[..., :K], M) + _matmul(U[..., K : 2 * K], S) + U[..., 2 * K :]
-    y = from_M * _matmul(q, M) + S_to_M * _matmul(q, S) - _matmul(to_M * _matmul(q, _transpose(beta * k)), U)
+    U = matmul(U[..., :K], M) + matmul(U[..., K : 2 * K], S) + U[..., 2 * K :]
+    y = from_M * matmul(q, M) + S_to_M * matmul(q, S) - matmul(to_M * matmul(q, transpose(beta * k)), U)
 
-    end = lambda x: x[..., -1:, :]
-    written = lambda D: _matmul(_transpose(_transpose(end(D)) * beta * k), U)
-    M, S = end(from_M) * M + end(S_to_M) * S - written(to_M), end(from_S) * S - written(D_h)
-    return (M, S), y
+    def written(D):
+        return matmul(transpose(transpose(D[..., -1:, :]) * beta * k), U)
 
-
-def _matmul(x, y):
-    return chunks.dot("ik,kj->ij", x, y, _FULL)
-
-
-def _transpose(x):
-    return jnp.swapaxes(x, -1, -2)
+    M_after = from_M[..., -1:, :] * M + S_to_M[..., -1:, :] * S - written(to_M)
+    return (M_after, from_S[..., -1:, :] * S - written(D_h)), y

@@ -4,10 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from common.errors import UserError, check_choice
+
 
 def rotary(
     x: Float[Array, "B T H K"],
-    positions: Int[Array, "B T"],
+    positions: Int[Array, "#B T"],
     *,
     base: float = 10000.0,
     frequencies: Float[Array, "F"] | None = None,
@@ -29,17 +31,17 @@ def rotary(
       The rotated x, with its shape and dtype.
 
     Raises:
-      ValueError: if the number of channels is odd, or a shape or the layout does not fit.
+      UserError: if the number of channels is odd or the layout unknown.
+      ValueError: if a shape does not fit.
     """
     B, T, _, K = x.shape
-    if layout not in ("half", "interleaved"):
-        raise ValueError(f"layout={layout!r} is unknown; choose 'half' or 'interleaved'")
+    check_choice("layout", layout, ("half", "interleaved"))
     if positions.shape not in ((B, T), (1, T)):
         raise ValueError(f"positions must have shape {(B, T)} or {(1, T)} for x of shape {x.shape}: {positions.shape}")
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     if frequencies is None:
         if K % 2:
-            raise ValueError(f"rotary needs an even number of channels, or explicit frequencies: K={K}")
+            raise UserError(f"rotary needs an even number of channels, or explicit frequencies: K={K}")
         frequencies = base ** (-np.arange(0, K, 2) / K)
     frequencies = jnp.asarray(frequencies, dtype)
     if frequencies.ndim != 1 or 2 * frequencies.size > K:
@@ -74,10 +76,10 @@ def alibi_slopes(heads: int) -> Float[Array, "H"]:
       [heads] float32.
 
     Raises:
-      ValueError: if heads is not positive.
+      UserError: if heads is not positive.
     """
     if heads < 1:
-        raise ValueError(f"alibi_slopes needs at least one head: {heads}")
+        raise UserError(f"alibi_slopes needs at least one head: {heads}")
 
     def geometric(count: int) -> np.ndarray:
         return 2.0 ** (-8.0 * np.arange(1, count + 1) / count)

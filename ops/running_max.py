@@ -40,6 +40,7 @@ class Scaled(NamedTuple):
     final: Float[Array, "B ..."]
 
 
+@dispatch.primitive("reference", "sequential", "associative")
 def running_max(
     log_decay: Float[Array, "..."],
     log_input: Float[Array, "B T ..."],
@@ -57,11 +58,11 @@ def running_max(
       log_input: i.
       initial_state: m before the first token; `NOTHING` by default.
       segment_ids: 0 is padding, which leaves m as it is; a change restarts it.
-      implementation: "sequential" (token by token) or "associative" (parallel prefix). "auto" is sequential on CPU and
-        associative elsewhere.
+      implementation: "reference" and "sequential" (one program, token by token, because no gradient is taken) or
+        "associative" (parallel prefix). "auto" is sequential on CPU and associative elsewhere.
     """
     policy = "sequential" if dispatch.on_cpu() else "associative"
-    form = dispatch.choose(implementation, ("sequential", "associative"), policy)
+    form = dispatch.choose("running_max", implementation, policy)
     dtype = jnp.promote_types(jnp.result_type(log_decay, log_input), jnp.float32)
     i = log_input.astype(dtype)
     g = jnp.broadcast_to(log_decay.astype(dtype), i.shape)
@@ -70,8 +71,8 @@ def running_max(
         state = initial_state.astype(dtype)
     start = None
     if segment_ids is not None:
-        expand = lambda mask: mask.reshape(mask.shape + (1,) * (i.ndim - 2))
-        start, padding = expand(segments.is_start(segment_ids)), expand(segment_ids == 0)
+        start = segments.expand(segments.is_start(segment_ids), i.ndim)
+        padding = segments.expand(segment_ids == 0, i.ndim)
         g, i = jnp.where(padding, 0, g), jnp.where(padding, NOTHING, i)
     m, before = _maxima(form, *map(lax.stop_gradient, (g, i, state)), start)
     weight = i - m if segment_ids is None else jnp.where(padding, NOTHING, i - m)
@@ -83,13 +84,23 @@ def _maxima(form, g, i, state, start):
     """m_t and m_{t-1}."""
     if start is not None:
         g = jnp.where(start, NOTHING, g)
-    if form == "sequential" or i.shape[1] == 1:
-        step = lambda m, token: (jnp.maximum(token[0] + m, token[1]),) * 2
-        _, m = lax.scan(step, state, (jnp.moveaxis(g, 1, 0), jnp.moveaxis(i, 1, 0)))
+    if form != "associative" or i.shape[1] == 1:
+        _, m = lax.scan(_step, state, (jnp.moveaxis(g, 1, 0), jnp.moveaxis(i, 1, 0)))
         m = jnp.moveaxis(m, 0, 1)
     else:
-        compose = lambda a, b: (a[0] + b[0], jnp.maximum(b[0] + a[1], b[1]))
-        total, m = lax.associative_scan(compose, (g, i), axis=1)
+        total, m = lax.associative_scan(_compose, (g, i), axis=1)
         m = jnp.maximum(m, total + state[:, None])
     before = jnp.concatenate([state[:, None], m[:, :-1]], axis=1)
     return m, before if start is None else jnp.where(start, NOTHING, before)
+
+
+def _step(m, token):
+    g, i = token
+    m = jnp.maximum(g + m, i)
+    return m, m
+
+
+def _compose(earlier, later):
+    """Two maps m -> max(g + m, i), one after the other."""
+    (g1, i1), (g2, i2) = earlier, later
+    return g1 + g2, jnp.maximum(g2 + i1, i2)

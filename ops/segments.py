@@ -19,8 +19,12 @@ def zero_padding(x: Shaped[Array, "B T ..."], segment_ids: Int[Array, "B T"] | N
     """Replaces the entries of padding tokens by zeros, whatever they were (NaN included)."""
     if segment_ids is None:
         return x
-    valid = (segment_ids != 0).reshape(segment_ids.shape + (1,) * (x.ndim - 2))
-    return jnp.where(valid, x, jnp.zeros((), x.dtype))
+    return jnp.where(expand(segment_ids != 0, x.ndim), x, jnp.zeros((), x.dtype))
+
+
+def expand(x: Shaped[Array, "B ..."], ndim: int) -> Shaped[Array, "B ..."]:
+    """Appends axes of size 1 until there are `ndim`, so that what is known of tokens or rows broadcasts to their entries."""
+    return x.reshape(x.shape + (1,) * (ndim - x.ndim))
 
 
 def _run_starts(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
@@ -57,5 +61,11 @@ def reverse(x: Shaped[Array, "B T ..."], segment_ids: Int[Array, "B T"] | None) 
     length = segment_ids.shape[1]
     start = _run_starts(segment_ids)
     end = length - 1 - jnp.flip(_run_starts(jnp.flip(segment_ids, 1)), 1)
-    index = (start + end - jnp.arange(length, dtype=jnp.int32)).reshape(segment_ids.shape + (1,) * (x.ndim - 2))
-    return jnp.take_along_axis(x, index, axis=1)
+    index = start + end - jnp.arange(length, dtype=jnp.int32)
+    return jnp.take_along_axis(x, expand(index, x.ndim), axis=1)
+
+
+def lengths(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Number of tokens of each token's document; at padding, of its run of padding."""
+    index = positions(segment_ids)
+    return index + reverse(index, segment_ids) + 1

@@ -4,6 +4,8 @@ Fused with its read-out, so that the states of all tokens, [B, T, D, N], never e
 the long axis last, where vector units want it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,10 +15,10 @@ from ops import dispatch, segments
 from ops.linear_recurrence import time_major_recurrence
 from ops.token_loop import chunking, join, split, token_loop
 
-_OFFERED = ("reference", "sequential", "chunked")
 _CHUNK = {"sequential": 32, "chunked": 64}
 
 
+@dispatch.primitive("reference", "sequential", "chunked", matmul="chunked")
 def selective_scan(
     x: Float[Array, "B T D"],
     dt: Float[Array, "B T D"],
@@ -52,7 +54,8 @@ def selective_scan(
     Raises:
       ValueError: if shapes disagree or the implementation is unknown.
     """
-    form = dispatch.choose(implementation, _OFFERED, "sequential" if dispatch.on_cpu() else "chunked")
+    policy = "sequential" if dispatch.on_cpu() else "chunked"
+    form = dispatch.choose("selective_scan", implementation, policy)
     _check(x, dt, A, B, C, D, initial_state, segment_ids)
     batch, length, width = x.shape
     dtype = jnp.promote_types(jnp.result_type(x, dt, A, B, C), jnp.float32)
@@ -65,14 +68,14 @@ def selective_scan(
     state, A = initial_state.astype(dtype), A.astype(dtype).T
 
     if form == "reference" or length == 1:
-        state, y = lax.scan(lambda h, token: _step(A, h, token), state, inputs)
+        state, y = lax.scan(functools.partial(_step, A), state, inputs)
     else:
         count, size = chunking(length, chunk_size or _CHUNK[form])
         inputs = split(inputs, count, size)
         if form == "sequential":
             state, y = token_loop(_step, _step_backward, A, state, inputs)
         else:
-            state, y = lax.scan(jax.checkpoint(lambda h, tokens: _chunk(A, h, tokens)), state, inputs)
+            state, y = lax.scan(jax.checkpoint(functools.partial(_chunk, A)), state, inputs)
         y = join(y, length)
     y = jnp.moveaxis(y, 0, 1)
     if D is not None:

@@ -6,22 +6,24 @@ carried and restarted, which streaming and packing need. The state is [B, N, D]:
 want it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ops import dispatch, segments
-from ops.linear_recurrence import segment_masks, time_major_recurrence
-from ops.token_loop import chunking, join, split, token_loop
+from ops.linear_recurrence import time_major_recurrence
+from ops.token_loop import join, segment_masks, split_masked, token_loop
 
 Matrix = tuple[Float[Array, "D N"], Float[Array, "D N"]]
 State = tuple[Float[Array, "B N D"], Float[Array, "B N D"]]
 
-_OFFERED = ("reference", "sequential", "chunked")
 _CHUNK = {"sequential": 32, "chunked": 64}
 
 
+@dispatch.primitive("reference", "sequential", "chunked", matmul="chunked")
 def state_space_scan(
     x: Float[Array, "B T D"],
     a: Matrix,
@@ -52,7 +54,8 @@ def state_space_scan(
     Raises:
       ValueError: if shapes disagree or the implementation is unknown.
     """
-    form = dispatch.choose(implementation, _OFFERED, "sequential" if dispatch.on_cpu() else "chunked")
+    policy = "sequential" if dispatch.on_cpu() else "chunked"
+    form = dispatch.choose("state_space_scan", implementation, policy)
     _check(x, a, b, c, initial_state, segment_ids)
     batch, length, width = x.shape
     dtype = jnp.promote_types(jnp.result_type(x, *a, *b, *c), jnp.float32)
@@ -61,19 +64,16 @@ def state_space_scan(
     coefficients = jax.tree.map(lambda z: z.astype(dtype).T, (a, b, c))
     state = tuple(h.astype(dtype) for h in initial_state)
     masks = segment_masks(segment_ids)
-    inputs = (jnp.moveaxis(segments.zero_padding(x, segment_ids).astype(dtype), 1, 0), masks)
+    inputs = jnp.moveaxis(segments.zero_padding(x, segment_ids).astype(dtype), 1, 0)
 
     if form == "reference" or length == 1:
-        state, y = lax.scan(lambda h, token: _step(coefficients, h, token), state, inputs)
+        state, y = lax.scan(functools.partial(_step, coefficients), state, (inputs, masks))
     else:
-        count, size = chunking(length, chunk_size or _CHUNK[form])
-        if count * size > length and masks is None:  # the tail must be told from tokens: it is not to decay the state
-            masks = jnp.zeros((length, batch), bool), jnp.ones((length, batch), bool)
-        inputs = split((inputs[0], masks), count, size)
+        tokens = split_masked(inputs, masks, chunk_size or _CHUNK[form])
         if form == "sequential":
-            state, y = token_loop(_step, _step_backward, coefficients, state, inputs)
+            state, y = token_loop(_step, _step_backward, coefficients, state, tokens)
         else:
-            state, y = lax.scan(jax.checkpoint(lambda h, tokens: _chunk(coefficients, h, tokens)), state, inputs)
+            state, y = lax.scan(jax.checkpoint(functools.partial(_chunk, coefficients)), state, tokens)
         y = join(y, length)
     return segments.zero_padding(jnp.moveaxis(y, 0, 1).astype(x.dtype), segment_ids), state
 

@@ -11,6 +11,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from ops import segments
+
+Masks = tuple[Bool[Array, "T B"], Bool[Array, "T B"]] | None  # `segment_masks`
 
 
 def chunking(length: int, chunk_size: int) -> tuple[int, int]:
@@ -27,6 +32,34 @@ def split(tree, count: int, size: int):
         return x.reshape(count, size, *x.shape[1:])
 
     return jax.tree.map(one, tree)
+
+
+def segment_masks(segment_ids: Int[Array, "B T"] | None) -> Masks:
+    """For a recurrence over tokens: `restart` and `valid`, time first.
+
+    The state restarts before a token with `restart`; a token that is not `valid` leaves it as it is.
+    """
+    if segment_ids is None:
+        return None
+    return segments.is_start(segment_ids).T, (segment_ids != 0).T
+
+
+def split_masked(inputs, masks: Masks, chunk_size: int):
+    """Cuts (inputs, masks) into chunks of at most `chunk_size` tokens.
+
+    Where the last chunk is not full there are masks even if there were none: they tell its tail from tokens, which the tail's
+    zeros are not, because they would let the state decay.
+
+    Args:
+      inputs: tree of arrays [T, B, ...].
+      masks: from `segment_masks`.
+      chunk_size: as of `chunking`.
+    """
+    length, batch = jax.tree.leaves(inputs)[0].shape[:2]
+    count, size = chunking(length, chunk_size)
+    if count * size > length and masks is None:
+        masks = jnp.zeros((length, batch), bool), jnp.ones((length, batch), bool)
+    return split((inputs, masks), count, size)
 
 
 def join(tree, length: int):

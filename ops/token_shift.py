@@ -30,7 +30,6 @@ def token_shift(
     y = jnp.concatenate([initial_state[:, None], x[:, :-1]], axis=1)
     if segment_ids is None:
         return y, x[:, -1]
-    expand = lambda mask: mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
-    y = jnp.where(expand(segments.is_start(segment_ids)), jnp.zeros((), x.dtype), y)
-    empty = jnp.all(segment_ids == 0, axis=1).reshape((-1,) + (1,) * (x.ndim - 2))
+    y = jnp.where(segments.expand(segments.is_start(segment_ids), x.ndim), jnp.zeros((), x.dtype), y)
+    empty = segments.expand(jnp.all(segment_ids == 0, axis=1), x.ndim - 1)
     return segments.zero_padding(y, segment_ids), jnp.where(empty, initial_state, x[:, -1])

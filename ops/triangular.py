@@ -2,12 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from ops import chunks
-
-_FULL = lax.Precision.HIGHEST
+from ops.chunks import matmul, transpose
 
 
 @jax.custom_vjp
@@ -22,14 +20,14 @@ def solve_unit_lower(A: Float[Array, "... C C"], R: Float[Array, "... C D"]) -> 
 
 def _forward(A, R):
     inverse = _inverse(A[..., None, :, :])[..., 0, :, :]
-    X = _matmul(inverse, R)
+    X = matmul(inverse, R)
     return X, (inverse, X)
 
 
 def _backward(saved, dX):
     inverse, X = saved
-    dR = _matmul(_transpose(inverse), dX)
-    dA = -_matmul(dR, _transpose(X))
+    dR = matmul(transpose(inverse), dX)
+    dA = -matmul(dR, transpose(X))
     return jnp.where(chunks.lower(dA.shape[-1], strict=True), dA, 0), dR
 
 
@@ -53,14 +51,6 @@ def _inverse(A: Float[Array, "... n C C"]) -> Float[Array, "... n C C"]:
     blocks = jnp.stack([A[..., :half, :half], A[..., half:, half:]], -3).reshape(*lead, 2 * n, half, half)
     inverses = _inverse(blocks).reshape(*lead, n, 2, half, half)
     first, second = inverses[..., 0, :, :], inverses[..., 1, :, :]
-    corner = -_matmul(_matmul(second, A[..., half:, :half]), first)
+    corner = -matmul(matmul(second, A[..., half:, :half]), first)
     upper = jnp.concatenate([first, jnp.zeros_like(corner)], -1)
     return jnp.concatenate([upper, jnp.concatenate([corner, second], -1)], -2)
-
-
-def _matmul(x, y):
-    return chunks.dot("ik,kj->ij", x, y, _FULL)
-
-
-def _transpose(x):
-    return jnp.swapaxes(x, -1, -2)

@@ -18,8 +18,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ops import chunks, segments
+from ops.chunks import matmul, transpose
 
-_FULL = lax.Precision.HIGHEST
 State = tuple[Float[Array, "B H K+1 K"], Float[Array, "B H K+1 K"]]
 
 
@@ -70,8 +70,8 @@ def ttt_linear(
     aligned = segment_ids is None and initial_state is None
     if positions is None:
         positions = segments.positions(jnp.ones((batch, length), jnp.int32) if segment_ids is None else segment_ids)
-    present = lambda x: segments.zero_padding(x, segment_ids).astype(dtype)
-    q, k, values, c = map(present, (q, k, v, token_rate[..., None]))
+    arrays = (q, k, v, token_rate[..., None])
+    q, k, values, c = (segments.zero_padding(x, segment_ids).astype(dtype) for x in arrays)
 
     mini_batch = place_rate.shape[0]
     place = positions % mini_batch
@@ -97,31 +97,39 @@ def _block(aligned, fresh_W, last_rate, norm_weight, norm_bias, eps, state, x):
     q, k, v, c, r, start, border = x
     ones = jnp.ones_like(q[..., :1])
     one_q, one_k = jnp.concatenate([q, ones], -1), jnp.concatenate([k, ones], -1)
-    gradient = lambda W: _gradient(_matmul(one_k, W), v - k, norm_weight, norm_bias, eps)
-    scores = jnp.tril(_matmul(one_q, _transpose(one_k)))
-    written = lambda G, where=1: _matmul(_transpose(where * c * one_k), G)
+    scores = jnp.tril(matmul(one_q, transpose(one_k)))
+
+    def gradient(W):
+        return _gradient(matmul(one_k, W), v - k, norm_weight, norm_bias, eps)
+
+    def written(G, where=1):
+        return matmul(transpose(where * c * one_k), G)
 
     if aligned:
         W = W - last_rate * A
         G = gradient(W)
-        z, A = _matmul(one_q, W), written(G)
+        z, A = matmul(one_q, W), written(G)
     else:
         run = jnp.cumsum(border, -1)
         first = (run == 0)[..., None]
         fresh = (jnp.cumsum(start, -1) > 0)[..., None]
-        pick = lambda where, a, b, c: jnp.where(first[where], a, jnp.where(fresh[where], c, b))
-        each, last = (..., slice(None), slice(None)), (..., slice(-1, None), slice(None))
+        is_last = first[..., -1:, :], fresh[..., -1:, :]
         G = gradient(W)
         next_W = W - last_rate * (A + written(G, first))
-        G = pick(each, G, gradient(next_W), gradient(fresh_W))
-        going_on = _matmul(one_q, W) - r * _matmul(one_q, A)
-        z = pick(each, going_on, _matmul(one_q, next_W), _matmul(one_q, fresh_W))
+        G = _pick(first, fresh, G, gradient(next_W), gradient(fresh_W))
+        going_on = matmul(one_q, W) - r * matmul(one_q, A)
+        z = _pick(first, fresh, going_on, matmul(one_q, next_W), matmul(one_q, fresh_W))
         scores = jnp.where(run[..., :, None] == run[..., None, :], scores, 0)
-        A = jnp.where(first[last], A, 0) + written(G, (run == run[..., -1:])[..., None])
-        W = pick(last, W, next_W, fresh_W)
-    z = z - r * _matmul(scores, c * G)
+        A = jnp.where(is_last[0], A, 0) + written(G, (run == run[..., -1:])[..., None])
+        W = _pick(*is_last, W, next_W, fresh_W)
+    z = z - r * matmul(scores, c * G)
     normal, _ = _normalize(z, eps)
     return (W, A), q + norm_weight * normal + norm_bias
+
+
+def _pick(first, fresh, going_on, following, begun):
+    """What belongs to the mini-batch of each token: the one of the state, the next of its segment, or one begun here."""
+    return jnp.where(first, going_on, jnp.where(fresh, begun, following))
 
 
 def _normalize(z, eps):
@@ -134,13 +142,4 @@ def _gradient(z, target, norm_weight, norm_bias, eps):
     """The derivative of |LN(z) - target|^2 / 2 by z."""
     normal, scale = _normalize(z, eps)
     d = norm_weight * (norm_weight * normal + norm_bias - target)
-    mean = lambda x: jnp.mean(x, -1, keepdims=True)
-    return scale * (d - mean(d) - normal * mean(normal * d))
-
-
-def _matmul(x, y):
-    return chunks.dot("ik,kj->ij", x, y, _FULL)
-
-
-def _transpose(x):
-    return jnp.swapaxes(x, -1, -2)
+    return scale * (d - jnp.mean(d, -1, keepdims=True) - normal * jnp.mean(normal * d, -1, keepdims=True))

@@ -1,7 +1,7 @@
 """The cells of a sweep: a grid of runs that differ in what is asked for and in nothing else.
 
 A sweep's directory holds one run directory for each cell of the grid, named by its values, and in it, beside what a run
-leaves, `log.txt` and `result.json` (the test split at the checkpoint that is best on validation). A cell is its commands: what
+leaves, `log.txt` and `result.json` (the test split at the checkpoint that is best on validation). A cell is its steps: what
 has to be run for it is read from its directory, so a sweep goes on where it stopped, on whatever engine.
 """
 
@@ -9,71 +9,40 @@ import dataclasses
 import itertools
 import json
 import re
-import shlex
 import sys
+import traceback
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags as absl_flags
-from ml_collections import ConfigDict, config_flags
-
-from common import command
 from common.errors import UserError
 from common.files import read_json
-from data.task import Spec
 from models.accounting import Summary
-from models.sequence_model import ModelConfig
-from sweeps import sizing
-from sweeps.sizing import MEASURES, Sized
-from training import config, loop
+from models.config import ModelConfig
+from sweeps import failures, sizing
+from sweeps.request import Request, is_flag
+from sweeps.sizing import Sized
+from training import command_line, config, loop, setup
 from training.metrics import read_metrics
-from training.run_directory import RunDirectory
+from training.run_directory import RESUMABLE, RunDirectory, recorded_data
 
-ROOT = Path(__file__).parent.parent
 RESULT, LOG = "result.json", "log.txt"
+# What a run may be resumed with other values of, but changes what it finds: the same sweep must have the same.
+DECISIVE = ("mesh", "train.steps", "train.implementation", "train.eval_every", "train.eval_batches")
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What a sweep is asked for.
+class Step:
+    """One command of a cell, that an engine makes a process of; it can be given again after it was interrupted.
 
     Attributes:
-      config: FILE or FILE:ARGUMENT of the experiment.
-      axes: values by key; their product is the grid. A key with a dot, and `seed`, is one of the configuration; any other
-        belongs into the experiment file's argument.
-      workdir: directory of the sweep.
-      settings: one value by key, for all cells. Hyperparameters of a mixer go to the cells that have the mixer.
-      match: one of `MEASURES`, to size all mixers to one budget; None to take the configuration's width.
-      budget: of the match; None for that of the first mixer of the axis `mixer`, all other values being the same.
-      lengths: that the test split is scored at beside the one of training.
+      program: a file of this project.
+      arguments: of it. Relative paths in them start from the directory that the sweep was started in.
     """
 
-    config: str
-    axes: Mapping[str, Sequence[str]]
-    workdir: Path
-    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    match: str | None = None
-    budget: float | None = None
-    lengths: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        if clash := sorted(set(self.axes) & set(self.settings)):
-            raise UserError(f"{clash[0]} is both an axis and set: choose one")
-        for key, values in self.axes.items():
-            if len(set(values)) < len(values) or not all(values):
-                raise UserError(f"the values of {key} must be different and not empty, got {','.join(values)!r}")
-        if not self.axes:
-            raise UserError("a sweep needs an axis, such as seed=0,1,2")
-        if self.match not in (None, *MEASURES):
-            raise UserError(f"match must be one of {', '.join(MEASURES)}, got {self.match!r}")
-        if self.budget is not None and self.match is None:
-            raise UserError(f"a budget needs a measure: add --match={'|'.join(MEASURES)}")
-        if self.match and self.budget is None and "mixer" not in self.axes:
-            raise UserError(
-                "match needs something to match: an axis of mixers (mixer=A,B; the first is the reference) or a budget"
-            )
+    program: str
+    arguments: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +54,23 @@ class Cell:
       arguments: of `train.py`, but for the directory.
       workdir: its run directory.
       config: the configuration, as the run's `config.json` will hold it.
+      data: the fingerprint of its data as it is now; None where the task cannot be built.
+      metric: that its task is judged by; None where the task cannot be built.
       lengths: that the test split is scored at beside the one of training.
+      allow_other_data: whether to go on with the run if its data has changed.
       cost: what the model costs; None if it cannot be built.
       sized: how the model was sized, if it was.
-      error: why it cannot be run; None if it can.
+      error: why it cannot be run, in one line; None if it can.
     """
 
     values: Mapping[str, str]
     arguments: tuple[str, ...]
     workdir: Path
     config: Mapping[str, Any]
+    data: str | None = None
+    metric: str | None = None
     lengths: tuple[int, ...] = ()
+    allow_other_data: bool = False
     cost: Summary | None = None
     sized: Sized | None = None
     error: str | None = None
@@ -110,104 +85,176 @@ class Cell:
         """Optimiser steps of the run."""
         return self.config["train"]["steps"]
 
-    def trained(self) -> bool:
-        """Whether the run has its last step, evaluation and checkpoint included."""
+    def differences(self) -> dict[str, tuple[Any, Any]]:
+        """By key, what the run in its directory has been asked for and what the cell asks for, where these differ in what
+        decides the numbers. Empty without a run."""
+        recorded = read_json(RunDirectory(self.workdir).config)
+        if recorded is None:
+            return {}
+        old, new = config.flatten(config.complete(recorded, self.config)), config.flatten(self.config)
+        different = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        return {key: (old.get(key), new.get(key)) for key in different if _is_decisive(key)}
+
+    def ended(self) -> bool:
+        """Whether the run has all its steps, with its last evaluation and its last checkpoint."""
         run = RunDirectory(self.workdir)
-        if read_json(run.config) != self.config or not (run.checkpoints / str(self.steps)).is_dir():
+        if (
+            self.error
+            or not run.config.exists()
+            or self.differences()
+            or not (run.checkpoints / str(self.steps)).is_dir()
+        ):
             return False
         return any(line["split"] == "valid" and line["step"] == self.steps for line in read_metrics(self.workdir))
 
-    def result(self) -> dict[str, Any] | None:
-        """What `score` has found for the finished run; None before."""
-        found = read_json(self.workdir / RESULT)
-        complete = found is not None and found["steps"] == self.steps and self.trained()
-        return found if complete and {str(n) for n in self.lengths} <= set(found["test"]) else None
+    def diverged(self) -> str | None:
+        """Why the run, which has all its steps, has not learned; None if it has, or has not ended."""
+        return loop.diverged(self.workdir, self.steps, self.metric) if self.ended() else None
 
-    def todo(self) -> list[list[str]]:
-        """The commands that are left to be run, in order; each can be given again after it was interrupted."""
-        if self.result() is not None:
+    def result(self) -> dict[str, Any] | None:
+        """What `sweeps.result.write` has found for the run that has ended well; None before."""
+        found = read_json(self.workdir / RESULT)
+        if found is None or found["steps"] != self.steps or not {str(n) for n in self.lengths} <= set(found["test"]):
+            return None
+        return found if self.ended() and self.diverged() is None else None
+
+    def todo(self) -> list[Step]:
+        """The steps that are left, in order."""
+        if self.result() is not None or self.diverged() is not None:
             return []
-        train = [sys.executable, str(ROOT / "train.py"), *self.arguments, f"--workdir={self.workdir}"]
-        score = [sys.executable, str(ROOT / "sweep.py"), f"--score={self.workdir}"]
-        if self.lengths:
-            score.append(f"--lengths={','.join(map(str, self.lengths))}")
-        return [score] if self.trained() else [train, score]
+        other_data = ("--allow_other_data",) if self.allow_other_data else ()
+        lengths = (f"--lengths={','.join(map(str, self.lengths))}",) if self.lengths else ()
+        train = Step("train.py", (*self.arguments, f"--workdir={self.workdir}", *other_data))
+        score = Step("sweep.py", (f"--score={self.workdir}", *lengths, *other_data))
+        return [score] if self.ended() else [train, score]
+
+
+def _is_decisive(key: str) -> bool:
+    """Whether a key of the configuration changes what a run finds. (Where the data lies does not: data has its fingerprint.)"""
+
+    def below(names: Sequence[str]) -> bool:
+        return any(f"{key}.".startswith(f"{name}.") for name in names)
+
+    return below(DECISIVE) or not below(RESUMABLE)
 
 
 def plan(request: Request) -> list[Cell]:
     """The cells of a sweep, sized and with their costs. Nothing is written.
 
+    What goes wrong when a cell's task and model are described is the cell's `error`, and the other cells go on; a traceback
+    is printed unless it is a `UserError`.
+
     Raises:
-      UserError: for a key or value that the experiment file or its configuration refuses. What goes wrong when a cell's
-        task and model are described is the cell's `error`.
+      UserError: for a key or value that the experiment file or its configuration refuses.
     """
     combinations = [dict(zip(request.axes, values)) for values in itertools.product(*request.axes.values())]
     arguments = [_arguments(request, values) for values in combinations]
     for key in request.settings:
         if "." in key and not any(f"--config.{key}=" in argument for row in arguments for argument in row):
             raise UserError(f"no cell has the mixer that {key} is set for")
+    asked = [_raw(row) for row in arguments]  # what is misspelt is found before anything is built
     cells, described = [], {}
-    for values, row in zip(combinations, arguments):
-        parse(row)  # what is misspelt is found before anything is built
-        model = json.dumps({key: value for key, value in values.items() if key != "seed"})
-        if model not in described:
-            described[model] = _describe(request, values)
-        cost, sized, error = described[model]
-        raw = _raw(row)
-        if sized is not None and sized.width != raw["model"]["width"]:
-            row = _arguments(request, values, sized.width)
-            raw = _raw(row)
-        workdir = request.workdir / directory(values)
-        cells.append(Cell(values, row, workdir, raw, request.lengths, cost, sized, error))
+    for values, row, raw in zip(combinations, arguments, asked):
+        key = json.dumps({key: value for key, value in values.items() if key != "seed"})
+        if key not in described:
+            described[key] = _described(request, values, raw)
+        common = described[key]
+        if "sized" in common and common["sized"].width != raw["model"]["width"]:
+            row = _arguments(request, values, common["sized"].width)
+        cells.append(
+            Cell(
+                values=values,
+                arguments=row,
+                workdir=request.workdir / directory(values),
+                lengths=request.lengths,
+                allow_other_data=request.allow_other_data,
+                **common | {"config": {**common["config"], "seed": raw["seed"]}},
+            )
+        )
     return cells
 
 
-def parse(arguments: Sequence[str]) -> ConfigDict:
-    """The configuration that `train.py` reads from these arguments.
+def check_directories(cells: Sequence[Cell]) -> None:
+    """Compares the cells with the runs that are in their directories.
 
     Raises:
-      UserError: for what the experiment file or ml_collections refuses.
+      UserError: if one is a run of another configuration, or (without `allow_other_data`) one of other data.
     """
-    values = absl_flags.FlagValues()
-    line = ["train.py", *arguments]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=line)
+    changed = [(cell, different) for cell in cells if not cell.error and (different := cell.differences())]
+    if changed:
+        cell, different = changed[0]
+        values = [f"{key}={old} (it is now {new})" for key, (old, new) in different.items()]
+        others = f", and {len(changed) - 1} more cells differ likewise" if len(changed) > 1 else ""
+        raise UserError(
+            f"{cell.workdir} holds a run with {', '.join(values)}{others}: a sweep keeps its configuration. Give the changed "
+            "sweep a --workdir of its own, or these keys their old values"
+        )
+    for cell in cells:
+        own = recorded_data(cell.workdir)
+        if cell.data is not None and own not in (None, cell.data) and not cell.allow_other_data:
+            raise UserError(
+                f"{cell.workdir} was run on other data (fingerprint {own[:12]}) than is here now ({cell.data[:12]}): give the "
+                "data back, give the sweep a --workdir of its own, or go on knowingly with --allow_other_data"
+            )
+
+
+def _described(request: Request, values: Mapping[str, str], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that the cells with these values, whatever their seed, have in common."""
     try:
-        values(line)
-    except (absl_flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{command.flag_error(error)} (in {shlex.join(arguments)})") from error
-    return holder.value
+        resolved = _resolved(request, values)
+        sized = _sized(request, values, resolved) if request.match is not None else None
+        if sized is not None and sized.width != resolved.model.width:
+            resolved = _resolved(request, values, sized.width)
+        found = {
+            "config": resolved.raw,
+            "data": resolved.task.fingerprint(),
+            "metric": resolved.task.spec.metric.name,
+            "cost": setup.cost(resolved.model, resolved.task.spec),
+        }
+        return found if sized is None else found | {"sized": sized}
+    except UserError as error:
+        return {"config": raw, "error": str(error)}
+    except Exception:  # a fault of a mixer or task under development must not keep the other cells from running
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
+        return {"config": raw, "error": failures.reason(text)}
 
 
-def _describe(request: Request, values: Mapping[str, str]) -> tuple[Summary | None, Sized | None, str | None]:
-    """Cost, size and error of the cells with these values (whatever their seed)."""
+def _sized(request: Request, values: Mapping[str, str], resolved: config.Config) -> Sized:
+    """The width at which the model of these values has the budget, or what the first mixer has."""
+    model, spec = _as_asked(resolved, _raw(_arguments(request, values))), resolved.task.spec
+    if request.budget is not None:
+        return sizing.match(model, spec, request.match, request.budget)
+    reference = {**values, "mixer": request.axes["mixer"][0]}
     try:
-        model, spec = _model(_arguments(request, values))
-        if request.match is None:
-            return sizing.cost(model, spec), None, None
-        budget, reference = request.budget, None
-        if budget is None:
-            reference = {**values, "mixer": request.axes["mixer"][0]}
-            budget = sizing.amount(*_model(_arguments(request, reference)), request.match)
-            if budget is None:
-                raise UserError(f"mixer={reference['mixer']}, the reference, has no carry on this task to match")
-        if values == reference:
-            sized = Sized(model.width, budget, budget)
-        else:
-            sized = sizing.match(model, spec, request.match, budget)
-        return sizing.cost(*_model(_arguments(request, values, sized.width))), sized, None
-    except Exception as error:  # of one cell's task or model; the others go on
-        return None, None, f"{type(error).__name__}: {error}".splitlines()[0]
+        matched = resolved if values == reference else _resolved(request, reference)
+        budget = sizing.amount(matched.model, matched.task.spec, request.match)
+    except UserError as error:
+        raise UserError(f"mixer={reference['mixer']}, the reference, cannot be built: {error}") from error
+    if budget is None:
+        raise UserError(f"mixer={reference['mixer']}, the reference, has no carry on this task to match")
+    if values == reference:
+        return Sized(model.width, budget, budget)
+    return sizing.match(model, spec, request.match, budget)
 
 
-def _model(arguments: Sequence[str]) -> tuple[ModelConfig, Spec]:
-    resolved = config.resolve(parse(arguments))
-    loop.check_capabilities(resolved)
-    return resolved.model, resolved.task.spec
+def _as_asked(resolved: config.Config, raw: Mapping[str, Any]) -> ModelConfig:
+    """The model without what follows from its width, and is another at another width."""
+    from_task = (*config.LEFT_TO_TASK, "loss")
+    given = {key: value for key, value in raw["model"].items() if value is not None or key not in from_task}
+    return dataclasses.replace(resolved.model, **given | {"pattern": resolved.model.pattern})
+
+
+def _resolved(request: Request, values: Mapping[str, str], width: int | None = None) -> config.Config:
+    """The configuration of a cell, its task built."""
+    resolved = config.resolve(command_line.parse(_arguments(request, values, width)))
+    setup.check_capabilities(resolved)
+    return resolved
 
 
 def _raw(arguments: Sequence[str]) -> dict[str, Any]:
-    """The configuration as a run's `config.json` holds it."""
-    return json.loads(json.dumps(parse(arguments).to_dict()))
+    """The configuration that these arguments of `train.py` ask for, as JSON holds it; null is what it leaves to be derived."""
+    return json.loads(json.dumps(command_line.parse(arguments).to_dict()))
 
 
 def _arguments(request: Request, values: Mapping[str, str], width: int | None = None) -> tuple[str, ...]:
@@ -217,19 +264,16 @@ def _arguments(request: Request, values: Mapping[str, str], width: int | None = 
     settings = {**request.settings, **values}
     if width is not None:
         settings["model.width"] = str(width)
-    choice |= {key: value for key, value in settings.items() if not _is_flag(key)}
+    choice |= {key: value for key, value in settings.items() if not is_flag(key)}
     source = f"--config={file}" + (":" + ",".join(f"{key}={value}" for key, value in choice.items()) if choice else "")
-    flags = {key: f"--config.{key}={value}" for key, value in settings.items() if _is_flag(key)}
+    flags = {key: f"--config.{key}={value}" for key, value in settings.items() if is_flag(key)}
     # Hyperparameters of a mixer are set for the cells that have it. An axis of them must fit all cells.
     owners = {key: key.split(".")[2] for key in request.settings if key.startswith("model.mixer.")}
     if owners:
-        pattern = parse([source, *(flag for key, flag in flags.items() if key not in owners)]).model.pattern
+        others = (flag for key, flag in flags.items() if key not in owners)
+        pattern = command_line.parse([source, *others]).model.pattern
         flags = {key: flag for key, flag in flags.items() if owners.get(key, pattern[0]) in pattern}
     return source, *flags.values()
-
-
-def _is_flag(key: str) -> bool:
-    return key == "seed" or "." in key
 
 
 def directory(values: Mapping[str, str]) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sweeps.report import Row, common_axes, units
+from data.metrics import Display
+from sweeps.report import Row, common_axes
 
 COSTS = {
     "parameters": "parameters",
@@ -61,7 +62,8 @@ def quality(group: Sequence[Row]):
 
     names = [name for name in COSTS if any(getattr(row.cost, name) for row in group)]
     figure, axes = panels(len(names), sharey=True)
-    metric, scale, _ = units(group[0].first["metric"])
+    metric = Display.read(group[0].first)
+    scale = metric.scale
     common, labels = common_axes(group), []
     for axis, name in zip(axes, names):
         points = []
@@ -85,7 +87,7 @@ def quality(group: Sequence[Row]):
         axis.set(xlabel=COSTS[name])
         axis.grid(alpha=0.3)
         labels.append((axis, points))
-    axes[0].set_ylabel(f"test {metric}")
+    axes[0].set_ylabel(f"test {metric.label}")
     floors(axes[0], group[0], scale)
     figure.suptitle(title(group, "bars: 95 % interval of the mean over seeds"))
     if len(group) > MANY:
@@ -104,7 +106,10 @@ def annotate(axis, points: Sequence[tuple[float, float, str, str]]) -> None:
     """Writes (x, y, text, colour) beside the points, none over another; points of about the same x share a column."""
     from matplotlib import patheffects
 
-    place = lambda point: axis.transData.transform(point[:2]) * 72 / axis.figure.dpi  # in points, as fonts are
+    def place(point):
+        """Where a point is on the figure, in points, as fonts are."""
+        return axis.transData.transform(point[:2]) * 72 / axis.figure.dpi
+
     left, right = axis.transAxes.transform(((0, 0), (1, 0)))[:, 0] * 72 / axis.figure.dpi
     columns, taken = [], []
     for point in sorted(points):
@@ -164,9 +169,10 @@ def floors(axis, row: Row, scale: float) -> None:
 def learning(group: Sequence[Row]):
     """The loss in training and the metric on the validation split by step; bands are the range over seeds."""
     figure, (training, validation) = panels(2, 6.0)
-    metric, scale, _ = units(group[0].first["metric"])
+    metric = Display.read(group[0].first)
+    scale = metric.scale
     common = common_axes(group)
-    curves = ((training, "train", "loss", 1), (validation, "valid", group[0].first["metric"], scale))
+    curves = ((training, "train", "loss", 1), (validation, "valid", metric.name, scale))
     for axis, split, name, factor in curves:
         for row, style in zip(group, styles(group)):
             runs = [{l["step"]: l[name] for l in run if l["split"] == split and name in l} for run in row.metrics]
@@ -179,7 +185,7 @@ def learning(group: Sequence[Row]):
         axis.set(xlabel="step", ylabel=f"{'training' if split == 'train' else 'validation'} {name.replace('_', ' ')}")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-    validation.set_ylabel(f"validation {metric}")
+    validation.set_ylabel(f"validation {metric.label}")
     legend(figure, validation, group)
     figure.suptitle(title(group, "bands: range over seeds"))
     return figure
@@ -190,7 +196,8 @@ def lengths(group: Sequence[Row]):
     if all(len(row.lengths()) < 2 for row in group):
         return None
     figure, (axis,) = panels(1, 7.0)
-    metric, scale, _ = units(group[0].first["metric"])
+    metric = Display.read(group[0].first)
+    scale = metric.scale
     common = common_axes(group)
     for row, style in zip(group, styles(group)):
         means, halves = zip(*(row.test(n) for n in row.lengths()))
@@ -204,7 +211,7 @@ def lengths(group: Sequence[Row]):
     ticks = sorted(set().union(*(row.lengths() for row in group)))
     axis.set_xticks(ticks, [f"{n:,}" for n in ticks])
     axis.set_xticks([], minor=True)
-    axis.set(xlabel="length (dashed: of training)", ylabel=f"test {metric}")
+    axis.set(xlabel="length (dashed: of training)", ylabel=f"test {metric.label}")
     axis.grid(alpha=0.3)
     legend(figure, axis, group)
     figure.suptitle(title(group, "bands: 95 % interval of the mean over seeds"))

@@ -7,14 +7,18 @@ import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from scipy.special import stdtrit
 
 from common.files import read_json, write_atomically
+from data.metrics import Display
 from models.accounting import Summary
-from sweeps.cells import LOG, Cell, Request, directory
+from sweeps.cells import LOG, Cell, directory
+from sweeps.request import Request
 from sweeps.sizing import MEASURES, TOLERANCE, Sized
+from training.command_line import ROOT
 from training.metrics import read_metrics
 from training.run_directory import RunDirectory
 
@@ -26,7 +30,7 @@ class Row:
     Attributes:
       values: of all axes but the seed.
       cells: one for each seed.
-      results: of the finished ones, as `sweep.score` writes them.
+      results: of the finished ones, as `sweeps.result.write` makes them.
       metrics: recorded by them.
       cost, sized: of the model.
     """
@@ -90,14 +94,14 @@ def rows(cells: Sequence[Cell]) -> list[Row]:
 
 
 def sections(all_rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows that have results, those together that can be compared (task, metric and floors), best first."""
+    """The rows that have results, those together that can be compared (task, data, metric and floors), best first."""
     groups: dict[str, list[Row]] = {}
     for row in all_rows:
         if row.results:
-            key = repr((row.first["task"], row.first["metric"], row.first["floors"], row.first["length"]))
-            groups.setdefault(key, []).append(row)
+            same = repr([row.first.get(key) for key in ("task", "data", "metric", "floors", "length")])
+            groups.setdefault(same, []).append(row)
     return [
-        sorted(group, key=lambda row: row.test()[0] * (-1 if row.first["higher_is_better"] else 1))
+        sorted(group, key=lambda row: row.test()[0] * (-1 if Display.read(row.first).higher_is_better else 1))
         for group in groups.values()
     ]
 
@@ -107,23 +111,23 @@ def common_axes(group: Sequence[Row]) -> list[str]:
     return [k for k in group[0].values if k != "mixer" and len({row.values[k] for row in group}) == 1]
 
 
-def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], command: str) -> None:
+def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Writes `report.md` and `results.csv` into the sweep's directory.
 
     Args:
       request: what was asked for.
       cells: all cells, whether they are finished or not.
       errors: of the failed cells, by name.
-      command: that ran the sweep.
+      arguments: of `sweep.py`, given in the current directory.
     """
     request.workdir.mkdir(parents=True, exist_ok=True)
     everything = rows(cells)
     write_atomically(request.workdir / "results.csv", _csv(request, cells, errors))
-    text = [f"# {request.workdir.name}", f"```\n{command}\n```", _method(request, cells)]
+    text = [f"# {request.workdir.name}", _shell([_command("sweep.py", arguments)]), _method(request, cells)]
     groups = sections(everything)
     for group in groups:
         text += _section(group, len(groups) > 1)
-    text += _not_matched(request, everything) + _missing(everything, errors)
+    text += _not_matched(request, everything) + _diverged(cells) + _missing(cells, errors)
     text += ["## Commands", "What each row is made of, without the sweep.", _commands(everything)]
     write_atomically(request.workdir / "report.md", "\n\n".join(text) + "\n")
 
@@ -141,25 +145,50 @@ def _method(request: Request, cells: Sequence[Cell]) -> str:
         what = {"params": "number of parameters", "flops": "FLOPs per token", "state": "carry"}[request.match]
         lines.append(f"Widths are solved for the same {what}: {budget}{whose}.")
     launches = [launch[-1] for cell in cells if (launch := read_json(RunDirectory(cell.workdir).environment))]
-    for what, find in {
-        "Code": lambda e: f"commit {e['git']['commit'][:10]}{' with changes' if e['git']['dirty'] else ''}",
-        "Device": lambda e: f"{e['devices']['count']} x {e['devices']['kind']}, jax {e['packages']['jax']}",
-    }.items():
-        found = sorted({find(launch) for launch in launches if launch["git"] or what != "Code"})
+    for what, describe in {"Code": _code, "Device": _device}.items():
+        found = sorted({text for launch in launches if (text := describe(launch))})
         if found:
             warning = " (**they differ between cells**)" if len(found) > 1 else ""
             lines.append(f"{what}: {'; '.join(found)}{warning}.")
+    for row in rows(cells):
+        data = {own for result in row.results for own in (result.get("data"), result.get("data_of_the_run")) if own}
+        if len(data) > 1:
+            lines.append(
+                f"**The data of `{row.label()}` changed while it was run**: {', '.join(sorted(d[:12] for d in data))}."
+            )
     return "\n\n".join(lines)
+
+
+def _code(launch: Mapping[str, Any]) -> str | None:
+    """The commit that a run was started from; None where the code was no checkout."""
+    git = launch["git"]
+    return git and f"commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}"
+
+
+def _device(launch: Mapping[str, Any]) -> str:
+    """What a run was started on."""
+    devices = launch["devices"]
+    return f"{devices['count']} x {devices['kind']}, jax {launch['packages']['jax']}"
 
 
 def _section(group: Sequence[Row], several: bool) -> list[str]:
     """Title, table with the floors among the rows, and scores by length."""
     first, common = group[0].first, common_axes(group)
-    metric, scale, digits = units(first["metric"])
-    show = lambda score: shown(score, scale, digits)
+    metric = Display.read(first)
+    show = lambda score: shown(score, metric)
     matched = any(row.sized is not None for row in group)
     shared = "".join(f", {key}={group[0].values[key]}" for key in common) if several else ""
-    header = ["", f"test {metric}", "valid", "seeds", "width", "parameters", "FLOPs/token", "carry bytes", "tokens/s"]
+    header = [
+        "",
+        f"test {metric.label}",
+        "valid",
+        "seeds",
+        "width",
+        "parameters",
+        "FLOPs/token",
+        "carry bytes",
+        "tokens/s",
+    ]
     if matched:
         header.insert(5, "budget met to")
     lines = []
@@ -176,8 +205,8 @@ def _section(group: Sequence[Row], several: bool) -> list[str]:
         lines.append((row.test()[0], cells))
     for name, value in first["floors"].items():
         lines.append((value, [f"*{name}*", f"*{show((value, None))}*"] + [""] * (len(header) - 2)))
-    lines.sort(key=lambda line: line[0], reverse=first["higher_is_better"])
-    better = "higher" if first["higher_is_better"] else "lower"
+    lines.sort(key=lambda line: line[0], reverse=metric.higher_is_better)
+    better = "higher" if metric.higher_is_better else "lower"
     note = f"At length {first['length']:,}; {better} is better; trivial predictors (floors) in italics."
     text = [f"## {first['task']}{shared}", note, markdown(header, [cells for _, cells in lines])]
     lengths = sorted(set().union(*(row.lengths() for row in group)))
@@ -186,20 +215,14 @@ def _section(group: Sequence[Row], several: bool) -> list[str]:
             [f"`{row.label(common)}`", *(show(row.test(n)) if n in row.lengths() else "–" for n in lengths)]
             for row in group
         ]
-        text += [f"### test {metric} by length", markdown(["", *(f"{n:,}" for n in lengths)], table)]
+        text += [f"### test {metric.label} by length", markdown(["", *(f"{n:,}" for n in lengths)], table)]
     return text
 
 
-def units(metric: str) -> tuple[str, float, int]:
-    """The name of a metric in reports, what its values are multiplied by, and their decimals: accuracies are in per cent."""
-    name = metric.replace("_", " ")
-    return (f"{name}, %", 100, 2) if metric.endswith("accuracy") else (name, 1, 4)
-
-
-def shown(score: tuple[float, float | None], scale: float, digits: int) -> str:
+def shown(score: tuple[float, float | None], metric: Display) -> str:
     """Mean ± half the interval."""
     mean, half = score
-    return f"{scale * mean:.{digits}f}" + ("" if half is None else f" ± {scale * half:.{digits}f}")
+    return metric.number(mean) + ("" if half is None else f" ± {metric.scale * half:.{metric.digits}f}")
 
 
 def met(sized: Sized | None) -> str:
@@ -233,15 +256,32 @@ def _not_matched(request: Request, everything: Sequence[Row]) -> list[str]:
     return [title, note, "\n".join(lines)]
 
 
-def _missing(everything: Sequence[Row], errors: Mapping[str, str]) -> list[str]:
-    cells = [cell for row in everything for cell in row.cells if cell.result() is None]
-    lines = [
-        f"- `{cell.name}`: {errors[cell.name]}" + ("" if cell.error else f" (`{cell.name}/{LOG}`)")
-        if cell.name in errors
-        else f"- `{cell.name}`: not finished"
-        for cell in cells
-    ]
+def _diverged(cells: Sequence[Cell]) -> list[str]:
+    """Which cells have all their steps and have not learned. They are in no mean."""
+    lines = [f"- `{cell.name}`: {why}" for cell in cells if (why := cell.diverged()) is not None]
+    return ["## Diverged", "These have all their steps, and count nowhere above.", "\n".join(lines)] if lines else []
+
+
+def _missing(cells: Sequence[Cell], errors: Mapping[str, str]) -> list[str]:
+    lines = []
+    for cell in cells:
+        if cell.name in errors:
+            log = "" if cell.error else f" (`{cell.name}/{LOG}`)"
+            lines.append(f"- `{cell.name}`: {errors[cell.name]}{log}")
+        elif cell.result() is None and cell.diverged() is None:
+            lines.append(f"- `{cell.name}`: not finished")
     return ["## Failures and unfinished cells", "\n".join(lines)] if lines else []
+
+
+def _command(program: str, arguments: Sequence[str]) -> str:
+    """A command line. In the project's own directory it is that of the project's pages."""
+    return shlex.join(["python", program if Path.cwd() == ROOT else str(ROOT / program), *arguments])
+
+
+def _shell(commands: Sequence[str]) -> str:
+    """Commands as text to be copied. Relative paths in them start from the current directory."""
+    here = [] if Path.cwd() == ROOT else [f"cd {shlex.quote(str(Path.cwd()))}"]
+    return "```\n" + "\n\n".join([*here, *commands]) + "\n```"
 
 
 def _commands(everything: Sequence[Row]) -> str:
@@ -251,16 +291,17 @@ def _commands(everything: Sequence[Row]) -> str:
         first = row.cells[0]
         seeds = [cell.values["seed"] for cell in row.cells if "seed" in cell.values]
         arguments = [a for a in first.arguments if not (seeds and a.startswith("--config.seed="))]
-        workdir = f"--workdir=runs/{directory(row.values) or 'all'}"
-        lengths = sorted({first.config["task"].get("length"), *first.lengths} - {None}) if first.lengths else []
-        lengths = [f"--lengths={','.join(map(str, lengths))}"] if lengths else []
-        train, score = shlex.join(["python", "train.py", *arguments]), shlex.join(["python", "eval.py", *lengths])
+        workdir = shlex.quote(f"--workdir=runs/{directory(row.values) or 'all'}")
+        trained = first.config["task"].get("length")
+        lengths = row.lengths() if row.results else sorted({trained, *first.lengths} - {None})
+        lengths = [f"--lengths={','.join(map(str, lengths))}"] if first.lengths else []
+        train, score = _command("train.py", arguments), _command("eval.py", lengths)
         if seeds:
             block = f"for seed in {' '.join(seeds)}; do\n  {train} --config.seed=$seed {workdir}-$seed &&\n"
             blocks.append(block + f"  {score} {workdir}-$seed\ndone")
         else:
             blocks.append(f"{train} {workdir} &&\n  {score} {workdir}")
-    return "```\n" + "\n\n".join(blocks) + "\n```"
+    return _shell(blocks)
 
 
 def _csv(request: Request, cells: Sequence[Cell], errors: Mapping[str, str]) -> str:
@@ -268,8 +309,10 @@ def _csv(request: Request, cells: Sequence[Cell], errors: Mapping[str, str]) -> 
     lines = []
     for cell in cells:
         (row,) = rows([cell])
-        line = {**cell.values, "status": "failed" if cell.name in errors else "unfinished"}
-        line |= {"error": errors.get(cell.name), "width": cell.config["model"]["width"]}
+        why = cell.diverged()
+        status = "failed" if cell.name in errors else "unfinished" if why is None else "diverged"
+        line = {**cell.values, "status": status, "error": errors.get(cell.name, why)}
+        line["width"] = cell.config["model"]["width"]
         if cell.cost is not None:
             line |= {key: getattr(cell.cost, key) for key in MEASURES.values()}
         if cell.sized is not None:

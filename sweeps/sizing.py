@@ -5,17 +5,10 @@ import functools
 import math
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
 from common.errors import UserError
 from data.task import Spec
-from models import accounting
-from models import mixer as mixers
-from models.accounting import Summary
-from models.sequence_model import ModelConfig, SequenceModel
-from ops import dispatch
+from models.config import ModelConfig
+from training import setup
 
 # What models can be matched by, and the field of their `Summary` that measures it.
 MEASURES = {"params": "parameters", "flops": "flops_per_token", "state": "carry_bytes"}
@@ -51,33 +44,9 @@ class Sized:
         return self.deviation is not None and abs(self.deviation) <= TOLERANCE
 
 
-def cost(model: ModelConfig, spec: Spec) -> Summary:
-    """What a model costs on a task; nothing is computed.
-
-    Args:
-      model: the model.
-      spec: of the task: the FLOPs are those of rows of its length, and the carry is to hold as many tokens.
-
-    Returns:
-      parameters, FLOPs per token of the forward pass with every primitive in its matmul form, and bytes of carry per
-      sequence (None where the model cannot stream).
-
-    Raises:
-      UserError: if the model cannot be built.
-    """
-    abstract = nnx.eval_shape(lambda: SequenceModel(model, rngs=nnx.Rngs(0)))
-    if spec.channels is not None:
-        inputs = jax.ShapeDtypeStruct((1, spec.length, spec.channels), jnp.float32)
-    else:
-        inputs = jax.ShapeDtypeStruct((1, 2, spec.length) if model.head == "pair" else (1, spec.length), jnp.int32)
-    streams = model.causal and all(mixers.find(name).streaming for name in model.pattern)
-    with dispatch.implementation("chunked"):
-        return accounting.summarize("model", abstract, inputs, spec.length, spec.length if streams else None)
-
-
 def amount(model: ModelConfig, spec: Spec, measure: str) -> float | None:
-    """The field of `cost` for one of `MEASURES`. The forward pass is always traced: some widths are refused only there."""
-    return getattr(cost(model, spec), MEASURES[measure])
+    """The amount of one of `MEASURES` that a model has. The forward pass is always traced: some widths are refused only there."""
+    return getattr(setup.cost(model, spec), MEASURES[measure])
 
 
 def match(model: ModelConfig, spec: Spec, measure: str, budget: float) -> Sized:
@@ -97,15 +66,19 @@ def match(model: ModelConfig, spec: Spec, measure: str, budget: float) -> Sized:
     Raises:
       UserError: if no width can be built.
     """
-    return solve(lambda width: amount(dataclasses.replace(model, width=width), spec, measure), budget, model.width)
+
+    def amount_at(width: int) -> float | None:
+        return amount(dataclasses.replace(model, width=width), spec, measure)
+
+    return solve(amount_at, budget, model.width)
 
 
 def solve(measure: Callable[[int], float | None], budget: float, start: int) -> Sized:
     """The width at which what is measured, which grows with the width, is nearest to the budget.
 
     Args:
-      measure: the amount at a width. It raises ValueError (or TypeError or ArithmeticError) for a width that cannot be
-        built, and returns None if there is nothing to measure.
+      measure: the amount at a width. It raises a UserError for a width that cannot be built, and returns None if there is
+        nothing to measure. Every other exception is a fault, and goes on to the caller.
       budget: more than 0.
       start: a likely width.
 
@@ -121,8 +94,8 @@ def solve(measure: Callable[[int], float | None], budget: float, start: int) -> 
         """Whether the width can be built, and the amount."""
         try:
             return True, measure(width)
-        except (ValueError, TypeError, ArithmeticError) as error:
-            reasons[width] = (str(error).splitlines() or [type(error).__name__])[0]
+        except UserError as error:
+            reasons[width] = str(error)
             return False, None
 
     def nearest(width: int, step: int) -> int | None:

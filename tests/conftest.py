@@ -14,7 +14,27 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+
+from tests import typechecking  # noqa: E402
+
+# Every call of a function with annotations is checked against them, shapes included. Both lines take effect on what is
+# imported after them. NumPy's arrays are as good as JAX's, as they are to JAX.
+jaxtyping.Array = jax.Array | np.ndarray
+jaxtyping.install_import_hook(["ops", "models"], f"{typechecking.__name__}.check")
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are not checked: for tests of what functions say themselves when shapes do not fit."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
 
 if not flags.FLAGS.is_parsed():  # grain reads absl flags
     flags.FLAGS.mark_as_parsed()

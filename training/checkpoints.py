@@ -1,7 +1,7 @@
 """Checkpoints of a run: written in the background, checked when read, independent of the mesh.
 
 `<directory>/<step>/state` holds the training state and `<directory>/<step>/metadata` a JSON record of what was saved:
-the caller's metadata, the metric, and the type and checksum of every leaf. A checkpoint counts only if all of it is
+the caller's metadata, the score, and the type and checksum of every leaf. A checkpoint counts only if all of it is
 there and unchanged. A step that does not is reported and kept aside as `<step>.damaged`; nothing is deleted but
 checkpoints that newer intact saves have made superfluous and the leftovers of saves that were interrupted.
 
@@ -13,7 +13,9 @@ import gc
 import io
 import itertools
 import json
+import logging
 import math
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +25,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 
 from common.console import say
-from common.errors import UserError
+from common.errors import UserError, check_range
 from training.checksums import checksums, named_leaves
 
 
@@ -55,23 +58,19 @@ class Checkpoints:
     Args:
       directory: where the checkpoints are or will be; made by the first save.
       keep: how many of the newest checkpoints to keep. With one, damage to it leaves nothing to go back to.
-      keep_best: whether to keep the checkpoint with the best metric as well.
-      best_mode: "min" or "max", which metric is best.
+        The one with the best score is always kept as well.
+      higher_is_better: which score is the best.
 
     Raises:
-      UserError: if `keep` or `best_mode` is not one of the above.
+      UserError: if `keep` is not at least 1.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 2, keep_best: bool = True, best_mode: str = "min"):
-        if keep < 1:
-            raise UserError(f"keep={keep}: at least the newest checkpoint must be kept")
-        if best_mode not in ("min", "max"):
-            raise UserError(f"best_mode={best_mode!r}: choose 'min' or 'max'")
+    def __init__(self, directory: str | Path, *, keep: int = 2, higher_is_better: bool = False):
+        check_range("keep", keep, 1)
         self.directory = Path(directory).absolute()
         self._keep = keep
-        self._keep_best = keep_best
-        self._sign = 1 if best_mode == "min" else -1
-        self._metrics: dict[int, float | None] = {}
+        self._sign = -1 if higher_is_better else 1
+        self._scores: dict[int, float | None] = {}
         self._manager: ocp.CheckpointManager | None = None
 
     def steps(self) -> list[int]:
@@ -81,10 +80,15 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
 
     def best_step(self) -> int | None:
-        """The step with the best metric, the later one of equals; None if no checkpoint has a metric."""
+        """The step with the best score, the later one of equals; None if no checkpoint has a score."""
         return self._best(self.steps())
 
-    def save(self, step: int, state: Any, metadata: dict, metric: float | None = None) -> None:
+    def improves(self, score: float) -> bool:
+        """Whether a score is better than those of all checkpoints; one that is not finite is never."""
+        best = self._best([*{*self.steps(), *self._scores}])  # the write of one may be under way
+        return math.isfinite(score) and (best is None or self._sign * score < self._sign * self._scores[best])
+
+    def save(self, step: int, state: Any, metadata: dict, score: float | None = None) -> None:
         """Starts to write a checkpoint; returns when `state` may be donated or changed.
 
         The write is finished by `wait`, `close` or the next save. Saving a step again with the same state does nothing.
@@ -94,7 +98,7 @@ class Checkpoints:
           state: a pytree of `jax.Array`s of any dtype, typed random keys included. `restore_params` needs it to be a
             dict with the key "params".
           metadata: what else to keep, as JSON holds it.
-          metric: what the best checkpoint is chosen by; what is not finite is never best.
+          score: what the best checkpoint is chosen by; what is not finite is never best.
 
         Raises:
           CheckpointError: if the step exists with another state, or this or the previous write failed.
@@ -102,7 +106,7 @@ class Checkpoints:
         self.wait()
         record = {
             "step": step,
-            "metric": float(metric) if metric is not None and math.isfinite(metric) else None,
+            "score": float(score) if score is not None and math.isfinite(score) else None,
             "metadata": metadata,
             "leaves": {
                 path: {"type": type_, "checksum": checksum}
@@ -120,7 +124,7 @@ class Checkpoints:
                 raise CheckpointError(
                     f"checkpoint {step} in {self.directory} holds another state: move it away or use a new workdir"
                 )
-        self._metrics[step] = record["metric"]
+        self._scores[step] = record["score"]
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             metadata=ocp.args.JsonSave({"record": record, "crc32": _seal(record)}),
@@ -128,7 +132,7 @@ class Checkpoints:
         with _writing(self.directory):
             if self._manager is None:
                 options = ocp.CheckpointManagerOptions(
-                    preservation_policy=_NewestAndBest(self._keep, self._best if self._keep_best else lambda _: None),
+                    preservation_policy=_NewestAndBest(self._keep, self._best),
                     lightweight_initialize=True,  # what is to be known of old steps is in their records
                     cleanup_tmp_directories=True,
                 )
@@ -159,7 +163,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: if there is no intact checkpoint, or it is of another model.
-          UserError: if a leaf of `abstract_state` has no sharding.
+          ValueError: if a leaf of `abstract_state` has no sharding.
         """
         self.wait()
         if step is not None:
@@ -180,7 +184,7 @@ class Checkpoints:
           The parameters (as `state`), the metadata and the step.
 
         Raises:
-          CheckpointError, ValueError: as for `restore`; also if no checkpoint has a metric to be best by.
+          CheckpointError, ValueError: as for `restore`; also if no checkpoint has a score to be best by.
         """
         self.wait()
         if step == "latest":
@@ -189,19 +193,25 @@ class Checkpoints:
                 say(f"checkpoint {bad} is damaged ({reason}); using checkpoint {restored.step}")
         else:
             if step == "best" and (step := self.best_step()) is None:
-                raise CheckpointError(f"no checkpoint in {self.directory} has a metric to be the best by")
+                raise CheckpointError(f"no checkpoint in {self.directory} has a score to be the best by")
             restored = self._read_step(step, {"params": abstract_params}, prefix="params/")
         return restored._replace(state=restored.state["params"])
 
     def _best(self, steps: Sequence[int]) -> int | None:
         for step in steps:
-            if step not in self._metrics:
+            if step not in self._scores:
                 try:
-                    self._metrics[step] = self._record(step)["metric"]
+                    self._scores[step] = self._score(self._record(step))
                 except _Damaged:
-                    self._metrics[step] = None
-        ranked = [step for step in steps if self._metrics[step] is not None]
-        return min(ranked, key=lambda s: (self._sign * self._metrics[s], -s), default=None)
+                    self._scores[step] = None
+        ranked = [step for step in steps if self._scores[step] is not None]
+        return min(ranked, key=lambda step: (self._sign * self._scores[step], -step), default=None)
+
+    def _score(self, record: dict) -> float | None:
+        if "score" in record:
+            return record["score"]
+        metric = record["metric"]  # so earlier code called it, and wrote minus the score where a higher one is better
+        return None if metric is None else self._sign * metric
 
     def _record(self, step: int) -> dict:
         """The metadata record of a step."""
@@ -240,7 +250,7 @@ class Checkpoints:
         types = _types(abstract)
         for path, leaf in named_leaves(abstract).items():
             if leaf.sharding is None:
-                raise UserError(f"abstract leaf {path} has no sharding: give jax.ShapeDtypeStruct(..., sharding=...)")
+                raise ValueError(f"abstract leaf {path} has no sharding: give jax.ShapeDtypeStruct(..., sharding=...)")
         damage = None
         try:
             record = self._record(step)
@@ -293,7 +303,7 @@ class Checkpoints:
             say(f"checkpoint {step} is damaged, kept as {target.name} ({reason})")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
-        self._metrics.pop(step, None)
+        self._scores.pop(step, None)
         if self._manager is not None:
             self._manager.reload()
 
@@ -318,7 +328,17 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise CheckpointError(f"cannot write a checkpoint to {directory}: {_first_line(error)}") from error
+        full = "No space left on device" in str(error)
+        reason = "there is no space left on the device" if full else _first_line(error)
+        raise CheckpointError(f"cannot write a checkpoint to {directory}: {reason}") from error
+
+
+def _told_later(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is to be printed: orbax's threads write pages on a failure that `wait` raises as one error."""
+    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+absl_logging.get_absl_logger().addFilter(_told_later)
 
 
 @contextlib.contextmanager

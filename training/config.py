@@ -1,17 +1,22 @@
-"""From the flags' ConfigDict to the dataclasses that the program reads. Nothing is ignored: an unknown key is an error."""
+"""From the command line to the dataclasses that the program reads. Nothing is ignored: an unknown key is an error."""
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from common.errors import UserError, near
+from common import signatures
+from common.errors import UserError, check_choice, check_range, near
 from data import task as tasks
-from evaluation.expect import Expect
-from models.sequence_model import ModelConfig
+from models.config import ModelConfig
+from ops import dispatch
 from training.optimizer import OptimizerConfig
+from training.sharding import AXES, check_sizes
+
+SEEDS = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +29,17 @@ class TrainConfig:
       accumulation: microbatches that a step is computed in.
       z_loss: weight of the squared log-partition in the objective.
       compute_dtype: "float32" or "bfloat16"; parameters and optimiser are float32.
-      implementation: of the primitives: "auto", or one that those which offer it use ("reference", "sequential", "chunked").
-      log_every, eval_every, checkpoint_every: in steps; 0 is never (a run always ends with both).
+      implementation: of the primitives: "auto", or a choice for some of them, see `ops.dispatch`.
+      log_every: steps from one record of the training's metrics to the next; 0 is never (the last step is always recorded).
+      eval_every: steps from one evaluation to the next; 0 is never (the last step is always evaluated).
+      checkpoint_every: steps from one checkpoint to the next; 0 is never (the last step, and each new best, are always saved).
       eval_batches: batches of the validation split in an evaluation; 0 is all.
       keep: number of latest checkpoints that are kept, beside the best.
       profile_step: the three steps from this one on are traced into the run's `profile/`; 0 is never.
     """
 
-    steps: int
-    batch_size: int
+    steps: int = 1000
+    batch_size: int = 32
     accumulation: int = 1
     z_loss: float = 0.0
     compute_dtype: str = "float32"
@@ -45,18 +52,43 @@ class TrainConfig:
     profile_step: int = 0
 
     def __post_init__(self):
-        choices = {
-            "compute_dtype": ("float32", "bfloat16"),
-            "implementation": ("auto", "reference", "sequential", "chunked"),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise UserError(f"train.{key} must be one of {', '.join(allowed)}; got {getattr(self, key)!r}")
+        check_choice("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+        dispatch.check(self.implementation)
         for key in ("steps", "batch_size", "accumulation", "keep"):
-            if getattr(self, key) < 1:
-                raise UserError(f"train.{key} must be at least 1, got {getattr(self, key)}")
+            check_range(f"train.{key}", getattr(self, key), 1)
+        for key in ("log_every", "eval_every", "checkpoint_every", "eval_batches", "profile_step", "z_loss"):
+            check_range(f"train.{key}", getattr(self, key), 0)
         if self.batch_size % self.accumulation:
             raise UserError(f"train.batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Expect:
+    """The published number that a configuration is to find again.
+
+    Attributes:
+      metric: a score of the task, see `data.metrics`.
+      value: the number, in the score's unit; None where none is verified.
+      tolerance: how far from it, to either side, a run's score may be.
+      source: of the number: arXiv id and table, and how far it is verified.
+      seeds: runs, of config.seed 0, 1, ..., that it takes to say that the number was found again.
+      hours: estimate for one run; on what hardware, the configuration's file says.
+    """
+
+    metric: str
+    value: float | None
+    tolerance: float
+    source: str
+    seeds: int
+    hours: float
+
+    def __post_init__(self):
+        if not self.metric or not self.source:
+            raise UserError("config.expect needs a metric and a source")
+        check_range("expect.tolerance", self.tolerance, 0)
+        check_range("expect.seeds", self.seeds, 1)
+        if not self.hours > 0:
+            raise UserError(f"expect.hours must be more than 0, got {self.hours}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +101,7 @@ class Config:
       mesh: sizes of the named mesh axes.
       seed: of the parameters and of the order of the data.
       expect: the published number that is to be found again, if the configuration has one.
-      raw: everything as plain dicts, which is what `config.json` holds.
+      raw: everything as it is used, as plain dicts, which is what `config.json` holds.
     """
 
     task: tasks.Task
@@ -82,69 +114,126 @@ class Config:
     raw: dict[str, Any]
 
 
-SECTIONS = ("task", "model", "optimizer", "train", "mesh", "seed")
-OPTIONAL_SECTIONS = ("expect",)
-MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+SECTIONS = ("seed", "task", "model", "optimizer", "train", "mesh")
+# Fields of `ModelConfig` that the task decides.
+FROM_TASK = ("vocab_size", "channels", "targets", "head")
+# Fields that are None in a configuration until the task decides them.
+LEFT_TO_TASK = ("causal", "length", "tie_embeddings")
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
     """Checks a configuration and builds what it describes, up to the task.
 
     Args:
-      config: from a config file and flags, or a `config.json` that was read back.
+      config: from a config file and flags, or a `config.json` that was read back. What it leaves out has its default.
 
     Raises:
       UserError: for a key that nobody reads, one that is missing, or a value that does not fit; the message says which.
     """
     raw = _plain(config)
-    check_keys(raw, (*SECTIONS, *OPTIONAL_SECTIONS), SECTIONS, "config")
-    check_keys(raw["mesh"], MESH_AXES, (), "config.mesh")
-    raw["task"] = dict(raw["task"])
+    check_keys(raw, (*SECTIONS, "expect"), SECTIONS, "config")
+    check_sizes(raw["mesh"])
+    check_seed(raw["seed"])
     name = raw["task"].get("name")
     if name is None:
         raise UserError("config.task.name is missing: it says which task to train on")
-    options = {key: value for key, value in raw["task"].items() if key != "name"}
-    options.setdefault("seed", raw["seed"])
-    task = tasks.create(name, **options)
+    task = tasks.create(name, **{key: value for key, value in raw["task"].items() if key != "name"})
+    model = section(ModelConfig, _fill(raw["model"], task), "config.model", _from_task(task.spec)).as_used()
+    optimizer = section(OptimizerConfig, raw["optimizer"], "config.optimizer")
+    train = section(TrainConfig, raw["train"], "config.train")
+    expect = section(Expect, raw["expect"], "config.expect") if raw.get("expect") is not None else None
+    mesh = {axis: 1 for axis in AXES} | raw["mesh"]
+    model_raw = {key: value for key, value in dataclasses.asdict(model).items() if key not in FROM_TASK}
+    used = {
+        "seed": raw["seed"],
+        "task": {"name": name, **task.hyperparameters},
+        "model": model_raw,
+        "optimizer": dataclasses.asdict(optimizer),
+        "train": dataclasses.asdict(train),
+        "mesh": mesh,
+    }
+    if expect is not None:
+        used["expect"] = dataclasses.asdict(expect)
+    return Config(task, model, optimizer, train, mesh, raw["seed"], expect, _plain(used))
+
+
+def check_seed(seed: Any) -> None:
+    """Raises a UserError for a seed that is no whole number of 32 bits: parameters and the order of the data would disagree."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
+        raise UserError(f"config.seed must be a whole number from 0 to {SEEDS - 1}, got {seed!r}")
+
+
+def complete(raw: Mapping[str, Any], used: Mapping[str, Any]) -> dict[str, Any]:
+    """An earlier record of a configuration in the words of today's.
+
+    Args:
+      raw: what a `config.json` holds, perhaps of older code: keys that did not exist then had what is now their default, and what
+        was left to be derived (None, "auto") was derived as today.
+      used: the configuration, resolved by today's code, that it is to be compared with.
+    """
+    standards = {
+        "task": tasks.defaults(raw["task"]["name"]).to_dict()
+        if raw.get("task", {}).get("name") in tasks.names()
+        else {},
+        "model": signatures.defaults(ModelConfig, FROM_TASK).to_dict(),
+        "optimizer": signatures.defaults(OptimizerConfig).to_dict(),
+        "train": signatures.defaults(TrainConfig).to_dict(),
+        "mesh": dict.fromkeys(AXES, 1),
+    }
+    result = {}
+    for name in {*raw, *used}:
+        values = raw.get(name, {} if name in standards else None)
+        if isinstance(values, Mapping) and isinstance(used.get(name), Mapping):
+            derived = (None, "auto") if name in ("model", "task") else (None,)
+            values = _completed(values, used[name], standards.get(name, {}), derived)
+        if values is not None:
+            result[name] = values
+    return result
+
+
+def _completed(
+    values: Mapping[str, Any], used: Mapping[str, Any], standard: Mapping[str, Any], derived: tuple[str | None, ...]
+) -> dict[str, Any]:
+    result = dict(values)
+    for key, now in used.items():
+        old = values.get(key)
+        if isinstance(now, Mapping):
+            result[key] = _completed(old or {}, now, standard.get(key) or now, derived)
+        elif key in values and old not in derived:
+            result[key] = old
+        elif (old if key in values else standard.get(key)) in derived:
+            result[key] = now  # it was derived
+        else:
+            result[key] = standard[key]
+    return result
+
+
+def _from_task(spec: tasks.Spec) -> dict[str, Any]:
+    return {"vocab_size": spec.vocab_size, "channels": spec.channels, "targets": spec.targets, "head": head(spec)}
+
+
+def _fill(options: Mapping[str, Any], task: tasks.Task) -> dict[str, Any]:
+    """The model's options with what was left to the task (None) filled in."""
     spec = task.spec
-    given = {"vocab_size": spec.vocab_size, "channels": spec.channels, "targets": spec.targets, "head": head(spec)}
-    model = dict(raw["model"]) | {"pattern": tuple(raw["model"].get("pattern", ()))}
-    fill(model, "length", spec.length)
-    fill(model, "causal", bool(spec.causal))
-    if spec.causal is not None and model["causal"] != spec.causal:
-        raise UserError(
-            f"task {task.name!r} needs a {'causal' if spec.causal else 'two-sided'} model: leave config.model.causal out"
-        )
-    real = spec.objective in ("regression", "token_regression")
-    if real:
-        fill(model, "loss", "squared")
+    model = dict(options) | {"pattern": tuple(options.get("pattern", ()))}
+    derived = {"length": spec.length, "causal": bool(spec.causal), "tie_embeddings": spec.objective == "causal_lm"}
+    if spec.objective in ("regression", "token_regression"):
+        derived["loss"] = "squared"
     elif model.get("loss") is not None:
         raise UserError(f"config.model.loss is for real targets; task {task.name!r} has classes: leave it out")
-    # The head can be the embedding only where what is scored are the ids that are read.
-    fill(model, "tie_embeddings", spec.objective == "causal_lm")
-    return Config(
-        task=task,
-        model=section(ModelConfig, model, "config.model", given),
-        optimizer=section(OptimizerConfig, raw["optimizer"], "config.optimizer"),
-        train=section(TrainConfig, raw["train"], "config.train"),
-        mesh={axis: 1 for axis in MESH_AXES} | raw["mesh"],
-        seed=raw["seed"],
-        expect=section(Expect, raw["expect"], "config.expect") if "expect" in raw else None,
-        raw=raw,
-    )
+    for key, value in derived.items():
+        if model.get(key) is None:
+            model[key] = value
+    if spec.causal is not None and model["causal"] != spec.causal:
+        form = "causal" if spec.causal else "two-sided"
+        raise UserError(f"task {task.name!r} needs a {form} model: leave config.model.causal out")
+    return model
 
 
 def head(spec: tasks.Spec) -> str:
     """The kind of head that a task's objective needs."""
-    return {"classification": "pooled", "regression": "pooled", "pair_classification": "pair"}.get(
-        spec.objective, "token"
-    )
-
-
-def fill(options: dict[str, Any], key: str, value) -> None:
-    """Sets an option that was left out (None)."""
-    if options.get(key) is None:
-        options[key] = value
+    kinds = {"classification": "pooled", "regression": "pooled", "pair_classification": "pair"}
+    return kinds.get(spec.objective, "token")
 
 
 def section(cls: type, values: Mapping[str, Any], where: str, given: Mapping[str, Any] | None = None):
@@ -153,6 +242,9 @@ def section(cls: type, values: Mapping[str, Any], where: str, given: Mapping[str
     parameters = {k: p for k, p in inspect.signature(cls).parameters.items() if k not in given}
     required = [k for k, p in parameters.items() if p.default is inspect.Parameter.empty]
     check_keys(values, tuple(parameters), required, where)
+    for key, value in values.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{where}.{key} is not a number (nan)")
     return cls(**values, **given)
 
 
@@ -166,9 +258,23 @@ def check_keys(values: Mapping[str, Any], known, required, where: str) -> None:
             raise UserError(f"{where}.{key} is missing")
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key; lists and empty sections count as values."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def _plain(value):
+    """The same in dicts and lists, as JSON holds it."""
     if isinstance(value, ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
     return value

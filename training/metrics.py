@@ -9,7 +9,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from common.errors import UserError
 from common.files import write_atomically
-from training.run_directory import RunDirectory
+from data.metrics import LOSS, Metric
+from training.run_directory import RunDirectory, writing
 
 # Peak dense bfloat16 FLOP/s with float32 accumulation of one JAX device, by device kind; the vendors' figures, halved
 # where they are given with sparsity. TPU: docs.cloud.google.com/tpu/docs, the pages of the versions (a device is a
@@ -72,11 +72,14 @@ class MetricWriter:
             return
         run = RunDirectory(Path(workdir))
         kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step]
-        write_atomically(run.metrics, "".join(_encode(line) for line in kept))
         self._earlier = {(line["split"], line["step"]) for line in kept}
         self._written = set()
-        self._file = run.metrics.open("a")
-        self._events = SummaryWriter(str(run.root), purge_step=resume_step + 1 if kept else None)
+        with writing(run.metrics):
+            write_atomically(run.metrics, "".join(_encode(line) for line in kept))
+            self._file = run.metrics.open("a")
+            # What another launch told of later steps is told again: TensorBoard is to forget it.
+            again = any(run.root.glob("events.out.tfevents.*"))
+            self._events = SummaryWriter(str(run.root), purge_step=resume_step + 1 if again else None)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Records numbers of one step of one split ("train", "validation", ...).
@@ -87,26 +90,29 @@ class MetricWriter:
           values: numbers or scalar arrays by name.
 
         Raises:
-          UserError: if a value is not one number, a name is "step" or "split", or this split of this step has been
+          ValueError: if a value is not one number, a name is "step" or "split", or this split of this step has been
             recorded by this launch.
         """
         if self._file is None or (split, step) in self._earlier:
             return
         if (split, step) in self._written:
-            raise UserError(f"step {step} of {split} is recorded already: write all its values at once")
+            raise ValueError(f"step {step} of {split} is recorded already: write all its values at once")
         if clash := {"step", "split"} & set(values):
-            raise UserError(f"a metric cannot be named {clash.pop()!r}")
+            raise ValueError(f"a metric cannot be named {clash.pop()!r}")
         values = {name: _number(name, value) for name, value in values.items()}
         self._written.add((split, step))
-        self._file.write(_encode({"step": int(step), "split": split} | values))
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        with writing(self._file.name):
+            self._file.write(_encode({"step": int(step), "split": split} | values))
+            self._file.flush()
+            for name, value in values.items():
+                self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
+        """Writes what is left. Raises a RunDirectoryError if that cannot be done."""
         if self._file is not None:
-            self._file.close()
-            self._events.close()
+            with writing(self._file.name):
+                self._file.close()
+                self._events.close()
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
@@ -128,6 +134,7 @@ class Progress:
     Args:
       steps: the step that the run ends with.
       tokens_per_step: over all devices.
+      metrics: of the task, which the line shows beside the loss.
       flops_per_step: of the model (forward and backward, without recomputation), over all devices; None if not known.
       peak: peak FLOP/s of all devices together; None if not known. Without both there is no MFU.
       clock: time in seconds.
@@ -138,12 +145,14 @@ class Progress:
         steps: int,
         tokens_per_step: int,
         *,
+        metrics: Sequence[Metric] = (),
         flops_per_step: float | None = None,
         peak: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._steps = steps
         self._tokens = tokens_per_step
+        self._metrics = (LOSS, *(metric for metric in metrics if metric != LOSS))
         self._utilisation = flops_per_step / peak if flops_per_step and peak else None
         self._clock = clock
         self._seconds = None
@@ -166,17 +175,13 @@ class Progress:
         return rates
 
     def line(self, step: int, values: Mapping[str, float]) -> str:
-        """One line with those of loss, bits per byte, speed and MFU that are in `values`, and the time left."""
+        """One line with those of the loss, the metrics, speed and MFU that are in `values`, and the time left."""
         forms = {
-            "loss": "loss {:.4f}",
-            "bits_per_byte": "bits/byte {:.4f}",
-            "bits_per_token": "bits/token {:.4f}",
-            "bits_per_character": "bits/character {:.4f}",
-            "accuracy": "accuracy {:.1%}",
             "tokens_per_second": "{:,.0f} tokens/s",
             "mfu": "MFU {:.1%}",
         }
         parts = [f"step {step:>{len(str(self._steps))}}/{self._steps}"]
+        parts += [metric.show(float(values[metric.name])) for metric in self._metrics if metric.name in values]
         parts += [form.format(float(values[name])) for name, form in forms.items() if name in values]
         if self._seconds is not None:
             minutes, seconds = divmod(round((self._steps - step) * self._seconds), 60)
@@ -187,7 +192,7 @@ class Progress:
 def _number(name: str, value: Any) -> int | float:
     array = np.asarray(value)
     if array.ndim or array.dtype.kind in "OSU":
-        raise UserError(f"metric {name} must be one number, got {value!r}")
+        raise ValueError(f"metric {name} must be one number, got {value!r}")
     return int(array) if array.dtype.kind in "biu" else float(array)
 
 

@@ -44,7 +44,7 @@ class OptimizerConfig:
       eps: added to the denominator of Adam.
       clip_norm: gradients of a larger global norm are scaled down to it; 0 for no clipping.
       group_scale: learning-rate multiplier of each group that parameters name. "default" is 1 if left out. "fixed" never
-        moves, and "statistics" by a tenth of minus its gradient whatever the learning rate (see `models.params.param`).
+        moves.
 
     Raises:
       UserError: for an unknown name or a value out of range.
@@ -55,16 +55,16 @@ class OptimizerConfig:
     schedule: str = "cosine"
     warmup_steps: int = 0
     decay_fraction: float = 0.2
-    final_fraction: float = 0.1
+    final_fraction: float = 0.02
     weight_decay: float = 0.1
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     clip_norm: float = 1.0
-    group_scale: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"ssm": 1.0})
+    group_scale: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"default": 1.0, "ssm": 0.25})
 
     def __post_init__(self):
-        object.__setattr__(self, "group_scale", {"default": 1.0, **self.group_scale, "fixed": 0.0, "statistics": 0.0})
+        object.__setattr__(self, "group_scale", {"default": 1.0, **self.group_scale, "fixed": 0.0})
         for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
             value = getattr(self, field)
             if value not in known:
@@ -167,19 +167,7 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree) -> Optimi
     clip = (optax.clip_by_global_norm(config.clip_norm),) if config.clip_norm else ()
     scale = _scale(lambda facts: config.group_scale[facts.group], metadata)
     transform = optax.chain(*clip, *rule, scale, optax.scale_by_learning_rate(learning_rate))
-
-    def update(gradients, state, params):
-        updates, state = transform.update(of_the_loss(gradients, metadata), state, params)
-        follow = lambda u, g, facts: -0.1 * g if facts.group == "statistics" else u
-        return jax.tree.map(follow, updates, gradients, metadata), state
-
-    return Optimizer(transform.init, update, learning_rate)
-
-
-def of_the_loss(gradients: PyTree, metadata: PyTree) -> PyTree:
-    """The gradients, but 0 for parameters of group "statistics", whose gradient is none of the loss."""
-    keep = lambda g, facts: jnp.zeros_like(g) if facts.group == "statistics" else g
-    return jax.tree.map(keep, gradients, metadata)
+    return Optimizer(transform.init, transform.update, learning_rate)
 
 
 def _scale(factor: Callable[[Any], float], metadata: PyTree) -> optax.GradientTransformation:

@@ -4,14 +4,16 @@
 versions, devices, the state of the code. Only process 0 writes.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,19 @@ import jax
 from jax.experimental import multihost_utils
 
 from common.errors import UserError
-from common.files import write_atomically
+from common.files import read_json, write_atomically
+from training.config import Config, complete, flatten
+from training.lock import locked
+from training.optimizer import schedule
 
 # Keys (with all below them) that a run may be resumed with other values of. Of these, `steps` (through the schedule),
-# `implementation` and `mesh` (through rounding) change the numbers that follow; every change is recorded.
+# `implementation` and `mesh` (through rounding) change the numbers that follow; every change is recorded. Where the data lies may
+# change, too: whether it is the same data is asked of its fingerprint.
 RESUMABLE = (
+    "task.corpus",
+    "task.data_dir",
+    "task.cache_dir",
+    "task.download",
     "expect",
     "mesh",
     "train.steps",
@@ -75,49 +85,128 @@ class RunDirectory:
         return self.root / "profile"
 
 
-def open_run(
-    workdir: str | Path, config: Mapping[str, Any], *, environment_extra: Mapping[str, Any] | None = None
-) -> RunDirectory:
-    """Makes a run directory, or checks that the one that is there belongs to this configuration.
-
-    To be called by all processes. No file is changed where an error is raised.
-
-    Args:
-      workdir: made if it does not exist.
-      config: the resolved configuration, as JSON holds it.
-      environment_extra: what this launch's entry in `environment.json` should say besides, such as the fingerprint of
-        the data.
+def locate(workdir: str | Path) -> Path:
+    """The absolute path of a directory that a user has named, `~` expanded.
 
     Raises:
-      RunDirectoryError: if the directory cannot be written, or holds a run with another configuration (but for the keys
-        in `RESUMABLE`; a change of these is printed, recorded in `environment.json` and takes over in `config.json`).
+      RunDirectoryError: for an empty name, and for an address of an object store, which is not written to.
     """
-    run = RunDirectory(Path(workdir).absolute())
-    if jax.process_index() == 0:
-        try:
-            run.root.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=run.root).close()
-        except OSError as error:
-            raise RunDirectoryError(
-                f"cannot write to {run.root} ({error.strerror}): choose another --workdir or make it writable"
-            ) from error
-        config = json.loads(json.dumps(config))  # as it is read back: lists for tuples
+    if not str(workdir).strip():
+        raise RunDirectoryError("--workdir is empty: give the directory of the run")
+    if "://" in str(workdir) or re.match(r"\w+:/[^/]", str(workdir)):
+        raise RunDirectoryError(f"--workdir={workdir} is an address; runs are written to directories of this machine")
+    try:
+        return Path(workdir).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody
+        raise RunDirectoryError(f"--workdir={workdir}: {error}") from None
+
+
+@contextlib.contextmanager
+def open_run(config: Config, workdir: str | Path, *, allow_other_data: bool = False) -> Iterator[RunDirectory]:
+    """Makes a run directory, or checks that the one that is there belongs to this configuration, and holds its lock.
+
+    To be called by all processes. No file but the lock is changed where an error is raised.
+
+    Args:
+      config: the resolved configuration.
+      workdir: made if it does not exist.
+      allow_other_data: go on with a run whose data was other than it is now; `environment.json` records it.
+
+    Raises:
+      RunDirectoryError: if the directory cannot be written; if it holds a run with another configuration (but for the keys
+        in `RESUMABLE`; a change of these is printed, recorded in `environment.json` and takes over in `config.json`), one that is
+        past the last step that is asked for, or one of other data.
+      UserError: if another process is at work in it.
+    """
+    run = RunDirectory(locate(workdir))
+    if jax.process_index() != 0:
+        _wait()
+        yield run
+        return
+    _make(run)
+    with locked(run.root, "run"):
         changes = _changes(run, config)
-        launches = _read(run.environment) if run.environment.exists() else []
-        launches.append(environment() | {"config_changes": changes} | dict(environment_extra or {}))
-        write_atomically(run.environment, json.dumps(launches, indent=2))
-        write_atomically(run.config, json.dumps(config, indent=2))
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("run directory")
-    return run
+        fingerprint = config.task.fingerprint()
+        other = check_data(run.root, fingerprint, allow_other_data)
+        _tell(run, config, changes)
+        launches = read(run.environment) if run.environment.exists() else []
+        launch = environment() | {"config_changes": changes, "fingerprint": fingerprint}
+        if other is not None:
+            launch["fingerprint_before"] = other
+        with writing(run.root):
+            write_atomically(run.environment, json.dumps([*launches, launch], indent=2))
+            write_atomically(run.config, json.dumps(config.raw, indent=2))
+        if jax.process_count() > 1:
+            _wait()
+        yield run
+
+
+def _make(run: RunDirectory) -> None:
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=run.root).close()
+    except OSError as error:
+        raise RunDirectoryError(
+            f"cannot write to {run.root} ({error.strerror}): choose another --workdir or make it writable"
+        ) from error
+
+
+def _wait() -> None:
+    multihost_utils.sync_global_devices("run directory")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an error of the file system (a full disk, say) into a RunDirectoryError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirectoryError(f"cannot write to {path}: {error.strerror or error}") from error
+
+
+def recorded_data(workdir: str | Path) -> str | None:
+    """The fingerprint of the data of a run's last launch; None if there is no record of it, as in runs of older code, whose
+    fingerprints (under "data") were made in another way."""
+    launches = read_json(RunDirectory(Path(workdir)).environment)
+    recorded = [
+        launch["fingerprint"] for launch in launches or () if isinstance(launch, dict) and "fingerprint" in launch
+    ]
+    return recorded[-1] if recorded else None
+
+
+def check_data(workdir: Path, fingerprint: str, allow_other: bool) -> str | None:
+    """Compares the data of a run with what is here.
+
+    Args:
+      workdir: of the run.
+      fingerprint: of the data that is here.
+      allow_other: whether other data is said instead of refused.
+
+    Returns:
+      the fingerprint of the run's own data where it is another one.
+
+    Raises:
+      RunDirectoryError: if it is another one.
+    """
+    own = recorded_data(workdir)
+    if own is None or own == fingerprint:
+        return None
+    what = f"the data of {workdir} (fingerprint {own[:12]}) is not the data that is here now ({fingerprint[:12]})"
+    if not allow_other:
+        raise RunDirectoryError(
+            f"{what}: a text was changed or cut, a tokeniser retrained, or another Python or program makes the rows. Give back "
+            "the data of the run, use a new --workdir, or go on knowingly with --allow_other_data"
+        )
+    print(f"{what}; going on with it, as --allow_other_data says", flush=True)
+    return own
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """The configuration of the run in a directory. Raises RunDirectoryError if there is none."""
-    run = RunDirectory(Path(workdir).absolute())
+    run = RunDirectory(locate(workdir))
     if not run.config.is_file():
         raise RunDirectoryError(f"{run.root} is not a run directory: it has no config.json")
-    return _read(run.config)
+    return read(run.config)
 
 
 def environment() -> dict[str, Any]:
@@ -139,7 +228,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _changes(run: RunDirectory, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _changes(run: RunDirectory, config: Config) -> dict[str, dict[str, Any]]:
     """The resumable keys that differ from the run's config, with both values; raises for other keys."""
     if not run.config.exists():
         if run.checkpoints.exists():
@@ -147,33 +236,54 @@ def _changes(run: RunDirectory, config: dict[str, Any]) -> dict[str, dict[str, A
                 f"{run.root} has checkpoints but no config.json: give it back or use a new --workdir"
             )
         return {}
-    old, new = _flatten(_read(run.config)), _flatten(config)
+    old, new = flatten(complete(read(run.config), config.raw)), flatten(config.raw)
     differing = [key for key in sorted({*old, *new}) if old.get(key, "absent") != new.get(key, "absent")]
     changes = {key: {"from": old.get(key, "absent"), "to": new.get(key, "absent")} for key in differing}
-    text = {key: f"{key}: {change['from']!r} -> {change['to']!r}" for key, change in changes.items()}
-    fixed = [key for key in differing if not any(f"{key}.".startswith(f"{name}.") for name in RESUMABLE)]
+    fixed = {k: v for k, v in changes.items() if not any(f"{k}.".startswith(f"{name}.") for name in RESUMABLE)}
     if fixed:
         raise RunDirectoryError(
-            f"{run.root} holds a run with another configuration ({'; '.join(text[key] for key in fixed)}): "
+            f"{run.root} holds a run with another configuration ({'; '.join(_described(fixed))}): "
             "use a new --workdir, or the configuration of that run"
         )
-    if changes:
-        print(f"resuming {run.root} with {'; '.join(text.values())}", flush=True)
+    done, steps = _newest(run), config.train.steps
+    if done > steps:
+        raise RunDirectoryError(
+            f"{run.root} has step {done} already, and train.steps={steps} asks for fewer: use a new --workdir, or more steps"
+        )
     return changes
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key; lists and empty sections count as values."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _described(changes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [f"{key}: {change['from']!r} -> {change['to']!r}" for key, change in changes.items()]
 
 
-def _read(path: Path) -> Any:
+def _tell(run: RunDirectory, config: Config, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints what a run goes on with that it had not before."""
+    if changes:
+        print(f"resuming {run.root} with {'; '.join(_described(changes))}", flush=True)
+    done = _newest(run)
+    if "train.steps" in changes and done:
+        before, after = (
+            float(schedule(config.optimizer, total)(min(done, total - 1)))
+            for total in (changes["train.steps"]["from"], config.train.steps)
+        )
+        if after > before * 1.001:
+            print(
+                f"the learning rate goes back up at step {done}, from {before:.3g} to {after:.3g}: the schedule is now that of "
+                f"{config.train.steps} steps",
+                flush=True,
+            )
+
+
+def _newest(run: RunDirectory) -> int:
+    """The step of the newest checkpoint; 0 without any."""
+    if not run.checkpoints.is_dir():
+        return 0
+    return max((int(path.name) for path in run.checkpoints.iterdir() if path.name.isdigit()), default=0)
+
+
+def read(path: Path) -> Any:
+    """What a JSON file of a run holds. Raises RunDirectoryError if it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -30,6 +30,16 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Raises a UserError for an axis that does not exist, a size below 1 that is not -1, or more than one -1."""
+    for axis in sizes:
+        if axis not in AXES:
+            raise UserError(f"there is no mesh axis {axis!r}; {near(axis, AXES)}")
+    if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        text = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+        raise UserError(f"sizes of the mesh are 1 or more, and one of them may be -1; got {text}")
+
+
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh of axes `data, fsdp, tensor, sequence`.
 
@@ -40,15 +50,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     Raises:
       UserError: for an unknown axis, a bad size, or sizes that do not fit the number of devices.
     """
-    for axis in sizes:
-        if axis not in AXES:
-            raise UserError(f"there is no mesh axis {axis!r}; {near(axis, AXES)}")
+    check_sizes(sizes)
     devices = jax.devices() if devices is None else list(devices)
     shape = {axis: sizes.get(axis, 1) for axis in AXES}
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in shape.items())
     filled = [axis for axis in AXES if shape[axis] == -1]
-    if len(filled) > 1 or any(size < 1 and size != -1 for size in shape.values()):
-        raise UserError(f"sizes of the mesh are 1 or more, and one of them may be -1; got {text}")
     known = math.prod(size for size in shape.values() if size != -1)
     count = len(devices)
     if filled and count % known == 0:

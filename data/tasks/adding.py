@@ -14,7 +14,8 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError
-from data.generated import GeneratedTask, real_row
+from data.generated import GeneratedTask
+from data.rows import real_row
 from data.task import Spec
 
 
@@ -23,21 +24,19 @@ class Adding(GeneratedTask):
 
     Args:
       length: of the row, at least 2.
-      seed: of the training rows.
 
     Raises:
       UserError: for a length that has no two halves.
     """
 
     sizes: dict[str, int] = {"train": 50_000, "valid": 1_000, "test": 1_000}
-    paper: ClassVar[dict] = {"length": 1000}
+    paper_size: ClassVar[dict] = {"length": 1000}
 
-    def __init__(self, length: int = 128, seed: int = 0):
+    def __init__(self, length: int = 128):
         if length < 2:
             raise UserError(f"length={length} must be at least 2: a number is marked in each half")
         self.name = "adding"
         self.spec = Spec(None, 2, 1, "regression", length, causal=True)
-        self.seed = seed
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         length = self.spec.length

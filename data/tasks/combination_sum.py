@@ -15,9 +15,10 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from common.errors import UserError, check_choice
+from common.errors import UserError, check_choice, check_range
 from data import generated, numbers
 from data.generated import GeneratedTask
+from data.rows import class_row
 from data.task import Spec
 
 ANSWERS = {"count": 10, "feasible": 2}
@@ -26,6 +27,7 @@ TARGET, BAR, REUSE, ONCE = range(4)
 DIVISORS = (2, 3, 4, 5)
 FIT_ROWS = 4_096
 MOST_DRAWS = 10_000
+LARGEST = 10**6  # a sum is found by a table of all numbers up to it
 
 
 class CombinationSum(GeneratedTask):
@@ -39,14 +41,13 @@ class CombinationSum(GeneratedTask):
       reuse: whether candidates may be used again: "mixed" (half of the rows), "always" or "never".
       answer: "count" (10 classes) or "feasible" (2).
       encoding: "numbers" (a token for each) or "digits".
-      seed: of the training rows.
 
     Raises:
       UserError: for an unknown option, or a length that no number of candidates has or the limit has not enough for.
     """
 
     # No publication has this task. 65 candidates as numbers, 16 as digits.
-    paper: ClassVar[dict] = {"length": 69, "limit": 256, "max_target": 400}
+    paper_size: ClassVar[dict] = {"length": 69, "limit": 256, "max_target": 400}
 
     def __init__(
         self,
@@ -56,13 +57,12 @@ class CombinationSum(GeneratedTask):
         reuse: str = "mixed",
         answer: str = "count",
         encoding: str = "numbers",
-        seed: int = 0,
     ):
         check_choice("reuse", reuse, REUSES)
         check_choice("answer", answer, ANSWERS)
         check_choice("encoding", encoding, numbers.ENCODINGS)
-        if max_target < 4:
-            raise UserError(f"max_target={max_target} must be at least 4")
+        check_range("limit", limit, 3, LARGEST)
+        check_range("max_target", max_target, 4, LARGEST)
         largest = max(limit, max_target) - 1
         self.width = len(str(largest)) if encoding == "digits" else 0
         each, rest = (self.width + 1, self.width + 2) if self.width else (1, 4)
@@ -84,18 +84,18 @@ class CombinationSum(GeneratedTask):
         self.spec = Spec(
             4 + (10 if self.width else largest + 1), None, ANSWERS[answer], "classification", length, unit="row"
         )
-        self.limit, self.max_target, self.reuse, self.answer, self.seed = limit, max_target, reuse, answer, seed
+        self.limit, self.max_target, self.reuse, self.answer = limit, max_target, reuse, answer
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         target, candidates, reuse, label = self.question(rng)
         mode = REUSE if reuse else ONCE
         values = np.append(target, candidates)
         if not self.width:
-            return numbers.class_row(np.concatenate([[TARGET, values[0] + 4, BAR], values[1:] + 4, [mode]]), label)
+            return class_row(np.concatenate([[TARGET, values[0] + 4, BAR], values[1:] + 4, [mode]]), label)
         parts = np.full((len(values), self.width + 1), BAR, np.int32)
         parts[0, 0] = TARGET
         parts[:, 1:] = 4 + numbers.digits(values, self.width)
-        return numbers.class_row(np.append(parts, mode), label)
+        return class_row(np.append(parts, mode), label)
 
     def question(self, rng: np.random.Generator) -> tuple[int, Int[np.ndarray, "N"], bool, int]:
         """(target, candidates, whether they may be used again, class)."""
@@ -131,7 +131,7 @@ class CombinationSum(GeneratedTask):
         and, for answer="feasible", of "the common divisor of the candidates divides the target"."""
         counts = np.zeros((self.max_target, 2, self.spec.targets), np.int64)
         for i in range(FIT_ROWS):
-            row = self.row("train", i, 0, self.seed)
+            row = self.row("train", i, 0, 0)
             target, _, reuse = self.parse(row["inputs"])
             counts[target, int(reuse), row["targets"]] += 1
         best = counts.argmax(-1)

@@ -14,7 +14,8 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError
-from data.generated import GeneratedTask, most_frequent_label, token_row
+from data.generated import GeneratedTask, most_frequent_label
+from data.rows import token_row
 from data.task import Spec
 
 
@@ -25,16 +26,15 @@ class Copying(GeneratedTask):
       length: of the row: the tokens, the silence and the questions.
       tokens: data tokens of a row.
       vocab_size: tokens, silence and question included.
-      seed: of the training rows.
 
     Raises:
       UserError: if the tokens do not fit into the row, or there is no choice of tokens.
     """
 
     # The s4-copying experiment of state-spaces/s4: no silence.
-    paper: ClassVar[dict] = {"length": 2048, "tokens": 1024, "vocab_size": 64}
+    paper_size: ClassVar[dict] = {"length": 2048, "tokens": 1024, "vocab_size": 64}
 
-    def __init__(self, length: int = 64, tokens: int = 8, vocab_size: int = 10, seed: int = 0):
+    def __init__(self, length: int = 64, tokens: int = 8, vocab_size: int = 10):
         if tokens < 1 or length < 2 * tokens:
             raise UserError(f"length={length} must be at least 2 * tokens={2 * tokens}, with at least one token")
         if vocab_size < 4:
@@ -43,7 +43,6 @@ class Copying(GeneratedTask):
             )
         self.name = "copying"
         self.spec = Spec(vocab_size, None, vocab_size, "token_labels", length, causal=True)
-        self.seed = seed
         self._tokens = tokens
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from common.errors import UserError, check_choice
 from data import images
+from data.rows import class_row
 from data.task import Task
 
 HELD = 250
@@ -18,21 +19,18 @@ HELD = 250
 class DigitsPixels(Task):
     """Classification of 8x8 digits, 10 classes, one real channel.
 
-    Args:
-      seed: of the training rows' order.
 
     Raises:
       UserError: without scikit-learn.
     """
 
-    paper: ClassVar[dict] = {}  # the images have one size
+    paper_size: ClassVar[dict] = {}  # the images have one size
 
-    def __init__(self, seed: int = 0):
+    def __init__(self):
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise UserError("digits_pixels reads scikit-learn's digits: pip install scikit-learn") from error
-        self.seed = seed
         self.name = "digits_pixels"
         self.spec = images.spec(64, 10, ids=False)
         pixels, labels = load_digits(return_X_y=True)
@@ -47,12 +45,12 @@ class DigitsPixels(Task):
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         data = self._data[split]
-        return images.row(images.standardised(data.images[index], 0, 16), data.labels[index])
+        return class_row(images.standardised(data.images[index], 0, 16), data.labels[index])
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Accuracy of the most frequent class and of the nearest class mean, fitted on train."""
         check_choice("split", split, self.splits)
         return images.floors(self._data["train"], self._data[split])
 
-    def fingerprint(self) -> str:
-        return images.fingerprint(*self._data.values())
+    def content(self) -> str:
+        return images.digest(*self._data.values())

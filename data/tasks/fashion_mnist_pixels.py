@@ -10,7 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError, check_choice
+from common.files import Folder
 from data import images
+from data.rows import class_row
 from data.task import Task
 
 SIDE = 28
@@ -28,20 +30,18 @@ class FashionMnistPixels(Task):
     Args:
       data_dir: a folder with the four IDX files, .gz or not, or TFDS' folder with fashion_mnist prepared as ArrayRecord
         (reading it needs Pillow); None for the folder of Debian's package, else TFDS' default.
-      seed: of the training rows' order.
 
     Raises:
       UserError: where there is no data.
       UserError: for a corrupt file.
     """
 
-    paper: ClassVar[dict] = {}  # the images have one size
+    paper_size: ClassVar[dict] = {}  # the images have one size
 
-    def __init__(self, data_dir: str | None = None, seed: int = 0):
-        self.seed = seed
+    def __init__(self, data_dir: Folder | None = None):
         self.name = "fashion_mnist_pixels"
         self.spec = images.spec(SIDE * SIDE, 10, ids=False)
-        folder = pathlib.Path(DEBIAN if data_dir is None else data_dir).expanduser()
+        folder = pathlib.Path(DEBIAN if data_dir is None else data_dir)
         if any(folder.glob("*-idx?-ubyte*")):
             train, test = _idx(folder, "train"), _idx(folder, "t10k")
         else:
@@ -56,15 +56,15 @@ class FashionMnistPixels(Task):
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         data = self._data[split]
-        return images.row(images.standardised(data.images[index], MEAN, STD), data.labels[index])
+        return class_row(images.standardised(data.images[index], MEAN, STD), data.labels[index])
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Accuracy of the most frequent class and of the nearest class mean, fitted on train."""
         check_choice("split", split, self.splits)
         return images.floors(self._data["train"], self._data[split])
 
-    def fingerprint(self) -> str:
-        return images.fingerprint(*self._data.values())
+    def content(self) -> str:
+        return images.digest(*self._data.values())
 
 
 def _idx(folder, split):

@@ -19,7 +19,8 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError, check_choice
-from data.generated import GeneratedTask, token_row
+from data.generated import GeneratedTask
+from data.rows import token_row
 from data.task import Spec
 
 WRITE, READ, IGNORE = 2, 3, 4
@@ -33,15 +34,14 @@ class FlipFlop(GeneratedTask):
       length: of the row, even.
       p_ignore: probability of ignore in train and valid, and in test where `test` is "same".
       test: the test split: "same", "sparse" or "dense".
-      seed: of the training rows.
 
     Raises:
       UserError: for a length without a write and a read, a p_ignore that is no probability, an unknown test setting.
     """
 
-    paper: ClassVar[dict] = {"length": 512}
+    paper_size: ClassVar[dict] = {"length": 512}
 
-    def __init__(self, length: int = 64, p_ignore: float = 0.8, test: str = "same", seed: int = 0):
+    def __init__(self, length: int = 64, p_ignore: float = 0.8, test: str = "same"):
         check_choice("test", test, TEST_SETTINGS)
         if length < 4 or length % 2:
             raise UserError(f"length={length} must be even and at least 4: a write, a read, and their bits")
@@ -50,7 +50,6 @@ class FlipFlop(GeneratedTask):
         self.sizes = {"train": 1_600_000, "valid": 1_000, "test": 16_000 if test == "sparse" else 4_000}
         self.name = f"flip_flop/{test}"
         self.spec = Spec(5, None, 5, "token_labels", length, causal=True)
-        self.seed = seed
         self._p_ignore = {split: p_ignore for split in self.splits}
         if test != "same":
             self._p_ignore["test"] = TEST_SETTINGS[test]

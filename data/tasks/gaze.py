@@ -15,7 +15,9 @@ import numpy as np
 
 from common.errors import check_choice
 from data import label_noise as labels
-from data.generated import GeneratedTask, real_row
+from data.gaze_geometry import angle, direction
+from data.generated import GeneratedTask
+from data.rows import real_row
 from data.task import Spec
 
 HEIGHT, WIDTH = 16, 24
@@ -32,21 +34,19 @@ class Gaze(GeneratedTask):
     Args:
       label_noise: of the training labels: "clean", or "heavy-tailed", Laplace noise of scale .06 and on a fifth of the angles
         an excess of .25 in the mean.
-      seed: of the training rows.
 
     Raises:
       UserError: for an unknown noise.
     """
 
     sizes: dict[str, int] = {"train": 50_000, "valid": 1_000, "test": 2_000}
-    paper: ClassVar[dict] = {}  # no publication has this task
+    paper_size: ClassVar[dict] = {}  # no publication has this task
 
-    def __init__(self, label_noise: str = "clean", seed: int = 0):
+    def __init__(self, label_noise: str = "clean"):
         check_choice("label_noise", label_noise, labels.NOISES)
         self.name = f"gaze/{label_noise}"
         self.spec = Spec(None, 1, 2, "regression", HEIGHT * WIDTH, unit="row", metric="angular_error")
         self.label_noise = label_noise
-        self.seed = seed
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         angles = rng.uniform(-RANGE, RANGE)
@@ -79,13 +79,6 @@ def _over(below, above, share):
     return below + (above - below) * share
 
 
-def direction(angles: np.ndarray) -> np.ndarray:
-    """The unit vectors [..., 3] of gazes [..., 2] (pitch, yaw), in camera coordinates: x to the right, y down, z away."""
-    pitch, yaw = angles[..., 0], angles[..., 1]
-    return -np.stack([np.cos(pitch) * np.sin(yaw), np.sin(pitch), np.cos(pitch) * np.cos(yaw)], -1)
-
-
 def angular_error(predictions: np.ndarray, targets: np.ndarray) -> float:
     """The mean angle between gazes [N, 2], in degrees."""
-    cosine = np.sum(direction(predictions) * direction(targets), -1)
-    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean())
+    return float(np.mean(angle(predictions, targets)))

@@ -13,7 +13,8 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError
-from data.generated import GeneratedTask, real_row
+from data.generated import GeneratedTask
+from data.rows import real_row
 from data.signals import white_noise
 from data.task import Spec
 
@@ -25,22 +26,20 @@ class HippoDelay(GeneratedTask):
       length: samples of a row.
       delay: in samples.
       cutoff: highest frequency of the signal in cycles per sample, up to 0.5.
-      seed: of the training rows.
 
     Raises:
       UserError: for a delay that is longer than the row, and a cutoff that leaves no frequency.
     """
 
     sizes: dict[str, int] = {"train": 16_384, "valid": 1_024, "test": 1_024}
-    paper: ClassVar[dict] = {"length": 4000, "delay": 1000, "cutoff": 0.25}
+    paper_size: ClassVar[dict] = {"length": 4000, "delay": 1000, "cutoff": 0.25}
 
-    def __init__(self, length: int = 256, delay: int = 64, cutoff: float = 0.25, seed: int = 0):
+    def __init__(self, length: int = 256, delay: int = 64, cutoff: float = 0.25):
         if not 1 <= delay < length:
             raise UserError(f"delay={delay} must be at least 1 and less than length={length}")
-        white_noise(np.random.default_rng(0), length, cutoff)  # refuses what it cannot make
         self.name = "hippo_delay"
         self.spec = Spec(None, 1, 1, "token_regression", length, causal=True)
-        self.seed = seed
+        white_noise(np.random.default_rng(0), length, cutoff)  # refuses what it cannot make
         self._delay, self._cutoff = delay, cutoff
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:

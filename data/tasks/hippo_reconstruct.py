@@ -12,7 +12,8 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError
-from data.generated import GeneratedTask, real_row
+from data.generated import GeneratedTask
+from data.rows import real_row
 from data.signals import white_noise
 from data.task import Spec
 
@@ -24,22 +25,20 @@ class HippoReconstruct(GeneratedTask):
       length: samples of a row.
       window: samples to say.
       cutoff: highest frequency of the signal in cycles per sample, up to 0.5.
-      seed: of the training rows.
 
     Raises:
       UserError: for a window that is longer than the row, and a cutoff that leaves no frequency.
     """
 
     sizes: dict[str, int] = {"train": 16_384, "valid": 1_024, "test": 1_024}
-    paper: ClassVar[dict] = {"length": 4000, "window": 1000, "cutoff": 0.1}
+    paper_size: ClassVar[dict] = {"length": 4000, "window": 1000, "cutoff": 0.1}
 
-    def __init__(self, length: int = 256, window: int = 64, cutoff: float = 0.1, seed: int = 0):
+    def __init__(self, length: int = 256, window: int = 64, cutoff: float = 0.1):
         if not 1 <= window <= length:
             raise UserError(f"window={window} must be at least 1 and at most length={length}")
-        white_noise(np.random.default_rng(0), length, cutoff)  # refuses what it cannot make
         self.name = "hippo_reconstruct"
         self.spec = Spec(None, 1, window, "regression", length, causal=True)
-        self.seed = seed
+        white_noise(np.random.default_rng(0), length, cutoff)  # refuses what it cannot make
         self._window, self._cutoff = window, cutoff
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:

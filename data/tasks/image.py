@@ -15,7 +15,9 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError, check_choice
+from common.files import Folder, read_bytes
 from data import images, lra
+from data.rows import class_row
 from data.task import Task
 
 SIDE = 32
@@ -32,22 +34,20 @@ class Image(Task):
       protocol: "lra" or "s4".
       data_dir: a folder that holds cifar-10-batches-bin (the original archive), or TFDS' folder with cifar10 prepared as
         ArrayRecord (reading it needs Pillow); None for TFDS' default.
-      seed: of the training rows' order.
 
     Raises:
       UserError: where there is no data.
       UserError: for a corrupt file.
     """
 
-    paper: ClassVar[dict] = {}  # the images have one size
+    paper_size: ClassVar[dict] = {}  # the images have one size
 
-    def __init__(self, protocol: str = "lra", data_dir: str | None = None, seed: int = 0):
+    def __init__(self, protocol: str = "lra", data_dir: Folder | None = None):
         check_choice("protocol", protocol, lra.PROTOCOLS)
-        self.seed = seed
         self.name = f"image/{protocol}"
         self._ids = protocol == "lra"
         self.spec = images.spec(SIDE * SIDE, 10, self._ids)
-        folder = None if data_dir is None else pathlib.Path(data_dir).expanduser() / FOLDER
+        folder = None if data_dir is None else pathlib.Path(data_dir) / FOLDER
         if folder is not None and folder.is_dir():
             train, test = _archive(folder, range(1, 6)), _archive(folder, ["test"])
         else:
@@ -64,15 +64,15 @@ class Image(Task):
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         pixels = self._data[split].images[index]
         inputs = pixels.astype(np.int32) if self._ids else images.standardised(pixels, MEAN, STD)
-        return images.row(inputs, self._data[split].labels[index])
+        return class_row(inputs, self._data[split].labels[index])
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Accuracy of the most frequent class and of the nearest class mean, fitted on train."""
         check_choice("split", split, self.splits)
         return images.floors(self._data["train"], self._data[split])
 
-    def fingerprint(self) -> str:
-        return images.fingerprint(*self._data.values())
+    def content(self) -> str:
+        return images.digest(*self._data.values())
 
 
 def _archive(folder, batches):
@@ -83,7 +83,7 @@ def _archive(folder, batches):
         path = folder / ("test_batch.bin" if batch == "test" else f"data_batch_{batch}.bin")
         if not path.exists():
             raise UserError(f"{path} is missing: unpack {ARCHIVE} again")
-        content = np.fromfile(path, np.uint8)
+        content = np.frombuffer(read_bytes(path), np.uint8)
         if not len(content) or len(content) % record or content[::record].max() > 9:
             raise UserError(f"{path} is corrupt: it is no sequence of {record}-byte records; unpack {ARCHIVE} again")
         records = content.reshape(-1, record)

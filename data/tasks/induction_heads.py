@@ -14,7 +14,8 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError
-from data.generated import GeneratedTask, majority, token_row
+from data.generated import GeneratedTask, majority
+from data.rows import token_row
 from data.task import Spec
 
 
@@ -24,7 +25,6 @@ class InductionHeads(GeneratedTask):
     Args:
       length: of the row, at least 3.
       vocab_size: tokens, the special one included.
-      seed: of the training rows.
 
     Raises:
       UserError: for a length or vocabulary that leaves nothing to ask.
@@ -32,16 +32,15 @@ class InductionHeads(GeneratedTask):
 
     # The paper's "epoch" is 8192 batches of 8.
     sizes: dict[str, int] = {"train": 65_536, "valid": 1_000, "test": 1_000}
-    paper: ClassVar[dict] = {"length": 256, "vocab_size": 16}
+    paper_size: ClassVar[dict] = {"length": 256, "vocab_size": 16}
 
-    def __init__(self, length: int = 256, vocab_size: int = 16, seed: int = 0):
+    def __init__(self, length: int = 256, vocab_size: int = 16):
         if length < 3:
             raise UserError(f"length={length} must be at least 3: the special token, what follows it, and it again")
         if vocab_size < 3:
             raise UserError(f"vocab_size={vocab_size} must be at least 3: the special token and two to choose from")
         self.name = "induction_heads"
         self.spec = Spec(vocab_size, None, vocab_size, "token_labels", length, causal=True)
-        self.seed = seed
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         length, special = self.spec.length, self.spec.vocab_size - 1

@@ -13,7 +13,8 @@ import numpy as np
 
 from common.errors import UserError, check_choice
 from data import label_noise as labels
-from data.generated import GeneratedTask, real_row
+from data.generated import GeneratedTask
+from data.rows import real_row
 from data.task import Spec
 
 SHAPES = ("square", "disc", "cross")
@@ -28,7 +29,6 @@ class Keypoints(GeneratedTask):
       length: pixels, a square number from 256 on.
       label_noise: of the training labels: "clean", or "heavy-tailed", Laplace noise of scale .03 and on a fifth of the numbers
         an excess of .12 in the mean.
-      seed: of the training rows.
 
     Raises:
       UserError: for an unknown noise, or a length that is no square or too small for three shapes.
@@ -36,9 +36,9 @@ class Keypoints(GeneratedTask):
 
     sizes: dict[str, int] = {"train": 50_000, "valid": 1_000, "test": 2_000}
     # No publication has this task; the size is that of the pixel sequences of the field.
-    paper: ClassVar[dict] = {"length": 1024}
+    paper_size: ClassVar[dict] = {"length": 1024}
 
-    def __init__(self, length: int = 784, label_noise: str = "clean", seed: int = 0):
+    def __init__(self, length: int = 784, label_noise: str = "clean"):
         check_choice("label_noise", label_noise, labels.NOISES)
         self.side = math.isqrt(max(length, 0))
         if self.side**2 != length or self.side < 16:
@@ -48,7 +48,6 @@ class Keypoints(GeneratedTask):
         self.name = f"keypoints/{label_noise}"
         self.spec = Spec(None, 1, 2 * len(SHAPES), "regression", length, unit="row")
         self.label_noise = label_noise
-        self.seed = seed
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         unit = self.side / 28

@@ -21,7 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError, check_choice
-from common.files import cache_folder
+from common.files import Folder, cache_folder
 from data import corpora, ngram, tokenizers
 from data.task import Spec, Task
 
@@ -37,10 +37,10 @@ class LanguageModel(Task):
         `data/corpora.py`.
       length: inputs of a row.
       packing: "windows" or "documents".
-      seed: of the training rows' order and offsets.
       cache_dir: for fetched text and floors; None for the environment's MIXOLOGY_CACHE, else ~/.cache/mixology.
       data_dir: of TFDS data sets, enwik8, text8 and wikitext103; None for the default of `corpora.load`.
       tokenizer: "byte", "character", "bpe:SIZE" or "file:PATH"; see `data/tokenizers.py`.
+      download: whether a TFDS data set that is not prepared may be downloaded, which can be gigabytes.
 
     Raises:
       UserError: for an unknown corpus, packing or tokenizer, and for a corpus too short for `length`.
@@ -48,20 +48,20 @@ class LanguageModel(Task):
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
 
-    paper: ClassVar[dict] = {"corpus": "wikitext103", "length": 512, "tokenizer": "bpe:32768"}
+    paper_size: ClassVar[dict] = {"corpus": "wikitext103", "length": 512, "tokenizer": "bpe:32768"}
 
     def __init__(
         self,
         corpus: str = "shakespeare",
         length: int = 256,
         packing: str = "windows",
-        seed: int = 0,
-        cache_dir: str | None = None,
-        data_dir: str | None = None,
+        cache_dir: Folder | None = None,
+        data_dir: Folder | None = None,
         tokenizer: str = "byte",
+        download: bool = False,
     ):
         check_choice("packing", packing, ("windows", "documents"))
-        self.corpus = corpora.load(corpus, cache_dir, data_dir)
+        self.corpus = corpora.load(corpus, cache_dir, data_dir, download)
         self._cache = cache_folder(cache_dir)
         self.tokens = tokenizers.load(tokenizer, self.corpus, self._cache)
         size, unit = self.tokens.tokenizer.vocab_size, self.tokens.tokenizer.unit
@@ -74,8 +74,8 @@ class LanguageModel(Task):
             packed=packing == "documents",
             unit=unit,
         )
-        self.name = f"language_model/{self.corpus.name}" + (f"/{tokenizer}" if tokenizer != "byte" else "")
-        self.seed = seed
+        self.name = f"language_model/{self.corpus.name}" + (f"/{self.tokens.name}" if tokenizer != "byte" else "")
+        self.resolved = {"corpus": self.corpus.name, "tokenizer": self.tokens.name}
         self._documents = packing == "documents"
         for split, stream in self.tokens.splits.items():
             need = 2 * length if split == "train" else 2
@@ -142,7 +142,7 @@ class LanguageModel(Task):
             f"n-gram (order {best})": table[split][best - 1] * bytes_per_token,
         }
 
-    def fingerprint(self) -> str:
+    def content(self) -> str:
         return self.tokens.fingerprint
 
     def encode(self, text: str) -> np.ndarray:

@@ -12,13 +12,16 @@ is practically impossible. The released files are read instead where data_dir is
 """
 
 import csv
+import io
 import sys
 from typing import ClassVar
 
 import numpy as np
 
-from common.errors import UserError, check_choice
+from common.errors import UserError, check_choice, check_range
+from common.files import Folder, read_bytes
 from data import lra
+from data.rows import class_row
 from data.task import Spec, Task
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
@@ -44,7 +47,6 @@ class ListOps(Task):
       max_args: most arguments of an operation.
       data_dir: folder of the unpacked LRA archive, whose listops-1000 is read (and cut to `length`) instead of drawing
         trees; min_length, max_length, max_depth and max_args are then not used.
-      seed: of the training rows' order; the expressions do not depend on it.
 
     Raises:
       UserError: for sizes that no expression has, or a corrupt file.
@@ -52,7 +54,7 @@ class ListOps(Task):
     """
 
     # arXiv 2011.04006; with protocol="s4" the length is 2048 and max_length 2000.
-    paper: ClassVar[dict] = {"length": 2000, "min_length": 500, "max_depth": 10, "max_args": 10}
+    paper_size: ClassVar[dict] = {"length": 2000, "min_length": 500, "max_depth": 10, "max_args": 10}
 
     def __init__(
         self,
@@ -62,12 +64,11 @@ class ListOps(Task):
         max_length: int | None = None,
         max_depth: int = 6,
         max_args: int = 5,
-        data_dir: str | None = None,
-        seed: int = 0,
+        data_dir: Folder | None = None,
     ):
         check_choice("protocol", protocol, lra.PROTOCOLS)
-        self.seed = seed
         self._eos = protocol == "s4"
+        self._released = data_dir is not None
         self._shift = 3 if self._eos else 1
         self.spec = Spec(
             vocab_size=len(TOKENS) + (3 if self._eos else 2),
@@ -91,8 +92,8 @@ class ListOps(Task):
             self._sizes = {split: len(rows) for split, rows in self._rows.items()}
 
     def _check_sizes(self) -> None:
-        if self.max_args < 2 or self.max_depth < 2:
-            raise UserError(f"max_args={self.max_args} and max_depth={self.max_depth} must be at least 2")
+        check_range("max_depth", self.max_depth, 2, 100)
+        check_range("max_args", self.max_args, 2)
         longest = _longest(self.max_depth, self.max_args)
         if not 0 <= self.min_length < self.max_length - 3 or self.min_length >= longest:
             raise UserError(
@@ -104,6 +105,8 @@ class ListOps(Task):
             raise UserError(
                 f"max_length={self.max_length} is more than length={self.spec.length}: expressions would be cut; raise length"
             )
+        # Broader trees would be drawn for ever and thrown away.
+        check_range("max_args", self.max_args, 2, self.max_length)
 
     def num_examples(self, split: str) -> int:
         check_choice("split", split, self.splits)
@@ -144,7 +147,7 @@ class ListOps(Task):
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         tokens, value = self.expression(split, index)
         ids = np.frombuffer(tokens, np.uint8)[: self.spec.length - self._eos].astype(np.int32) + self._shift
-        return lra.text_row(np.append(ids, lra.EOS) if self._eos else ids, value, self.spec.length)
+        return class_row(np.append(ids, lra.EOS) if self._eos else ids, value, self.spec.length)
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Accuracy of the most frequent value, and of the most frequent value for the operator at the root."""
@@ -161,14 +164,12 @@ class ListOps(Task):
         rows = [self.expression(split, i) for i in range(min(count, self.num_examples(split)))]
         return np.array([tokens[0] for tokens, _ in rows]), np.array([value for _, value in rows])
 
-    def fingerprint(self) -> str:
-        """Of the released files, or of what defines the drawn expressions: their parameters and the first of them."""
-        released = self.name.endswith("/released")
-        parts = [] if released else [self.name]
-        for split in self.splits:
-            rows = range(self.num_examples(split) if released else 16)
-            parts += [tokens + bytes([value]) for tokens, value in (self.expression(split, i) for i in rows)]
-        return lra.digest(*parts)
+    def content(self) -> str:
+        """Of the expressions and values of the released files."""
+        if not self._released:
+            return ""
+        rows = (self.expression(split, i) for split in self.splits for i in range(self.num_examples(split)))
+        return lra.digest(*(tokens + bytes([value]) for tokens, value in rows))
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(_tokenize(text), np.uint8).astype(np.int32) + self._shift
@@ -218,7 +219,7 @@ def _read(path):
     """Rows (tokens, value) of a released file: a header, then an expression, a tab and its value a line."""
     csv.field_size_limit(sys.maxsize)
     rows = {}
-    with open(path, newline="") as file:
+    with io.StringIO(read_bytes(path).decode(errors="replace"), newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             try:
                 tokens, value = _tokenize(row["Source"]), int(row["Target"])

@@ -26,9 +26,10 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from common.errors import UserError, check_choice
-from data.generated import GeneratedTask, majority, most_frequent_label, token_row
-from data.task import Spec
+from common.errors import UserError, check_choice, check_range
+from data.generated import GeneratedTask, majority, most_frequent_label
+from data.rows import token_row
+from data.task import MOST_ROWS, Spec
 
 # length, vocab_size, train_examples
 BASELINES = {
@@ -54,13 +55,12 @@ class MAD(GeneratedTask):
       train_examples: rows of the training set.
       noise: share of the pairs that are noise; noisy recall only, 0.2 by default.
       tokens: to copy; selective copying only, 16 by default.
-      seed: of the training rows.
 
     Raises:
       UserError: for an unknown kind, sizes that do not fit together, and a hyperparameter that the kind does not have.
     """
 
-    paper: ClassVar[dict] = {"kind": "in_context_recall"}
+    paper_size: ClassVar[dict] = {"kind": "in_context_recall"}
 
     def __init__(
         self,
@@ -70,7 +70,6 @@ class MAD(GeneratedTask):
         train_examples: int | None = None,
         noise: float | None = None,
         tokens: int | None = None,
-        seed: int = 0,
     ):
         check_choice("kind", kind, BASELINES)
         for key, value, owner in (
@@ -89,8 +88,12 @@ class MAD(GeneratedTask):
         self._check(length, vocab_size, rows)
         self.sizes = {"train": rows, "valid": 1_280, "test": 1_280}
         self.name = f"mad/{kind}"
+        self.resolved = {"length": length, "vocab_size": vocab_size, "train_examples": rows}
+        if kind == "noisy_in_context_recall":
+            self.resolved["noise"] = self.noise
+        if kind == "selective_copying":
+            self.resolved["tokens"] = self.tokens
         self.spec = Spec(vocab_size, None, vocab_size, "token_labels", length, causal=True)
-        self.seed = seed
         self._map = np.random.default_rng(MAP_SEED).permutation((vocab_size - 1) // 2) + (vocab_size - 1) // 2
 
     def _check(self, length: int, vocab_size: int, rows: int) -> None:
@@ -109,8 +112,8 @@ class MAD(GeneratedTask):
             )
         if vocab_size < least:
             raise UserError(f"vocab_size={vocab_size} must be at least {least} with kind={self.kind!r}")
-        if rows < 1 or self.tokens < 1:
-            raise UserError(f"train_examples={rows} and tokens={self.tokens} must be at least 1")
+        check_range("train_examples", rows, 1, MOST_ROWS)
+        check_range("tokens", self.tokens, 1)
         if not 0 <= self.noise < 1:
             raise UserError(f"noise={self.noise} must be at least 0 and less than 1")
 

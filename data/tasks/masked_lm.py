@@ -13,8 +13,9 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError, check_choice
-from common.files import cache_folder
+from common.files import Folder, cache_folder
 from data import corpora, tokenizers
+from data.rows import one_segment
 from data.task import Spec, Task
 
 HIDDEN, MASKED, RANDOM = 0.15, 0.8, 0.1
@@ -26,9 +27,8 @@ class MaskedLanguageModel(Task):
     The paper-size configuration is that of FLASH (arXiv 2202.10447): C4 in subwords, in rows of 512 (there up to 8192).
 
     Args:
-      corpus, cache_dir, data_dir, tokenizer: as in `data/tasks/language_model.py`.
+      corpus, cache_dir, data_dir, tokenizer, download: as in `data/tasks/language_model.py`.
       length: tokens of a row.
-      seed: of the training rows' order, offsets and masks.
 
     Raises:
       UserError: for an unknown corpus or tokenizer, and for a corpus too short for `length`.
@@ -36,18 +36,18 @@ class MaskedLanguageModel(Task):
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
 
-    paper: ClassVar[dict] = {"corpus": "tfds:c4/en", "length": 512, "tokenizer": "bpe:32000"}
+    paper_size: ClassVar[dict] = {"corpus": "tfds:c4/en", "length": 512, "tokenizer": "bpe:32000"}
 
     def __init__(
         self,
         corpus: str = "shakespeare",
         length: int = 256,
         tokenizer: str = "byte",
-        seed: int = 0,
-        cache_dir: str | None = None,
-        data_dir: str | None = None,
+        cache_dir: Folder | None = None,
+        data_dir: Folder | None = None,
+        download: bool = False,
     ):
-        self.corpus = corpora.load(corpus, cache_dir, data_dir)
+        self.corpus = corpora.load(corpus, cache_dir, data_dir, download)
         self.tokens = tokenizers.load(tokenizer, self.corpus, cache_folder(cache_dir))
         size, unit = self.tokens.tokenizer.vocab_size, self.tokens.tokenizer.unit
         self.spec = Spec(
@@ -58,11 +58,11 @@ class MaskedLanguageModel(Task):
             length=length,
             unit=unit,
             causal=False,
-            metric=f"bits_per_{unit}",
+            metrics=(f"bits_per_{unit}", "perplexity", "accuracy", "row_accuracy"),
         )
         self.mask = size
-        self.name = f"masked_lm/{self.corpus.name}" + (f"/{tokenizer}" if tokenizer != "byte" else "")
-        self.seed = seed
+        self.name = f"masked_lm/{self.corpus.name}" + (f"/{self.tokens.name}" if tokenizer != "byte" else "")
+        self.resolved = {"corpus": self.corpus.name, "tokenizer": self.tokens.name}
         for split, stream in self.tokens.splits.items():
             need = 2 * length if split == "train" else length
             if len(stream.data) < need:
@@ -87,13 +87,7 @@ class MaskedLanguageModel(Task):
         inputs, targets, weights = text.copy(), np.zeros(length, np.int32), np.zeros(length, np.float32)
         inputs[hidden] = np.where(fate < MASKED, self.mask, np.where(fate < MASKED + RANDOM, drawn, text[hidden]))
         targets[hidden], weights[hidden] = text[hidden], 1
-        return {
-            "inputs": inputs,
-            "targets": targets,
-            "weights": weights,
-            "segment_ids": np.ones(length, np.int32),
-            "positions": np.arange(length, dtype=np.int32),
-        }
+        return {"inputs": inputs, "targets": targets, "weights": weights} | one_segment(length)
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Bits per hidden token of the uniform guess, of the tokens' frequencies on train, and of those and the visible input.
@@ -126,7 +120,7 @@ class MaskedLanguageModel(Task):
             "unigram and input": float(seen / scored),
         }
 
-    def fingerprint(self) -> str:
+    def content(self) -> str:
         return self.tokens.fingerprint
 
     def encode(self, text: str) -> np.ndarray:
@@ -136,5 +130,6 @@ class MaskedLanguageModel(Task):
         """The text of token ids; a mask is shown as a low line."""
         ids = np.asarray(ids, np.int64)
         parts = np.split(ids, np.flatnonzero(ids == self.mask))
-        show = lambda part: self.tokens.tokenizer.decode(part)
-        return show(parts[0]) + "".join("_" + show(part[1:]) for part in parts[1:])
+        # Each part but the first begins with its mask.
+        parts = [parts[0], *(part[1:] for part in parts[1:])]
+        return "_".join(self.tokens.tokenizer.decode(part) for part in parts)

@@ -12,10 +12,11 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from common.errors import UserError, check_choice
+from common.errors import UserError, check_choice, check_range
 from data import generated, numbers
 from data.generated import GeneratedTask
-from data.task import Spec
+from data.rows import class_row
+from data.task import MOST_IDS, Spec
 
 CLASSES = 10
 FIT_ROWS = 4_096
@@ -30,19 +31,19 @@ class MaxGap(GeneratedTask):
       limit: numbers are 0 to limit - 1, at least 64.
       encoding: "numbers" (a token for each number, `length` of them) or "digits" (as many digits as limit - 1 has and a
         separator for each number).
-      seed: of the training rows.
 
     Raises:
       UserError: for an unknown encoding, a limit too small for ten sizes, or a length that is no list of four numbers or more.
     """
 
     # No publication has this task; the sizes are those of long-range tasks. Lengths 64, 256, 1024 and 4096 fit both encodings.
-    paper: ClassVar[dict] = {"length": 1024, "limit": 1000}
+    paper_size: ClassVar[dict] = {"length": 1024, "limit": 1000}
 
-    def __init__(self, length: int = 64, limit: int = 256, encoding: str = "numbers", seed: int = 0):
+    def __init__(self, length: int = 64, limit: int = 256, encoding: str = "numbers"):
         check_choice("encoding", encoding, numbers.ENCODINGS)
         if limit < 64:
             raise UserError(f"limit={limit} must be at least 64, for {CLASSES} sizes of gaps")
+        check_range("limit", limit, 64, MOST_IDS)
         self.width = len(str(limit - 1)) if encoding == "digits" else 0
         self.count, rest = divmod(length, self.width + 1)
         if rest or self.count < 4:
@@ -55,7 +56,6 @@ class MaxGap(GeneratedTask):
         self.limit = limit
         self.smallest = limit // 16
         self.step = (limit // 4 - self.smallest) // CLASSES
-        self.seed = seed
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         values = self.values(rng)
@@ -63,8 +63,8 @@ class MaxGap(GeneratedTask):
         if self.width:
             separated = np.full((self.count, self.width + 1), 10, np.int32)
             separated[:, :-1] = numbers.digits(values, self.width)
-            return numbers.class_row(separated.ravel(), label)
-        return numbers.class_row(values, label)
+            return class_row(separated.ravel(), label)
+        return class_row(values, label)
 
     def values(self, rng: np.random.Generator) -> Int[np.ndarray, "N"]:
         """A shuffled list with a planted gap."""
@@ -86,7 +86,7 @@ class MaxGap(GeneratedTask):
         training rows)."""
         counts = np.zeros((RANGE_BINS, CLASSES), np.int64)
         for i in range(FIT_ROWS):
-            row = self.row("train", i, 0, self.seed)
+            row = self.row("train", i, 0, 0)
             counts[self._range_bin(row), row["targets"]] += 1
         best = counts.argmax(1)
         right = [best[self._range_bin(row)] == row["targets"] for row in self.rows(split)]

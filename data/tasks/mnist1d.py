@@ -12,29 +12,27 @@ import numpy as np
 
 from common.errors import UserError, check_choice
 from data import images
+from data.rows import class_row
 from data.task import Task
 
 
 class Mnist1d(Task):
     """Classification of series of 40 numbers, 10 classes.
 
-    Args:
-      seed: of the training rows' order.
 
     Raises:
       UserError: without the package mnist1d.
     """
 
-    paper: ClassVar[dict] = {}  # the series have one size
+    paper_size: ClassVar[dict] = {}  # the series have one size
 
-    def __init__(self, seed: int = 0):
+    def __init__(self):
         try:
             from mnist1d.data import get_dataset_args, make_dataset
         except ImportError as error:
             raise UserError(
                 f"mnist1d makes its data with the authors' package: pip install mnist1d ({error})"
             ) from error
-        self.seed = seed
         self.name = "mnist1d"
         # The package seeds the global generators, which are not ours to change.
         states = random.getstate(), np.random.get_state()
@@ -55,12 +53,12 @@ class Mnist1d(Task):
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         data = self._data[split]
-        return images.row(data.images[index][:, None], data.labels[index])
+        return class_row(data.images[index][:, None], data.labels[index])
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Accuracy of the most frequent class and of the nearest class mean, fitted on train."""
         check_choice("split", split, self.splits)
         return images.floors(self._data["train"], self._data[split])
 
-    def fingerprint(self) -> str:
-        return images.fingerprint(*self._data.values())
+    def content(self) -> str:
+        return images.digest(*self._data.values())

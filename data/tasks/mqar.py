@@ -17,7 +17,8 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError
-from data.generated import GeneratedTask, token_row
+from data.generated import GeneratedTask
+from data.rows import token_row
 from data.task import Spec
 
 
@@ -30,7 +31,6 @@ class MQAR(GeneratedTask):
       vocab_size: tokens.
       power_a: 1 spreads the questions evenly; small values put most of them soon behind the pairs.
       random_non_queries: whether inputs that say nothing are random tokens instead of 0.
-      seed: of the training rows.
 
     Raises:
       UserError: if the pairs do not fit into the row or the vocabulary.
@@ -38,7 +38,7 @@ class MQAR(GeneratedTask):
 
     sizes: dict[str, int] = {"train": 100_000, "valid": 3_000, "test": 3_000}
     # Figure 2's hardest setting; the others are (length, num_kv_pairs) = (64, 4), (128, 8), (256, 16).
-    paper: ClassVar[dict] = {"length": 512, "num_kv_pairs": 64, "vocab_size": 8192}
+    paper_size: ClassVar[dict] = {"length": 512, "num_kv_pairs": 64, "vocab_size": 8192}
 
     def __init__(
         self,
@@ -47,7 +47,6 @@ class MQAR(GeneratedTask):
         vocab_size: int = 64,
         power_a: float = 0.01,
         random_non_queries: bool = False,
-        seed: int = 0,
     ):
         if num_kv_pairs < 1 or length % 2 or length < 4 * num_kv_pairs:
             raise UserError(
@@ -58,11 +57,10 @@ class MQAR(GeneratedTask):
                 f"vocab_size={vocab_size} has {max(vocab_size // 2 - 1, 0)} keys and num_kv_pairs={num_kv_pairs} needs "
                 f"as many; make it at least {2 * num_kv_pairs + 2}"
             )
-        if not power_a > 0:
-            raise UserError(f"power_a={power_a} must be greater than 0; 1 spreads the questions evenly")
+        if not 0 < power_a < np.inf:
+            raise UserError(f"power_a={power_a} must be a number greater than 0; 1 spreads the questions evenly")
         self.name = "mqar"
         self.spec = Spec(vocab_size, None, vocab_size, "token_labels", length, causal=True)
-        self.seed = seed
         self._pairs, self._random = num_kv_pairs, random_non_queries
         self._log_p = (power_a - 1) * np.log(np.arange(1, length // 2 - num_kv_pairs + 1))
 

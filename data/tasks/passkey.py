@@ -11,15 +11,16 @@ them is the most likely byte after what stands before it, which is what greedy d
 Evaluate it over a grid of `length` and `depth`.
 """
 
-import hashlib
 from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
 
 from common.errors import UserError
+from common.files import Folder
 from data import corpora
-from data.generated import GeneratedTask, token_row
+from data.generated import GeneratedTask
+from data.rows import token_row
 from data.task import Spec
 
 NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
@@ -35,9 +36,9 @@ class Passkey(GeneratedTask):
       corpus: a name of `data/corpora.py`.
       length: inputs of a row.
       depth: where the number is, 0 to 1; None for everywhere, evenly.
-      seed: of the training rows.
       cache_dir: for fetched text; None for the environment's MIXOLOGY_CACHE, else ~/.cache/mixology.
       data_dir: folder of corpora that are read from one; see `data/corpora.py`.
+      download: whether a TFDS data set that is not prepared may be downloaded, which can be gigabytes.
 
     Raises:
       UserError: for an unknown corpus, one too short for `length`, a length too short for needle and question, and a depth
@@ -46,26 +47,26 @@ class Passkey(GeneratedTask):
     """
 
     sizes: dict[str, int] = {"train": 100_000, "valid": 200, "test": 200}
-    paper: ClassVar[dict] = {"length": 32_768}
+    paper_size: ClassVar[dict] = {"length": 32_768}
 
     def __init__(
         self,
         corpus: str = "shakespeare",
         length: int = 256,
         depth: float | None = None,
-        seed: int = 0,
-        cache_dir: str | None = None,
-        data_dir: str | None = None,
+        cache_dir: Folder | None = None,
+        data_dir: Folder | None = None,
+        download: bool = False,
     ):
         if depth is not None and not 0 <= depth <= 1:
             raise UserError(f"depth={depth} must be 0 (the beginning) to 1 (the end), or None for everywhere")
         frame = len((NEEDLE + QUESTION).format(key=KEYS[0]))
         if length < frame:
             raise UserError(f"length={length} must be at least {frame}, for needle and question")
-        self.spec = Spec(256, None, 256, "causal_lm", length, metric="row_accuracy")
-        self.corpus = corpora.load(corpus, cache_dir, data_dir)
+        self.spec = Spec(256, None, 256, "causal_lm", length, metrics=("row_accuracy", "accuracy"))
+        self.corpus = corpora.load(corpus, cache_dir, data_dir, download)
         self.name = f"passkey/{self.corpus.name}"
-        self.seed = seed
+        self.resolved = {"corpus": self.corpus.name}
         self._depth = depth
         # A row's inputs and its last target.
         self._text = length + 1 - frame
@@ -95,8 +96,8 @@ class Passkey(GeneratedTask):
     def floors(self, split: str = "test") -> dict[str, float]:
         return {"chance": 1 / (KEYS[1] - KEYS[0])}
 
-    def fingerprint(self) -> str:
-        return hashlib.sha256((self.corpus.fingerprint + super().fingerprint()).encode()).hexdigest()
+    def content(self) -> str:
+        return self.corpus.fingerprint
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)

@@ -19,7 +19,9 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError, check_choice
+from common.files import Folder, read_bytes
 from data import images, lra, pathfinder
+from data.rows import class_row
 from data.task import Task
 
 SIZES = {"train": 160_000, "valid": 2_000, "test": 2_000}
@@ -34,22 +36,20 @@ class Pathfinder(Task):
       source: "generated" or "archive".
       side: 32, 128 or 256.
       data_dir: the unpacked LRA archive, for source="archive" (which needs Pillow).
-      seed: of the training rows' order; the images do not depend on it.
 
     Raises:
       UserError: for an unknown source or side, a missing data_dir or a corrupt file.
       UserError: for a missing file.
     """
 
-    paper: ClassVar[dict] = {"source": "archive", "side": 32}  # arXiv 2011.04006; Path-X has side 128
+    paper_size: ClassVar[dict] = {"source": "archive", "side": 32}  # arXiv 2011.04006; Path-X has side 128
 
     def __init__(
         self,
         protocol: str = "lra",
         source: str = "generated",
         side: int = 32,
-        data_dir: str | None = None,
-        seed: int = 0,
+        data_dir: Folder | None = None,
     ):
         check_choice("protocol", protocol, lra.PROTOCOLS)
         check_choice("source", source, ("generated", "archive"))
@@ -60,7 +60,6 @@ class Pathfinder(Task):
                 f"source={source!r} and data_dir={data_dir!r} do not fit: source='archive' needs the folder lra_release of "
                 f"{lra.ARCHIVE}, fetched and unpacked, as data_dir, and source='generated' reads none"
             )
-        self.seed = seed
         self.name = f"pathfinder{side}/{protocol}/{source}"
         self.side = side
         self._ids = protocol == "lra"
@@ -68,6 +67,7 @@ class Pathfinder(Task):
         self._generated = source == "generated"
         if self._generated:
             self._drawn = {}
+            self.fingerprint_rows = 3  # a large image takes a quarter of a second
             self._sizes = SIZES
         else:
             self._folder = lra.locate(data_dir, f"pathfinder{side}/{CONTOURS}")
@@ -100,7 +100,7 @@ class Pathfinder(Task):
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         pixels, label = self.pixels(split, index)
-        return images.row(pixels.astype(np.int32) if self._ids else images.standardised(pixels, 0, 255), label)
+        return class_row(pixels.astype(np.int32) if self._ids else images.standardised(pixels, 0, 255), label)
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Accuracy of the class that is most frequent in train; of generated images, whose labels are fair coins, 1/2."""
@@ -109,12 +109,9 @@ class Pathfinder(Task):
             return {"chance": 0.5}
         return {"majority": lra.majority(self._labels["train"], self._labels[split])}
 
-    def fingerprint(self) -> str:
-        """Of the archive's lists of images and labels, or of the first generated images."""
-        if not self._generated:
-            return self._sha256
-        first = (self.pixels(split, i) for split in self.splits for i in range(2))
-        return lra.digest(self.name, *(part for image, label in first for part in (image, bytes([label]))))
+    def content(self) -> str:
+        """Of the archive's lists of images and labels; of its 200,000 files only those of the fingerprint's rows are read."""
+        return "" if self._generated else self._sha256
 
 
 def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
@@ -127,7 +124,7 @@ def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
         raise UserError(f"{folder / 'metadata'} holds no lists of images (*.npy): unpack {lra.ARCHIVE} again")
     paths, labels, contents = [], [], []
     for path in lists:
-        contents.append(path.read_bytes())
+        contents.append(read_bytes(path))
         for number, line in enumerate(contents[-1].decode(errors="replace").splitlines(), 1):
             fields = line.split()
             if len(fields) < 4 or fields[3] not in ("0", "1"):

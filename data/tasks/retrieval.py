@@ -22,8 +22,9 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError, check_choice
-from common.files import cache_folder, write_atomically
+from common.files import Folder, cache_folder, write_atomically
 from data import lra
+from data.rows import class_row
 from data.task import Spec, Task
 
 FILES = {"train": "train", "valid": "eval", "test": "test"}
@@ -42,27 +43,24 @@ class Retrieval(Task):
       length: positions of each text.
       data_dir: the unpacked LRA archive, whose tsv_data is read.
       cache_dir: for the index of the lines; None for the environment's MIXOLOGY_CACHE, else ~/.cache/mixology.
-      seed: of the training rows' order.
 
     Raises:
       UserError: for a missing file.
       UserError: without data_dir, or for a corrupt file.
     """
 
-    paper: ClassVar[dict] = {"length": 4000}  # arXiv 2011.04006, both protocols
+    paper_size: ClassVar[dict] = {"length": 4000}  # arXiv 2011.04006, both protocols
 
     def __init__(
         self,
         protocol: str = "lra",
         length: int = 512,
-        data_dir: str | None = None,
-        cache_dir: str | None = None,
-        seed: int = 0,
+        data_dir: Folder | None = None,
+        cache_dir: Folder | None = None,
     ):
         check_choice("protocol", protocol, lra.PROTOCOLS)
         if data_dir is None:
             raise UserError(f"retrieval needs data_dir, the folder lra_release of {lra.ARCHIVE}, fetched and unpacked")
-        self.seed = seed
         self.name = f"retrieval/{protocol}"
         self._eos = protocol == "s4"
         self.spec = Spec(
@@ -85,7 +83,7 @@ class Retrieval(Task):
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         lines, length = self._lines[split], self.spec.length
         encode = self._s4_ids if self._eos else lra.byte_ids
-        rows = [lra.text_row(encode(text, length), lines.labels[index], length) for text in lines.texts(index)]
+        rows = [class_row(encode(text, length), lines.labels[index], length) for text in lines.texts(index)]
         pair = {key: np.stack([row[key] for row in rows]) for key in ("inputs", "segment_ids", "positions")}
         return rows[0] | pair
 
@@ -97,7 +95,7 @@ class Retrieval(Task):
         check_choice("split", split, self.splits)
         return {"majority": lra.majority(self._lines["train"].labels, self._lines[split].labels)}
 
-    def fingerprint(self) -> str:
+    def content(self) -> str:
         return lra.digest(*(self._lines[split].sha256 for split in self.splits))
 
     def encode(self, text: str) -> np.ndarray:
@@ -119,8 +117,11 @@ class _Lines:
         stat = path.stat()
         if not stat.st_size:
             raise UserError(f"{path} is empty; unpack {lra.ARCHIVE} again")
-        with open(path, "rb") as file:
-            self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            with open(path, "rb") as file:
+                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from error
         # A file that was unpacked again has another time, so an old index is never taken for it.
         key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
         stored = cache / f"{key}.npz"

@@ -16,7 +16,8 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError
-from data.generated import GeneratedTask, most_frequent_label, token_row
+from data.generated import GeneratedTask, most_frequent_label
+from data.rows import token_row
 from data.task import Spec
 
 
@@ -27,15 +28,14 @@ class SelectiveCopying(GeneratedTask):
       length: of the row, its questions included.
       tokens: data tokens of a row.
       vocab_size: tokens, noise and question included.
-      seed: of the training rows.
 
     Raises:
       UserError: if the tokens do not fit into the row, or there is no choice of tokens.
     """
 
-    paper: ClassVar[dict] = {"length": 4096, "tokens": 16, "vocab_size": 16}
+    paper_size: ClassVar[dict] = {"length": 4096, "tokens": 16, "vocab_size": 16}
 
-    def __init__(self, length: int = 48, tokens: int = 4, vocab_size: int = 16, seed: int = 0):
+    def __init__(self, length: int = 48, tokens: int = 4, vocab_size: int = 16):
         if tokens < 1 or length < 2 * tokens:
             raise UserError(f"length={length} must be at least 2 * tokens={2 * tokens}, with at least one token")
         if vocab_size < 4:
@@ -44,7 +44,6 @@ class SelectiveCopying(GeneratedTask):
             )
         self.name = "selective_copying"
         self.spec = Spec(vocab_size, None, vocab_size, "token_labels", length, causal=True)
-        self.seed = seed
         self._tokens = tokens
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -16,7 +16,9 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError, check_choice
+from common.files import Folder, read_bytes
 from data import images, lra
+from data.rows import class_row
 from data.task import Spec, Task
 
 FOLDER = "aclImdb"
@@ -35,23 +37,22 @@ class Text(Task):
       length: positions of a row.
       data_dir: a folder that holds aclImdb (the original archive), or TFDS' folder with imdb_reviews prepared as
         ArrayRecord; None for TFDS' default.
-      seed: of the training rows' order.
 
     Raises:
       UserError: where there is no data.
     """
 
     # The LRA paper's "up to 4K" (its released configuration reads 1,000); with protocol="s4" the length is 4096.
-    paper: ClassVar[dict] = {"length": 4000}
+    paper_size: ClassVar[dict] = {"length": 4000}
 
-    def __init__(self, protocol: str = "lra", length: int = 512, data_dir: str | None = None, seed: int = 0):
+    def __init__(self, protocol: str = "lra", length: int = 512, data_dir: Folder | None = None):
         check_choice("protocol", protocol, lra.PROTOCOLS)
-        self.seed = seed
         self.name = f"text/{protocol}"
-        folder = None if data_dir is None else pathlib.Path(data_dir).expanduser() / FOLDER
-        read = (lambda split: _archive(folder / split)) if folder is not None and folder.is_dir() else None
-        read = read or (lambda split: _tfds(split, data_dir))
-        train, test = read("train"), read("test")
+        folder = None if data_dir is None else pathlib.Path(data_dir) / FOLDER
+        if folder is not None and folder.is_dir():
+            train, test = _archive(folder / "train"), _archive(folder / "test")
+        else:
+            train, test = _tfds("train", data_dir), _tfds("test", data_dir)
         self._data = {"train": train, "valid": test, "test": test}
         self._characters = _characters(text for text, _ in train) if protocol == "s4" else None
         self.spec = Spec(
@@ -72,10 +73,10 @@ class Text(Task):
         text, label = self._data[split][index]
         length = self.spec.length
         if self._characters is None:
-            return lra.text_row(lra.byte_ids(text, length), label, length)
+            return class_row(lra.byte_ids(text, length), label, length)
         # A character is at most 4 bytes of UTF-8.
         ids = self.encode(text[: 4 * length].decode(errors="ignore"))[: length - 1]
-        return lra.text_row(np.append(ids, lra.EOS), label, length)
+        return class_row(np.append(ids, lra.EOS), label, length)
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Accuracy of the most frequent class, and of naive Bayes on the counts of the bytes of a row.
@@ -96,7 +97,7 @@ class Text(Task):
         counts = np.stack([np.bincount(lra.byte_ids(text, length), minlength=257) for text, _ in data])
         return counts, np.array([label for _, label in data])
 
-    def fingerprint(self) -> str:
+    def content(self) -> str:
         parts = (
             part for split in ("train", "test") for text, label in self._data[split] for part in (text, f"\0{label}\n")
         )
@@ -131,7 +132,7 @@ def _archive(folder: pathlib.Path) -> list[tuple[bytes, int]]:
         paths = sorted((folder / kind).glob("*.txt"))
         if not paths:
             raise UserError(f"{folder / kind} holds no reviews (*.txt): unpack {ARCHIVE} again")
-        rows += [(path.read_bytes(), label) for path in paths]
+        rows += [(read_bytes(path), label) for path in paths]
     return rows
 
 

@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Int
 
 from common.errors import UserError, check_choice
-from data.generated import GeneratedTask, majority, token_row
+from data.generated import GeneratedTask, majority
+from data.rows import token_row
 from data.task import Spec
 
 MAX_ORDER = 1000
@@ -37,15 +38,14 @@ class WordProblem(GeneratedTask):
       group: "parity", or factors such as "S5", "A5", "Z60", "A4_x_Z5"; of at most 1000 elements.
       length: elements of a row.
       scored: positions that evaluation scores, "last" or "all".
-      seed: of the training rows.
 
     Raises:
       UserError: for a group that is unknown or too large, and where there are too few sequences to keep some for test.
     """
 
-    paper: ClassVar[dict] = {"group": "A5", "length": 25}
+    paper_size: ClassVar[dict] = {"group": "A5", "length": 25}
 
-    def __init__(self, group: str = "parity", length: int = 16, scored: str = "last", seed: int = 0):
+    def __init__(self, group: str = "parity", length: int = 16, scored: str = "last"):
         check_choice("scored", scored, ("last", "all"))
         self.table = multiplication_table(group)
         order = len(self.table)
@@ -57,7 +57,6 @@ class WordProblem(GeneratedTask):
         metric = "accuracy" if scored == "last" else "row_accuracy"
         self.name = f"word_problem/{group}"
         self.spec = Spec(order, None, order, "token_labels", length, causal=True, metric=metric)
-        self.seed = seed
         self._scored = scored
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:

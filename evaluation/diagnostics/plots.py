@@ -1,47 +1,15 @@
-"""The files of a run's diagnostics: numbers as JSON, and plots of them where matplotlib is installed."""
+"""Plots of what `evaluation.diagnostics.measures.measure` returns; they need matplotlib."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.files import write_atomically
-
-FILE = "diagnostics.json"
 PANELS = 5
 NAMED = 16  # lines of a legend
 STYLES = ("-", "--", ":", "-.")
 SCALES = np.logspace(-1, 4, 51)
-
-
-def save(result: dict[str, Any], folder: Path) -> str:
-    """Writes the results of `evaluation.diagnostics.measures.diagnose`; returns a sentence on where they are."""
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / FILE, json.dumps(finite(result), indent=1, allow_nan=False))
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return f"numbers in {folder / FILE}; for plots of them: pip install matplotlib"
-    made = {"locality": locality, "gradients": gradients, "receptive_field": receptive_field, "spectra": spectra}
-    for name, plot in made.items():
-        figure = plot(result)
-        path = folder / f"{name}.png"
-        if figure is None:
-            path.unlink(missing_ok=True)
-        else:
-            figure.savefig(path, dpi=120)
-    return f"numbers and plots in {folder}"
-
-
-def finite(tree: Any) -> Any:
-    """The same with None for numbers that JSON cannot hold."""
-    if isinstance(tree, dict):
-        return {key: finite(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+SMALLEST = 1e-8  # what 0 is drawn as on a logarithmic axis
 
 
 def panels(columns: int, rows: int = 1, width: float = 5.5, height: float = 4.0, **options):
@@ -65,11 +33,11 @@ def label(i: int, layer: dict) -> str:
 
 
 def number(value: float | None) -> float:
-    """What is not there is not drawn."""
+    """A number to draw; NaN, which is not drawn, for None."""
     return math.nan if value is None else value
 
 
-def locality(result):
+def plot_locality(result: dict[str, Any]) -> Any:
     """Mass of influence within a distance, a style for each mixer and a colour for each depth; what it comes to by depth."""
     layers = result["layers"]
     figure, ((reach, depth),) = panels(2, width=6.5)
@@ -104,7 +72,7 @@ def by_depth(axes, layers, what):
     axes.grid(alpha=0.3)
 
 
-def gradients(result):
+def plot_gradients(result: dict[str, Any]) -> Any:
     """Spread of gradients over tokens, and of d p / d s of attention maps where there are any."""
     layers = result["layers"]
     maps = [
@@ -122,9 +90,8 @@ def gradients(result):
         boxes = []
         for i in maps:
             q = layers[i]["score_gradient"]["quantiles"]
-            tiny = 1e-8  # the logarithm of nothing
             ends = {"whislo": "1", "q1": "25", "med": "50", "q3": "75", "whishi": "99"}
-            boxes.append({key: max(tiny, q[percent]) for key, percent in ends.items()} | {"fliers": []})
+            boxes.append({key: max(SMALLEST, q[percent]) for key, percent in ends.items()} | {"fliers": []})
         axes[1].bxp(boxes, positions=maps, showfliers=False, widths=0.5)
         top = [layers[i]["score_gradient"]["max"] for i in maps]
         axes[1].plot(maps, top, "v", color="tab:red", label="maximum")
@@ -136,7 +103,7 @@ def gradients(result):
     return figure
 
 
-def receptive_field(result):
+def plot_receptive_field(result: dict[str, Any]) -> Any:
     """Mean influence of tokens on logits by distance, and the distances that cover shares of it."""
     field = result["receptive_field"]
     figure, ((axes,),) = panels(1, width=7)
@@ -154,7 +121,7 @@ def receptive_field(result):
     return figure
 
 
-def spectra(result):
+def plot_spectra(result: dict[str, Any]) -> Any:
     """Eigenvalues in the complex plane, and the time scales that they stand for; None where there are none."""
     found = [(i, layer) for i, layer in enumerate(result["layers"]) if layer["spectrum"].get("eigenvalues")]
     if not found:
@@ -182,3 +149,11 @@ def spectra(result):
     planes[0].set_ylabel("imaginary part")
     scales[0].set_ylabel("eigenvalues")
     return figure
+
+
+PLOTS = {
+    "locality": plot_locality,
+    "gradients": plot_gradients,
+    "receptive_field": plot_receptive_field,
+    "spectra": plot_spectra,
+}

@@ -37,8 +37,8 @@ class Unrolled(nnx.Module):
             for i, block in enumerate(pattern.blocks):
                 layer = repeat * len(pattern.blocks) + i
                 block.mixer = Tapped(block.mixer, functools.partial(self.tap, layer))
-            x, _, streams = pattern(x, carries, streams, repeat=repeat, **where)
-        return x, None
+            x, _, streams, _ = pattern(x, carries, streams, repeat=repeat, **where)
+        return x, None, None
 
 
 @jax.jit

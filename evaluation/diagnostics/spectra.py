@@ -21,7 +21,7 @@ STREAMS = "it needs a causal model, all of whose mixers stream"
 GROWS = "its state grows with the sequence"
 
 
-def spectra(
+def layer_spectra(
     model: SequenceModel, mixers: list, batch: dict, causal: bool, tokens: int, limit: int, seed: int
 ) -> list[dict[str, Any]]:
     """What `describe` says of each layer, at `tokens` tokens of the first row; {"skipped": why} where there is no spectrum."""
@@ -136,16 +136,20 @@ def describe(found: list[tuple[int, np.ndarray, int]]) -> dict[str, Any]:
     modulus, phase = np.abs(values), np.angle(values)
     percents = (0, 5, 25, 50, 75, 95, 100)
     radii = np.percentile(modulus, percents)
-    scale = lambda r: float(-1 / np.log(r)) if r < 1 - 1e-7 else None
     picked = values[:: -(-len(values) // KEPT)]
     return result | {
         "modulus": dict(zip(map(str, percents), radii.tolist())),
-        "time_scale": {str(p): scale(r) for p, r in zip(percents, radii)},
+        "time_scale": {str(p): time_scale(r) for p, r in zip(percents, radii)},
         "beyond_1": float(np.mean(modulus > 1 + 1e-6)),
         "modulus_histogram": np.histogram(np.minimum(modulus, 1), 40, (0, 1))[0].tolist(),
         "phase_histogram": np.histogram(phase, 40, (-np.pi, np.pi))[0].tolist(),
         "eigenvalues": np.stack([picked.real, picked.imag], -1).tolist(),
     }
+
+
+def time_scale(modulus: float) -> float | None:
+    """-1 / log |lambda|: tokens after which 1/e is left; None where nothing is ever forgotten."""
+    return float(-1 / np.log(modulus)) if modulus < 1 - 1e-7 else None
 
 
 def _inside(segment_ids: np.ndarray, count: int) -> list[int]:

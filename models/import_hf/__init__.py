@@ -24,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common.errors import UserError
+from models.config import ModelConfig
 from models.import_hf.architectures import ARCHITECTURES, Architecture, Options, Part
-from models.sequence_model import ModelConfig, SequenceModel
+from models.sequence_model import SequenceModel
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from common.errors import UserError
-from models.sequence_model import ModelConfig
+from models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from common.errors import UserError
+from common.errors import check_choice
+from models.checks import at_least, positive
 from models.kv_cache import buffers, extend
-from models.mixer import Mixer, head_size
+from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
 from models.norms import RMSNorm
-from models.params import dense
+from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.rotary import alibi_slopes, rotary
@@ -49,27 +51,34 @@ class Attention(Mixer):
         rotary_base: float = 10000.0,
         qk_norm: bool = False,
     ):
+        at_least(1, heads=heads, head_channels=head_channels)
+        positive(rotary_base=rotary_base)
+        check_choice("positions", positions, ("rotary", "alibi", "none"))
         size = head_size(width, heads, "width") if head_channels is None else head_channels
         kv_heads = heads if kv_heads is None else kv_heads
-        head_size(heads, kv_heads, "the number of query heads")
-        if positions not in ("rotary", "alibi", "none"):
-            raise UserError(f"attention's positions must be 'rotary', 'alibi' or 'none', got {positions!r}")
+        head_size(heads, kv_heads, "the number of query heads", "kv_heads")
+        if positions == "rotary":
+            check_rotated(size, key="heads" if head_channels is None else "head_channels")
         self.causal = causal
         self.positions = positions
+        self.position_aware = positions != "none"
         self.rotary_base = rotary_base
-        self.kv_shape = (kv_heads, size)
+        self.kv_heads = kv_heads
+        self.head_channels = size
+        self.sizes = (kv_heads, size)
         self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_k = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
         self.w_v = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
         self.q_norm = RMSNorm(size, rngs=rngs) if qk_norm else None
         self.k_norm = RMSNorm(size, rngs=rngs) if qk_norm else None
-        self.slopes = tuple(alibi_slopes(heads).tolist()) if positions == "alibi" else None
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         q, k = self.queries_and_keys(x, positions)
         v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "kv_heads", None)
-        slopes = None if self.slopes is None else jnp.asarray(self.slopes)
+        slopes = self.slopes()
         if state is None:
             y = attention(q, k, v, causal=self.causal, slopes=slopes, segment_ids=segment_ids)
         else:
@@ -86,6 +95,10 @@ class Attention(Mixer):
             )
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
+    def slopes(self) -> Float[Array, "H"] | None:
+        """ALiBi's slopes of the query heads, where positions enter by it."""
+        return alibi_slopes(self.w_q.shape[1]) if self.positions == "alibi" else None
+
     def queries_and_keys(self, x, positions):
         """[B, T, H, K] and [B, T, G, K], normalised and rotated as the hyperparameters say."""
         q = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_q[...]), "batch", "length", "heads", None)
@@ -96,15 +109,17 @@ class Attention(Mixer):
             q, k = (rotary(a, positions, base=self.rotary_base) for a in (q, k))
         return q, k
 
-    def attention_scores(self, x, *, segment_ids, positions):
+    def attention_scores(
+        self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Float[Array, "B H T T"], str]:
         """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
         q, k = self.queries_and_keys(x, positions)
         k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
         scores = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
-        if self.slopes is not None:
+        if (slopes := self.slopes()) is not None:
             distance = jnp.abs(positions[:, :, None] - positions[:, None])
-            scores = scores - jnp.asarray(self.slopes)[:, None, None] * distance[:, None]
+            scores = scores - slopes[:, None, None] * distance[:, None]
         return scores, "softmax"
 
-    def initial_state(self, batch, capacity):
-        return buffers(batch, capacity, key=self.kv_shape, value=self.kv_shape)
+    def initial_state(self, batch: int, capacity: int) -> dict:
+        return buffers(batch, capacity, key=self.sizes, value=self.sizes)

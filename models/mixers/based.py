@@ -5,9 +5,10 @@ import math
 import jax.numpy as jnp
 from flax import nnx
 
+from models.checks import at_least
 from models.kernel_attention import kernel_attention, quadratic
-from models.mixer import Mixer, head_size
-from models.params import dense
+from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
+from models.params import dense, residual_output
 from models.partitioning import constrain
 
 
@@ -36,14 +37,17 @@ class Based(Mixer):
     def __init__(
         self, width: int, *, rngs: nnx.Rngs, causal: bool = True, depth: int = 1, heads: int = 4, feature_size: int = 16
     ):
+        at_least(1, feature_size=feature_size)
         size = head_size(width, heads, "width")
         self.causal = causal
-        self.state_shape = (heads, 1 + feature_size + feature_size * (feature_size + 1) // 2, size + 1)
+        self.sizes = (heads, 1 + feature_size + feature_size * (feature_size + 1) // 2, size + 1)
         self.w_qk = dense(rngs, (width, 2, heads, feature_size), ("embed", None, "heads", None))
         self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, MatrixState | None]:
         qk = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qk[...]), "batch", None, "length", "heads", None)
         v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "heads", None)
         phi = taylor(qk.astype(jnp.float32))
@@ -53,8 +57,8 @@ class Based(Mixer):
         )
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)
 
 
 def taylor(x):

@@ -1,14 +1,15 @@
 """BigBird: block-sparse attention with global, neighbouring and random blocks."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
-from models.mixer import Mixer, head_size
-from models.params import dense
+from models.checks import at_least
+from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
@@ -56,8 +57,8 @@ class BigBird(Mixer):
         seed: int = 0,
     ):
         size = head_size(width, heads, "width")
-        if block < 1 or random_blocks < 0:
-            raise UserError(f"bigbird needs block >= 1 and random_blocks >= 0, got {block} and {random_blocks}")
+        at_least(1, block=block)
+        at_least(0, random_blocks=random_blocks)
         self.causal = causal
         self.heads = heads
         self.block = block
@@ -66,9 +67,11 @@ class BigBird(Mixer):
         self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_k = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, None, Any]:
         q, k, v = (
             constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
             for w in (self.w_q, self.w_k, self.w_v)

@@ -5,10 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
+from models.checks import positive
 from models.kernel_attention import kernel_attention
-from models.mixer import Mixer, head_size
-from models.params import dense
+from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
+from models.params import dense, residual_output
 from models.partitioning import constrain
 
 
@@ -43,15 +45,18 @@ class CosFormer(Mixer):
         heads: int = 4,
         eps: float = 1e-6,
     ):
+        positive(eps=eps)
         size = head_size(width, heads, "width")
         self.causal = causal
         self.length = length
         self.eps = eps
-        self.state_shape = (heads, 2 * size, size + 1)
+        self.sizes = (heads, 2 * size, size + 1)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, MatrixState | None]:
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         q, k, v = jnp.moveaxis(qkv, 1, 0)
         angle = math.pi / (2 * self.length) * jnp.minimum(positions + 1, self.length).astype(jnp.float32)
@@ -62,12 +67,14 @@ class CosFormer(Mixer):
         )
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
-    def attention_scores(self, x, *, segment_ids, positions):
+    def attention_scores(
+        self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Float[Array, "B H T T"], str]:
         """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
         q, k = jax.nn.relu(jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2]))
         place = jnp.minimum(positions + 1, self.length)
         angle = math.pi / (2 * self.length) * (place[:, :, None] - place[:, None])
         return jnp.einsum("bthk,bshk->bhts", q, k) * jnp.cos(angle)[:, None], "sum"
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

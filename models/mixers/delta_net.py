@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.mixer import Mixer, head_size
+from models.checks import scaled
+from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import RMSNorm, l2_normalize
-from models.params import dense
-from models.short_convolution import ConvolvedProjection
+from models.params import dense, residual_output
+from models.short_convolution import ConvolvedProjection, convolve
 from ops.delta_rule import delta_rule
 
 
@@ -43,22 +44,21 @@ class DeltaNet(Mixer):
         conv_size: int = 4,
         negative_eigenvalues: bool = False,
     ):
-        key = head_size(int(expand_key * width), heads, "the size of the keys")
-        value = head_size(int(expand_value * width), heads, "the size of the values")
+        key = head_size(scaled(width, expand_key=expand_key), heads, "the size of the keys")
+        value = head_size(scaled(width, expand_value=expand_value), heads, "the size of the values")
         self.sizes = (heads, key, value)
         self.beta_scale = 2.0 if negative_eigenvalues else 1.0
-        self.q = ConvolvedProjection(width, heads, key, conv_size, rngs=rngs)
-        self.k = ConvolvedProjection(width, heads, key, conv_size, rngs=rngs)
-        self.v = ConvolvedProjection(width, heads, value, conv_size, rngs=rngs)
+        sizes = ((heads, key), (heads, key), (heads, value))
+        self.q, self.k, self.v = (ConvolvedProjection(width, *size, conv_size, rngs=rngs) for size in sizes)
         self.w_b = dense(rngs, (width, heads), ("embed", None))
         self.norm = RMSNorm(value, rngs=rngs)
-        self.w_o = dense(rngs, (heads, value, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, value, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
-        initial = {"conv_q": None, "conv_k": None, "conv_v": None, "memory": None} if state is None else state
-        q, conv_q = self.q(x, initial["conv_q"], segment_ids)
-        k, conv_k = self.k(x, initial["conv_k"], segment_ids)
-        v, conv_v = self.v(x, initial["conv_v"], segment_ids)
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
+        conv = None if state is None else state["conv"]
+        (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
         beta = self.beta_scale * jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32))
         o, memory = delta_rule(
             l2_normalize(q),
@@ -66,17 +66,15 @@ class DeltaNet(Mixer):
             v,
             beta,
             scale=1 / math.sqrt(q.shape[-1]),
-            initial_state=initial["memory"],
+            initial_state=None if state is None else state["memory"],
             segment_ids=segment_ids,
         )
         y = jnp.einsum("bthv,hvd->btd", self.norm(o), self.w_o[...])
-        return y, {"conv_q": conv_q, "conv_k": conv_k, "conv_v": conv_v, "memory": memory}
+        return y, {"conv": conv, "memory": memory}
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, key, value = self.sizes
         return {
-            "conv_q": self.q.initial_state(batch),
-            "conv_k": self.k.initial_state(batch),
-            "conv_v": self.v.initial_state(batch),
+            "conv": [projection.initial_state(batch) for projection in (self.q, self.k, self.v)],
             "memory": jnp.zeros((batch, heads, key, value), jnp.float32),
         }

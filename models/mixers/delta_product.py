@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
-from models.mixer import Mixer, head_size
+from models.checks import at_least, scaled
+from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import RMSNorm, l2_normalize
-from models.params import dense, inverse_softplus, log_uniform, param, uniform
-from models.short_convolution import ConvolvedProjection
+from models.params import dense, log_of, residual_output, step_bias, time_scale, uniform
+from models.short_convolution import ConvolvedProjection, convolve
 from ops.delta_rule import delta_rule
 
 
@@ -19,9 +19,9 @@ class DeltaProduct(Mixer):
     j = 1..n, S_t = S_{t,n}, o_t = S_t^T q_t / sqrt(K), y = W_o norm(o) (arXiv 2502.10297, section 3).
 
     The transition is a product of n generalised Householder matrices, each with its own key, value and beta, so that it can
-    rotate and permute. q, k = l2norm(silu(conv(W x))), v = silu(conv(W x)), beta = 2 sigmoid(W_b x). Computed as the delta
-    rule over n T tokens, of which every n-th is read. Without gates alpha = 1 and this is DeltaNet for n = 1.
-    Gated: log alpha = -exp(A_log) softplus(W_a x + dt_bias) and y = W_o (silu(W_g x) * norm(o)), Gated DeltaNet for n = 1.
+    rotate and permute. q, k = l2norm(silu(conv(W x))), v = silu(conv(W x)), beta = 2 sigmoid(W_b x). It is computed as the
+    delta rule over n T tokens, of which every n-th is read. Without gates alpha = 1, and this is DeltaNet for n = 1.
+    With gates log alpha = -exp(A_log) softplus(W_a x + dt_bias) and y = W_o (silu(W_g x) * norm(o)), Gated DeltaNet for n = 1.
 
     Args:
       steps: n.
@@ -51,33 +51,29 @@ class DeltaProduct(Mixer):
         conv_size: int = 4,
         negative_eigenvalues: bool = True,
     ):
-        if steps < 1:
-            raise UserError(f"delta_product takes one step per token or more, got steps={steps}")
-        key = head_size(int(expand_key * width), heads, "the size of the keys")
-        value = head_size(int(expand_value * width), heads, "the size of the values")
+        at_least(1, steps=steps)
+        key = head_size(scaled(width, expand_key=expand_key), heads, "the size of the keys")
+        value = head_size(scaled(width, expand_value=expand_value), heads, "the size of the values")
         self.sizes = (heads, key, value)
         self.steps = steps
         self.gated = gated
         self.beta_scale = 2.0 if negative_eigenvalues else 1.0
-        self.q = ConvolvedProjection(width, heads, key, conv_size, rngs=rngs)
-        self.k = ConvolvedProjection(width, steps * heads, key, conv_size, rngs=rngs)
-        self.v = ConvolvedProjection(width, steps * heads, value, conv_size, rngs=rngs)
+        sizes = ((heads, key), (steps * heads, key), (steps * heads, value))
+        self.q, self.k, self.v = (ConvolvedProjection(width, *size, conv_size, rngs=rngs) for size in sizes)
         self.w_b = dense(rngs, (width, steps * heads), ("embed", None))
         if gated:
             self.w_a = dense(rngs, (width, heads), ("embed", None))
-            log_a = lambda *args: jnp.log(uniform(1e-3, 16.0)(*args))
-            self.a_log = param(rngs, log_a, (heads,), (None,), decay=False, keep_float32=True)
-            dt_bias = inverse_softplus(log_uniform(1e-3, 0.1))
-            self.dt_bias = param(rngs, dt_bias, (heads,), (None,), decay=False, keep_float32=True)
+            self.a_log = time_scale(rngs, log_of(uniform(1e-3, 16.0)), (heads,), (None,))
+            self.dt_bias = time_scale(rngs, step_bias(), (heads,), (None,))
             self.w_g = dense(rngs, (width, heads, value), ("embed", "heads", None))
         self.norm = RMSNorm(value, rngs=rngs)
-        self.w_o = dense(rngs, (heads, value, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, value, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
-        initial = {"conv_q": None, "conv_k": None, "conv_v": None, "memory": None} if state is None else state
-        q, conv_q = self.q(x, initial["conv_q"], segment_ids)
-        k, conv_k = self.k(x, initial["conv_k"], segment_ids)
-        v, conv_v = self.v(x, initial["conv_v"], segment_ids)
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
+        conv = None if state is None else state["conv"]
+        (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
         k, v = self.as_steps(k), self.as_steps(v)
         beta = self.beta_scale * jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32))
         log_decay = None
@@ -91,14 +87,14 @@ class DeltaProduct(Mixer):
             beta.reshape(*k.shape[:3]),
             log_decay,
             scale=1 / math.sqrt(q.shape[-1]),
-            initial_state=initial["memory"],
+            initial_state=None if state is None else state["memory"],
             segment_ids=None if segment_ids is None else jnp.repeat(segment_ids, self.steps, axis=1),
         )
         o = self.norm(o[:, self.steps - 1 :: self.steps])
         if self.gated:
             o = jax.nn.silu(jnp.einsum("btd,dhv->bthv", x, self.w_g[...])) * o
         y = jnp.einsum("bthv,hvd->btd", o, self.w_o[...])
-        return y, {"conv_q": conv_q, "conv_k": conv_k, "conv_v": conv_v, "memory": memory}
+        return y, {"conv": conv, "memory": memory}
 
     def as_steps(self, x):
         """Makes a token of each step: [B, T, n H, K] -> [B, n T, H, K]."""
@@ -109,11 +105,9 @@ class DeltaProduct(Mixer):
         spread = jnp.zeros((*x.shape[:2], self.steps, *x.shape[2:]), x.dtype).at[:, :, step].set(x)
         return spread.reshape(x.shape[0], -1, *x.shape[2:])
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, key, value = self.sizes
         return {
-            "conv_q": self.q.initial_state(batch),
-            "conv_k": self.k.initial_state(batch),
-            "conv_v": self.v.initial_state(batch),
+            "conv": [projection.initial_state(batch) for projection in (self.q, self.k, self.v)],
             "memory": jnp.zeros((batch, heads, key, value), jnp.float32),
         }

@@ -6,7 +6,8 @@ import numpy as np
 from flax import nnx
 
 from common.errors import UserError
-from models.mixer import Mixer, head_size
+from models.checks import at_least
+from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
 from models.norms import rms_normalize
 from models.params import normal, param, xavier_uniform
 from models.partitioning import constrain
@@ -41,15 +42,14 @@ class DiagAttention(Mixer):
         self, width: int, *, rngs: nnx.Rngs, causal: bool = True, heads: int = 4, block: int = 64, version: int = 2
     ):
         size = head_size(width, heads, "width")
-        head_size(size, 2, "a rotated head's size")
+        check_rotated(size)
         if version not in (1, 2):
-            raise UserError(f"diag_attention's version must be 1 or 2, got {version}")
-        if block < 1:
-            raise UserError(f"diag_attention's block must be at least 1, got {block}")
+            raise UserError(f"`version` must be 1 or 2, got {version}")
+        at_least(1, block=block)
         self.causal = causal
         self.block = block
         self.version = version
-        self.head_shape = (heads, size)
+        self.sizes = (heads, size)
         init = xavier_uniform(width, width)
         self.w_qkv = param(rngs, init, (width, 3, heads, size), ("embed", None, "heads", None))
         frequencies = 10000.0 ** (-np.arange(0, size, 2) / size)
@@ -58,7 +58,9 @@ class DiagAttention(Mixer):
         self.u = param(rngs, normal(1.0), (size,), (None,), decay=False, keep_float32=True, group="fixed")
         self.w_o = param(rngs, init, (heads, size, width), ("heads", None, "embed"))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         q, k, v = jnp.moveaxis(qkv, 1, 0)
         u = jax.lax.stop_gradient(self.u[...])
@@ -80,9 +82,9 @@ class DiagAttention(Mixer):
             initial_state=state,
         )
         if self.version == 1:
-            # The authors' eps of 1e-8 outside of the root.
+            # The authors add an eps of 1e-8 outside of the root.
             y = rms_normalize(y.reshape(x.shape), eps=1e-16).reshape(y.shape).astype(x.dtype)
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
-    def initial_state(self, batch, capacity):
-        return empty_block(batch, self.block, self.head_shape, self.head_shape)
+    def initial_state(self, batch: int, capacity: int) -> dict:
+        return empty_block(batch, self.block, self.sizes, self.sizes)

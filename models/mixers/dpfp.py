@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
 from models.kernel_attention import kernel_attention
-from models.mixer import Mixer, head_size
-from models.params import dense
+from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
+from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.delta_rule import delta_rule
 
@@ -44,18 +44,19 @@ class FastWeights(Mixer):
         nu: int = 2,
         update: str = "delta",
     ):
-        if update not in ("delta", "sum"):
-            raise UserError(f"dpfp's update must be 'delta' or 'sum', got {update!r}")
+        check_choice("update", update, ("delta", "sum"))
         size = head_size(width, heads, "width")
         if not 1 <= nu < 2 * size:
-            raise UserError(f"dpfp's nu must be between 1 and {2 * size - 1} for heads of size {size}, got {nu}")
+            raise UserError(f"`nu` must be between 1 and {2 * size - 1} for heads of size {size}, got {nu}")
         self.nu = nu
-        self.state_shape = (heads, 2 * nu * size, size if update == "delta" else size + 1)
+        self.sizes = (heads, 2 * nu * size, size if update == "delta" else size + 1)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
         self.w_b = dense(rngs, (width, heads), ("embed", None)) if update == "delta" else None
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, MatrixState | None]:
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         q, k, v = jnp.moveaxis(qkv, 1, 0)
         q, k = dpfp(q.astype(jnp.float32), self.nu), dpfp(k.astype(jnp.float32), self.nu)
@@ -67,8 +68,8 @@ class FastWeights(Mixer):
             y, state = delta_rule(q, k, v, beta, **where)
         return jnp.einsum("bthk,hkd->btd", y / math.sqrt(v.shape[-1]), self.w_o[...]), state
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)
 
 
 def dpfp(x, nu: int):

@@ -3,15 +3,20 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from common.errors import UserError
-from models.mixer import Mixer
-from models.params import constant, dense, log_uniform, normal, param
+from common.errors import UserError, check_choice
+from models.checks import at_least
+from models.mixer import Ids, Mixer, Tokens
+from models.params import constant, dense, log_step, normal, param, time_scale
 from models.partitioning import constrain
+from models.state_space import from_lag_one, look_ahead, pair, unit
 from ops import segments
 from ops.hippo import normal_plus_low_rank
 from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.state_space_scan import state_space_scan
+
+State = tuple[Float[Array, "B N D"], Float[Array, "B N D"]]
 
 MAX_GROWTH = 40.0
 
@@ -53,22 +58,20 @@ class DSS(Mixer):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ):
-        if kernel not in ("exp", "softmax"):
-            raise UserError(f"dss's kernel must be 'exp' or 'softmax', got {kernel!r}")
-        if state < 1:
-            raise UserError(f"dss needs state >= 1, got {state}")
+        check_choice("kernel", kernel, ("exp", "softmax"))
+        at_least(1, state=state)
         self.causal = causal
         self.kernel = kernel
         self.length = length
         self.fixed_length = kernel == "softmax"
-        facts = {"decay": False, "group": "ssm", "keep_float32": True}
-        log_dt = lambda *args: jnp.log(log_uniform(dt_min, dt_max)(*args))
         # Channels are split over no device: XLA's partitioner cannot cut the batch of a Fourier transform.
-        self.log_dt = param(rngs, log_dt, (width,), (None,), **facts)
+        self.log_dt = time_scale(rngs, log_step(dt_min, dt_max), (width,), (None,), group="ssm")
         # Re Lambda, which starts at -1/2 as that of HiPPO-LegS' normal part; the logarithm of its negative under "exp".
-        self.a_real = param(rngs, constant(jnp.log(0.5) if kernel == "exp" else -0.5), (state,), (None,), **facts)
+        self.a_real = time_scale(
+            rngs, constant(jnp.log(0.5) if kernel == "exp" else -0.5), (state,), (None,), group="ssm"
+        )
         frequencies = normal_plus_low_rank("legs", 2 * state)[0].imag[state:]
-        self.a_imag = param(rngs, constant(frequencies), (state,), (None,), **facts)
+        self.a_imag = time_scale(rngs, constant(frequencies), (state,), (None,), group="ssm")
         # Real and imaginary parts of W, for each direction.
         w_shape, w_axes = (1 if causal else 2, 2, width, state), (None, None, None, None)
         self.w = param(rngs, normal(1.0), w_shape, w_axes, decay=False, keep_float32=True)
@@ -89,7 +92,9 @@ class DSS(Mixer):
         first = jnp.exp(jnp.where(grows, -(self.length - 1) * step, 0))
         return step, first * jnp.expm1(decaying) * reciprocal(a * jnp.expm1(self.length * decaying))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: State | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, State | None]:
         if self.fixed_length and x.shape[1] > self.length:
             raise UserError(f"this dss was built for length {self.length}, got {x.shape[1]} tokens; use kernel='exp'")
         step, k = self.modes()
@@ -98,34 +103,21 @@ class DSS(Mixer):
         x32 = constrain(x.astype(jnp.float32), "batch", None, "activation")
         if state is None and segment_ids is None:
             kernels = [vandermonde_kernel(pair(step), pair(w_i), x.shape[1]) for w_i in w]
-            # Lag l of the second kernel acts on the token l + 1 ahead.
-            future = None if self.causal else jnp.pad(kernels[1], ((0, 0), (1, 0)))[:, :-1]
+            future = None if self.causal else from_lag_one(kernels[1])
             y = long_convolution(x32, kernels[0], bidirectional_kernel=future)
         else:
             a = pair(jnp.exp(step))
-            y, state = state_space_scan(x32, a, pair(w[0]), ones(step), initial_state=state, segment_ids=segment_ids)
+            y, state = state_space_scan(x32, a, pair(w[0]), unit(step), initial_state=state, segment_ids=segment_ids)
             if not self.causal:
                 backwards = segments.reverse(x32, segment_ids)
-                z, _ = state_space_scan(backwards, a, pair(w[1]), ones(step), segment_ids=segment_ids)
-                z = jnp.pad(z, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-                z = jnp.where(segments.is_start(segment_ids)[..., None], 0, z)
-                y = y + segments.reverse(z, segment_ids)
+                z, _ = state_space_scan(backwards, a, pair(w[1]), unit(step), segment_ids=segment_ids)
+                y = y + look_ahead(z, segment_ids)
         y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
         return y @ self.w_out[...], state
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> State:
         width, size = self.w.shape[2:]
         return (jnp.zeros((batch, size, width), jnp.float32), jnp.zeros((batch, size, width), jnp.float32))
-
-
-def pair(z):
-    """(real, imaginary)."""
-    return jnp.real(z), jnp.imag(z)
-
-
-def ones(z):
-    """1 + 0i in the shape of z."""
-    return jnp.ones(z.shape, jnp.float32), jnp.zeros(z.shape, jnp.float32)
 
 
 def reciprocal(z):

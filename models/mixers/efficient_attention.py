@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.kernel_attention import running_scale, segment_scale, two_sided
-from models.mixer import Mixer, head_size
-from models.params import dense
+from models.mixer import Ids, Mixer, Tokens, head_size
+from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops import segments
 from ops.linear_attention import linear_attention
@@ -34,11 +34,13 @@ class EfficientAttention(Mixer):
     def __init__(self, width: int, *, rngs: nnx.Rngs, causal: bool = True, depth: int = 1, heads: int = 4):
         size = head_size(width, heads, "width")
         self.causal = causal
-        self.shape = (heads, size)
+        self.sizes = (heads, size)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         q, k, v = jnp.moveaxis(qkv, 1, 0)
         q, k = jax.nn.softmax(q.astype(jnp.float32), -1), k.astype(jnp.float32)
@@ -49,8 +51,8 @@ class EfficientAttention(Mixer):
             y = two_sided(q, softmax_over_positions(k, segment_ids), v, segment_ids)
         return jnp.einsum("bthk,hkd->btd", y.astype(x.dtype), self.w_o[...]), state
 
-    def initial_state(self, batch, capacity):
-        heads, size = self.shape
+    def initial_state(self, batch: int, capacity: int) -> dict:
+        heads, size = self.sizes
         return {
             "maximum": jnp.full((batch, heads, size), NOTHING, jnp.float32),
             "weights": jnp.zeros((batch, heads, size), jnp.float32),

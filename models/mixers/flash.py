@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
+from models.checks import at_least, even, scaled
 from models.kernel_attention import two_sided
-from models.mixer import Mixer
+from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, normal, param, zeros
 from models.partitioning import constrain
 from ops.block_attention import block_attention, block_ids, empty_block
@@ -52,9 +52,9 @@ class Flash(Mixer):
         expansion: float = 2.0,
         key_size: int = 128,
     ):
-        if chunk < 1 or key_size % 2:
-            raise UserError(f"flash needs chunk >= 1 and an even key_size, got {chunk} and {key_size}")
-        hidden = int(expansion * width)
+        at_least(1, chunk=chunk)
+        even(key_size=key_size)
+        hidden = scaled(width, expansion=expansion)
         self.causal = causal
         self.chunk = chunk
         self.sizes = (key_size, hidden)
@@ -67,7 +67,9 @@ class Flash(Mixer):
         self.beta = param(rngs, zeros, (4, key_size), (None, None), decay=False)
         self.bias = param(rngs, normal(0.02), (2, key_size), (None, None), decay=False)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         u = constrain(jax.nn.silu(x @ self.w_u[...]), "batch", "length", "mlp")
         v = constrain(jax.nn.silu(x @ self.w_v[...]), "batch", "length", "mlp")[:, :, None]
         z = jax.nn.silu(x @ self.w_z[...])
@@ -108,7 +110,7 @@ class Flash(Mixer):
         y = (quadratic + linear / self.chunk)[:, :, 0].astype(x.dtype)
         return (u * y) @ self.w_o[...], None if state is None else {"near": near, **far}
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         key, hidden = self.sizes
         zeros = jnp.zeros((batch, 1, key, hidden), jnp.float32)
         near = empty_block(batch, self.chunk, (1, 2 * key), (1, hidden))

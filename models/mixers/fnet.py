@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.mixer import Mixer
+from models.mixer import Ids, Mixer, Tokens
 from ops import segments
 from ops.dispatch import matmul_precision
 
@@ -34,14 +34,14 @@ class FNet(Mixer):
     def __init__(self, width: int, *, rngs: nnx.Rngs, orthonormal: bool = True):
         self.orthonormal = orthonormal
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(self, x: Tokens, state: None, *, segment_ids: Ids | None, positions: Ids) -> tuple[Tokens, None]:
         z = jnp.fft.fft(x.astype(jnp.float32), axis=2)
         if segment_ids is None:
             length = x.shape[1]
             y = jnp.fft.fft(z, axis=1).real
         else:
             index = segments.positions(segment_ids)
-            length = index + segments.reverse(index, segment_ids) + 1
+            length = segments.lengths(segment_ids)
             # The product is reduced before it becomes a float: cos and sin of large angles are inexact.
             turns = index[:, :, None] * index[:, None, :] % length[:, :, None]
             angle = 2 * np.pi * turns / length[:, :, None]

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
+from models.checks import even, scaled
 from models.kv_cache import buffers, extend
-from models.mixer import Mixer
+from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, normal, ones, param, zeros
 from models.partitioning import constrain
 from ops import segments
@@ -56,11 +57,11 @@ class GatedAttentionUnit(Mixer):
         key_size: int = 128,
         normalizer: str = "length",
     ):
-        if normalizer not in ("length", "count", "softmax"):
-            raise UserError(f"gau's normalizer must be 'length', 'count' or 'softmax', got {normalizer!r}")
+        check_choice("normalizer", normalizer, ("length", "count", "softmax"))
         if normalizer == "softmax" and length < 2:
-            raise UserError(f"gau's normalizer='softmax' divides by the logarithm of the length, got length={length}")
-        hidden = int(expansion * width)
+            raise UserError(f"`normalizer`='softmax' divides by the logarithm of the length, got length={length}")
+        even(key_size=key_size)
+        hidden = scaled(width, expansion=expansion)
         self.causal = causal
         self.normalizer = normalizer
         self.length = length
@@ -75,7 +76,9 @@ class GatedAttentionUnit(Mixer):
         self.beta = None if softmax else pair(zeros)
         self.bias = None if softmax else pair(normal(0.02))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         u = constrain(jax.nn.silu(x @ self.w_u[...]), "batch", "length", "mlp")
         v = constrain(jax.nn.silu(x @ self.w_v[...]), "batch", "length", "mlp")[:, :, None]
         z = jax.nn.silu(x @ self.w_z[...])
@@ -121,9 +124,8 @@ class GatedAttentionUnit(Mixer):
         if self.causal:
             return positions + 1
         ids = jnp.ones_like(positions) if segment_ids is None else segment_ids
-        index = segments.positions(ids)
-        return index + segments.reverse(index, ids) + 1
+        return segments.lengths(ids)
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         key, hidden = self.sizes
         return buffers(batch, capacity, key=(1, key), value=(1, hidden))

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.mixer import Mixer, head_size
+from models.checks import at_least, positive, scaled
+from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import RMSNorm
-from models.params import dense, param, zeros
+from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
 
@@ -42,9 +43,11 @@ class GatedLinearAttention(Mixer):
         gate_rank: int = 16,
         gate_temperature: float = 16.0,
     ):
-        key = head_size(int(expand_key * width), heads, "the size of the keys")
-        value = head_size(int(expand_value * width), heads, "the size of the values")
-        self.state_shape = (heads, key, value)
+        at_least(1, gate_rank=gate_rank)
+        positive(gate_temperature=gate_temperature)
+        key = head_size(scaled(width, expand_key=expand_key), heads, "the size of the keys")
+        value = head_size(scaled(width, expand_value=expand_value), heads, "the size of the values")
+        self.sizes = (heads, key, value)
         self.gate_temperature = gate_temperature
         self.w_q = dense(rngs, (width, heads, key), ("embed", "heads", None))
         self.w_k = dense(rngs, (width, heads, key), ("embed", "heads", None))
@@ -54,9 +57,11 @@ class GatedLinearAttention(Mixer):
         self.w_decay_out = dense(rngs, (gate_rank, heads, key), (None, "heads", None))
         self.b_decay = param(rngs, zeros, (heads, key), ("heads", None), decay=False, keep_float32=True)
         self.norm = RMSNorm(value, rngs=rngs)
-        self.w_o = dense(rngs, (heads, value, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, value, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, MatrixState | None]:
         project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
         q, k, v, g = project(self.w_q), project(self.w_k), project(self.w_v), project(self.w_g)
         gate = jnp.einsum("btr,rhk->bthk", x @ self.w_decay_in[...], self.w_decay_out[...])
@@ -66,5 +71,5 @@ class GatedLinearAttention(Mixer):
         )
         return jnp.einsum("bthv,hvd->btd", jax.nn.silu(g) * self.norm(o), self.w_o[...]), state
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

@@ -3,13 +3,16 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from common.errors import UserError
-from models.mixer import Mixer
-from models.params import dense, normal, param
+from models.checks import at_least, scaled
+from models.mixer import Ids, Mixer, Tokens
+from models.params import dense, normal, param, residual_output, time_scale
 from models.partitioning import constrain
 from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.state_space_scan import state_space_scan
+
+State = tuple[Float[Array, "B N C"], Float[Array, "B N C"]]
 
 
 class GatedStateSpace(Mixer):
@@ -42,22 +45,23 @@ class GatedStateSpace(Mixer):
         expand: float = 4.0,
         channels: int | None = None,
     ):
+        at_least(1, state=state, channels=channels)
         inner = max(1, width // 4) if channels is None else channels
-        hidden = int(expand * width)
-        if min(inner, hidden, state) < 1:
-            raise UserError(f"gss needs channels, expand * width and state >= 1, got {inner}, {hidden} and {state}")
-        facts = {"decay": False, "group": "ssm", "keep_float32": True}
+        hidden = scaled(width, expand=expand)
+        self.channels = inner
         self.w_u = dense(rngs, (width, hidden), ("embed", "mlp"))
         # Channels are split over no device: XLA's partitioner cannot cut the batch of a Fourier transform.
         self.w_v = dense(rngs, (width, inner), ("embed", None))
-        self.log_a_real = param(rngs, normal(1.0), (state,), (None,), **facts)
-        self.log_a_imag = param(rngs, normal(1.0), (state,), (None,), **facts)
+        self.log_a_real = time_scale(rngs, normal(1.0), (state,), (None,), group="ssm")
+        self.log_a_imag = time_scale(rngs, normal(1.0), (state,), (None,), group="ssm")
         self.c = param(rngs, normal(state**-0.5), (2, inner, state), (None, None, None), decay=False, keep_float32=True)
         self.d = param(rngs, normal(1.0), (inner,), (None,), decay=False, keep_float32=True)
         self.w_g = dense(rngs, (inner, hidden), (None, "mlp"))
-        self.w_o = dense(rngs, (hidden, width), ("mlp", "embed"), gain=depth**-0.5)
+        self.w_o = residual_output(rngs, (hidden, width), ("mlp", "embed"), depth, branches=1)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: State | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, State | None]:
         u = constrain(jax.nn.gelu(x @ self.w_u[...]), "batch", "length", "mlp")
         v = jax.nn.gelu(x @ self.w_v[...]).astype(jnp.float32)
         v = constrain(v, "batch", None, "activation")
@@ -75,6 +79,6 @@ class GatedStateSpace(Mixer):
         y = (constrain(y, "batch", None, "activation") + self.d[...] * v).astype(x.dtype)
         return ((y @ self.w_g[...]) * u) @ self.w_o[...], state
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> State:
         _, inner, size = self.c.shape
         return (jnp.zeros((batch, size, inner), jnp.float32), jnp.zeros((batch, size, inner), jnp.float32))

@@ -6,9 +6,11 @@ import numpy as np
 from flax import nnx
 
 from common.errors import UserError
-from models.mixer import Mixer
-from models.params import constant, dense, log_uniform, normal, param, uniform
+from models.checks import even
+from models.mixer import Ids, Mixer, Tokens
+from models.params import constant, dense, fan_in_uniform, log_step, normal, param, residual_output, time_scale
 from models.partitioning import constrain
+from models.state_space import pair, unit
 from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.short_convolution import short_convolution
 from ops.state_space_scan import state_space_scan
@@ -46,10 +48,9 @@ class H3(Mixer):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ):
-        if state < 2 or state % 2:
-            raise UserError(f"h3's state must be even, got {state}")
+        even(state=state)
         if head_size < 1 or width % head_size:
-            raise UserError(f"h3's width {width} cannot be divided into heads of {head_size}; change `head_size`")
+            raise UserError(f"width {width} cannot be divided into heads of {head_size} channels; change `head_size`")
         heads = width // head_size
         half = state // 2
         self.sizes = (heads, head_size, half)
@@ -57,18 +58,19 @@ class H3(Mixer):
         self.w_qkv = dense(rngs, (width, 3, width), ("embed", None, None))
         free = {"decay": False, "keep_float32": True}
         # The last tap weighs the present token.
-        self.shift = param(rngs, uniform(-(state**-0.5), state**-0.5), (state, width), (None, None), **free)
+        self.shift = param(rngs, fan_in_uniform(state), (state, width), (None, None), **free)
         self.d_k = param(rngs, normal(1.0), (width,), (None,), **free)
-        log_dt = lambda *args: jnp.log(log_uniform(dt_min, dt_max)(*args))
-        self.log_dt = param(rngs, log_dt, (heads,), (None,), group="ssm", **free)
+        self.log_dt = time_scale(rngs, log_step(dt_min, dt_max), (heads,), (None,), group="ssm")
         log_half = constant(np.log(0.5))
-        self.log_a_real = param(rngs, log_half, (heads, half), (None, None), group="ssm", **free)
+        self.log_a_real = time_scale(rngs, log_half, (heads, half), (None, None), group="ssm")
         self.a_imag = param(rngs, constant(np.pi * np.arange(half)), (heads, half), (None, None), group="ssm", **free)
         self.c = param(rngs, normal(0.5**0.5), (2, heads, half), (None, None, None), **free)
         self.d = param(rngs, normal(1.0), (heads,), (None,), **free)
-        self.w_o = dense(rngs, (width, width), (None, "embed"), gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (width, width), (None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         heads, size, _ = self.sizes
         qkv = jnp.einsum("btd,dge->gbte", x, self.w_qkv[...]).astype(jnp.float32)
         q, k, v = constrain(qkv, None, "batch", None, "activation")
@@ -98,7 +100,7 @@ class H3(Mixer):
             y, new["diagonal"] = state_space_scan(
                 kv,
                 spread(pair(jnp.exp(log_a))),
-                spread(pair(jnp.ones_like(c))),
+                spread(unit(c)),
                 spread(pair(c)),
                 initial_state=None if state is None else state["diagonal"],
                 segment_ids=segment_ids,
@@ -114,13 +116,8 @@ class H3(Mixer):
         c = jax.lax.complex(self.c[0], self.c[1])
         return jnp.log((1 + half_step) / (1 - half_step)), c * dt / (1 - half_step)
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size, half = self.sizes
         h = jnp.zeros((batch, half, heads * size**2), jnp.float32)
         taps, width = self.shift.shape
         return {"shift": jnp.zeros((batch, taps - 1, width), jnp.float32), "diagonal": (h, h)}
-
-
-def pair(z):
-    """(real, imaginary)."""
-    return jnp.real(z), jnp.imag(z)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.checks import at_least
 from models.kernel_attention import kernel_attention
-from models.mixer import Mixer, head_size
-from models.params import constant, dense, param
+from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
+from models.params import constant, dense, param, residual_output
 from models.partitioning import constrain
 
 
@@ -32,15 +33,18 @@ class Hedgehog(Mixer):
     def __init__(
         self, width: int, *, rngs: nnx.Rngs, causal: bool = True, depth: int = 1, heads: int = 4, eps: float = 1e-6
     ):
+        at_least(0, eps=eps)
         size = head_size(width, heads, "width")
         self.causal = causal
         self.eps = eps
-        self.state_shape = (heads, 2 * size, size + 1)
+        self.sizes = (heads, 2 * size, size + 1)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
         self.map = param(rngs, constant(jnp.eye(size)), (2, heads, size, size), (None, "heads", None, None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, MatrixState | None]:
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         qk = jnp.einsum("bsthk,shkf->bsthf", qkv[:, :2], self.map[...]).astype(jnp.float32)
         qk = jax.nn.softmax(jnp.concatenate([qk, -qk], -1), axis=-1)
@@ -55,5 +59,5 @@ class Hedgehog(Mixer):
         )
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

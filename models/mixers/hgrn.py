@@ -1,26 +1,20 @@
 """HGRN, the hierarchically gated recurrent network."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from models.mixer import Mixer
+from models.lower_bounds import LowerBounds
+from models.mixer import Context, Ids, Mixer, Tokens
 from models.norms import LayerNorm
-from models.params import dense, param, zeros
+from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.linear_recurrence import linear_recurrence
 
-
-class LowerBounds(nnx.Module):
-    """gamma^k = sum_{j<k} softmax(Gamma)_j over the layers: none forgets more than 1 - gamma^k, and gamma^0 = 0."""
-
-    def __init__(self, width: int, *, rngs: nnx.Rngs, layers: int = 1):
-        self.gamma = param(rngs, zeros, (layers, width), (None, "mlp"), decay=False, keep_float32=True)
-
-    def __call__(self, x, *, segment_ids, positions):
-        return lower_bounds(self.gamma[...])
+State = tuple[Float[Array, "B D"], Float[Array, "B D"]] | Float[Array, "B D"]
 
 
 class HGRN(Mixer):
@@ -50,10 +44,12 @@ class HGRN(Mixer):
             theta = lambda key, shape, dtype: 10000.0 ** (-2 * jnp.arange(width, dtype=dtype) / width)
             self.theta = param(rngs, theta, (width,), ("mlp",), decay=False, keep_float32=True)
         self.norm = LayerNorm(parts * width, rngs=rngs, axis="mlp")
-        self.w_o = dense(rngs, (parts * width, width), ("mlp", "embed"), gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (parts * width, width), ("mlp", "embed"), depth)
         self.b_o = param(rngs, zeros, (width,), ("embed",))
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: State | None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, State | None, Any]:
         bound = context.stream[context.layer]
         maps = jnp.einsum("btd,dge->gbte", x, self.w_in[...]).astype(jnp.float32) + self.b_in[...][:, None, None]
         maps = constrain(maps, None, "batch", "length", "mlp")
@@ -70,13 +66,6 @@ class HGRN(Mixer):
         h = jnp.concatenate([g * h for g, h in zip(g, h, strict=True)], -1).astype(x.dtype)
         return self.norm(h) @ self.w_o[...] + self.b_o[...], state, context.stream
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> State:
         h = jnp.zeros((batch, self.w_o.shape[1]), jnp.float32)
         return (h, h) if self.parts == 2 else h
-
-
-def lower_bounds(gamma):
-    """The bounds [layers, D]: sums over the layers before each."""
-    # By a matrix: XLA on CPU (jaxlib 0.10.2) gets the gradient of some rows of a cumulative sum wrong.
-    before = jnp.tril(jnp.ones((gamma.shape[0],) * 2, gamma.dtype), -1)
-    return jnp.matmul(before, jax.nn.softmax(gamma, axis=0), precision="highest")

@@ -1,26 +1,23 @@
 """HGRN2, the hierarchically gated recurrent network with an outer-product state."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.mixer import Mixer, head_size
+from models.lower_bounds import LowerBounds
+from models.mixer import Context, Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import RMSNorm
-from models.params import dense, param, zeros
+from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
 
 
-class LowerBounds(nnx.Module):
-    """gamma^k = sum_{j<k} softmax(Gamma)_j over the layers: none forgets more than 1 - gamma^k, and gamma^0 = 0."""
+class LowerBoundsOfHeads(LowerBounds):
+    """The same, where channels belong to heads."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, layers: int = 1):
-        self.gamma = param(rngs, zeros, (layers, width), (None, "heads"), decay=False, keep_float32=True)
-
-    def __call__(self, x, *, segment_ids, positions):
-        return lower_bounds(self.gamma[...])
+    axis = "heads"
 
 
 class HGRN2(Mixer):
@@ -35,20 +32,22 @@ class HGRN2(Mixer):
     """
 
     uses_context = True
-    Shared: ClassVar[type[nnx.Module]] = LowerBounds
+    Shared: ClassVar[type[nnx.Module]] = LowerBoundsOfHeads
     paper = "HGRN2, arXiv 2404.07904"
     primitive = "linear_attention"
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, depth: int = 1, heads: int = 4):
         size = head_size(width, heads, "width")
-        self.state_shape = (heads, size, size)
+        self.sizes = (heads, size, size)
         self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_f = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.norm = RMSNorm(width, rngs=rngs, axis="heads")
-        self.w_o = dense(rngs, (width, width), ("heads", "embed"), gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (width, width), ("heads", "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, MatrixState | None, Any]:
         project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
         q, v = jax.nn.silu(project(self.w_q)), project(self.w_v)
         z = project(self.w_f).astype(jnp.float32)
@@ -59,12 +58,5 @@ class HGRN2(Mixer):
         o, state = linear_attention(q, k, v, log_f, initial_state=state, segment_ids=segment_ids)
         return self.norm(o.reshape(x.shape)) @ self.w_o[...], state, context.stream
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
-
-
-def lower_bounds(gamma):
-    """The bounds [layers, D]: sums over the layers before each."""
-    # By a matrix: XLA on CPU (jaxlib 0.10.2) gets the gradient of some rows of a cumulative sum wrong.
-    before = jnp.tril(jnp.ones((gamma.shape[0],) * 2, gamma.dtype), -1)
-    return jnp.matmul(before, jax.nn.softmax(gamma, axis=0), precision="highest")
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

@@ -2,12 +2,14 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from common.errors import UserError
-from models.mixer import Mixer
-from models.params import dense
+from common.errors import check_choice
+from models.checks import at_least, even
+from models.mixer import Ids, Mixer, Tokens
+from models.params import dense, residual_output
 from models.partitioning import constrain
-from ops.hippo import transition
+from ops.hippo import MEASURES
 from ops.hippo_memory import hippo_memory
 
 
@@ -20,7 +22,7 @@ class HiPPO(Mixer):
     memory of the paper's HiPPO-RNN (its figure 2) as a layer of its own: there the signal is read from a gated RNN's hidden
     state, to which c is fed back; here it is read from the layer's input, so that nothing but the memory is recurrent.
 
-    Discretised by a zero-order hold, so that c_t is the exact projection of the tokens. The paper's bilinear rule (in
+    A zero-order hold discretises, so that c_t is the exact projection of the tokens. The paper's bilinear rule (in
     `ops.hippo`) approximates it, badly at the first tokens, where 1/t is large.
 
     Args:
@@ -46,21 +48,24 @@ class HiPPO(Mixer):
         signals: int = 4,
         window: int = 256,
     ):
-        transition(measure, state)  # refuses what does not exist
-        if window < 1 or signals < 1:
-            raise UserError(f"hippo needs window >= 1 and signals >= 1, got {window} and {signals}")
+        check_choice("measure", measure, MEASURES)
+        at_least(1, state=state, signals=signals, window=window)
+        if measure == "fourier":
+            even(state=state)
         self.measure = measure
         self.window = window
-        self.state_shape = (signals, state)
+        self.sizes = (signals, state)
         self.w_f = dense(rngs, (width, signals), ("embed", None))
-        self.w_o = dense(rngs, (signals, state, width), (None, None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (signals, state, width), (None, None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: Float[Array, "B S N"] | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, Float[Array, "B S N"] | None]:
         f = constrain(x @ self.w_f[...], "batch", "length", None)
         c, state = hippo_memory(
             f,
             self.measure,
-            self.state_shape[1],
+            self.sizes[1],
             window=self.window,
             initial_state=state,
             segment_ids=segment_ids,
@@ -68,5 +73,5 @@ class HiPPO(Mixer):
         )
         return jnp.einsum("bthn,hnd->btd", c.astype(x.dtype), self.w_o[...]), state
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> Float[Array, "B S N"]:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

@@ -5,8 +5,9 @@ import numpy as np
 from flax import nnx
 
 from common.errors import UserError
-from models.mixer import Mixer
-from models.params import constant, dense, normal, param, uniform, zeros
+from models.checks import at_least, finite
+from models.mixer import Ids, Mixer, Tokens
+from models.params import constant, conv_taps, dense, fan_in_uniform, normal, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.long_convolution import long_convolution
 from ops.short_convolution import short_convolution
@@ -54,10 +55,12 @@ class Hyena(Mixer):
         features: int = 33,
         frequency: float = 14.0,
     ):
-        if order < 2:
-            raise UserError(f"hyena's order must be at least 2, got {order}")
+        at_least(2, order=order)
+        at_least(1, filter_size=filter_size)
+        at_least(0, filter_layers=filter_layers)
+        finite(frequency=frequency)
         if features < 3 or features % 2 == 0:
-            raise UserError(f"hyena's features must be odd and at least 3 (time, cosines, sines), got {features}")
+            raise UserError(f"`features` must be odd and at least 3 (time, cosines, sines), got {features}")
         self.order = order
         self.length = length
         self.features = features
@@ -65,12 +68,10 @@ class Hyena(Mixer):
         # Channels are split over no device: XLA's partitioner cannot cut the batch of a Fourier transform.
         self.w_in = dense(rngs, (width, inner), ("embed", None))
         self.b_in = param(rngs, zeros, (inner,), (None,))
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv = param(rngs, tap, (conv_size, inner), (None, None), decay=False)
+        self.conv = conv_taps(rngs, conv_size, inner, None)
         self.conv_bias = param(rngs, zeros, (inner,), (None,))
         free = {"decay": False, "keep_float32": True}
-        hidden = uniform(-(filter_size**-0.5), filter_size**-0.5)
-        first = uniform(-(features**-0.5), features**-0.5)
+        hidden, first = fan_in_uniform(filter_size), fan_in_uniform(features)
         self.filter_in = param(rngs, first, (features, filter_size), (None, None), **free)
         self.filter_in_bias = param(rngs, first, (filter_size,), (None,), **free)
         shape = (filter_layers, filter_size, filter_size)
@@ -79,10 +80,12 @@ class Hyena(Mixer):
         self.filter_out = param(rngs, hidden, (filter_size, width, order - 1), (None, None, None), **free)
         self.omega = param(rngs, constant(frequency), (filter_size,), (None,), **free)
         self.d = param(rngs, normal(1.0), (order - 1, width), (None, None), **free)
-        self.w_out = dense(rngs, (width, width), (None, "embed"), gain=(2 * depth) ** -0.5)
+        self.w_out = residual_output(rngs, (width, width), (None, "embed"), depth)
         self.b_out = param(rngs, zeros, (width,), ("embed",))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         u, taps = short_convolution(
             x @ self.w_in[...] + self.b_in[...],
             self.conv[...],
@@ -120,7 +123,7 @@ class Hyena(Mixer):
         decay = np.linspace(-np.log(0.01) / 1.5, -np.log(0.01) / 0.3, width * (self.order - 1), dtype=np.float32)
         return h * jnp.exp(-decay.reshape(width, -1).T[..., None] * t[:, 0])
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         taps, inner = self.conv.shape
         orders, width = self.d.shape
         window = jnp.zeros((batch, self.length - 1, width), jnp.float32)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.mixer import Mixer, head_size
+from models.checks import scaled
+from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import RMSNorm, l2_normalize
-from models.params import dense, inverse_softplus, log_uniform, param, uniform
-from models.short_convolution import ConvolvedProjection
+from models.params import dense, log_of, residual_output, step_bias, time_scale, uniform
+from models.short_convolution import ConvolvedProjection, convolve
 from ops.delta_rule import delta_rule
 
 
@@ -43,32 +44,29 @@ class KimiDeltaAttention(Mixer):
         conv_size: int = 4,
         lower_bound: float | None = None,
     ):
-        if lower_bound is not None and lower_bound >= 0:
-            raise UserError(f"lower_bound bounds a log-decay: make it negative, or None; got {lower_bound}")
-        inner = int(expand * width)
+        if lower_bound is not None and not -math.inf < lower_bound < 0:
+            raise UserError(f"`lower_bound` bounds a log-decay: make it negative, or None; got {lower_bound}")
+        inner = scaled(width, expand=expand)
         size = head_size(inner, heads, "the size of the keys")
         self.sizes = (heads, size)
         self.lower_bound = lower_bound
-        self.q = ConvolvedProjection(width, heads, size, conv_size, rngs=rngs)
-        self.k = ConvolvedProjection(width, heads, size, conv_size, rngs=rngs)
-        self.v = ConvolvedProjection(width, heads, size, conv_size, rngs=rngs)
+        sizes = ((heads, size), (heads, size), (heads, size))
+        self.q, self.k, self.v = (ConvolvedProjection(width, *size, conv_size, rngs=rngs) for size in sizes)
         self.w_b = dense(rngs, (width, heads), ("embed", None))
         self.w_f1 = dense(rngs, (width, size), ("embed", None))
         self.w_f2 = dense(rngs, (size, heads, size), (None, "heads", None))
-        log_a = lambda *args: jnp.log(uniform(1.0, 16.0)(*args))
-        self.a_log = param(rngs, log_a, (heads,), (None,), decay=False, keep_float32=True)
-        dt_bias = inverse_softplus(log_uniform(1e-3, 0.1))
-        self.dt_bias = param(rngs, dt_bias, (heads, size), ("heads", None), decay=False, keep_float32=True)
+        self.a_log = time_scale(rngs, log_of(uniform(1.0, 16.0)), (heads,), (None,))
+        self.dt_bias = time_scale(rngs, step_bias(), (heads, size), ("heads", None))
         self.w_g1 = dense(rngs, (width, size), ("embed", None))
         self.w_g2 = dense(rngs, (size, heads, size), (None, "heads", None))
         self.norm = RMSNorm(size, rngs=rngs)
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
-        initial = {"conv_q": None, "conv_k": None, "conv_v": None, "memory": None} if state is None else state
-        q, conv_q = self.q(x, initial["conv_q"], segment_ids)
-        k, conv_k = self.k(x, initial["conv_k"], segment_ids)
-        v, conv_v = self.v(x, initial["conv_v"], segment_ids)
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
+        conv = None if state is None else state["conv"]
+        (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
         low_rank = lambda w1, w2: jnp.einsum("btr,rhk->bthk", x @ w1[...], w2[...])
         o, memory = delta_rule(
             l2_normalize(q),
@@ -77,12 +75,12 @@ class KimiDeltaAttention(Mixer):
             jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32)),
             self.log_decay(low_rank(self.w_f1, self.w_f2)),
             scale=1 / math.sqrt(q.shape[-1]),
-            initial_state=initial["memory"],
+            initial_state=None if state is None else state["memory"],
             segment_ids=segment_ids,
         )
         gate = jax.nn.sigmoid(low_rank(self.w_g1, self.w_g2))
         y = jnp.einsum("bthv,hvd->btd", gate * self.norm(o), self.w_o[...])
-        return y, {"conv_q": conv_q, "conv_k": conv_k, "conv_v": conv_v, "memory": memory}
+        return y, {"conv": conv, "memory": memory}
 
     def log_decay(self, f):
         f = f.astype(jnp.float32) + self.dt_bias[...]
@@ -91,11 +89,9 @@ class KimiDeltaAttention(Mixer):
             return -rate * jax.nn.softplus(f)
         return self.lower_bound * jax.nn.sigmoid(rate * f)
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size = self.sizes
         return {
-            "conv_q": self.q.initial_state(batch),
-            "conv_k": self.k.initial_state(batch),
-            "conv_v": self.v.initial_state(batch),
+            "conv": [projection.initial_state(batch) for projection in (self.q, self.k, self.v)],
             "memory": jnp.zeros((batch, heads, size, size), jnp.float32),
         }

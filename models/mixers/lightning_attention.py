@@ -1,14 +1,16 @@
 """Lightning attention: linear attention whose decay is a constant of the head and the layer."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from common.errors import UserError
-from models.mixer import Mixer, head_size
+from common.errors import check_choice
+from models.mixer import Context, Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import RMSNorm, rms_normalize
-from models.params import dense
+from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
 
@@ -44,18 +46,19 @@ class LightningAttention(Mixer):
         heads: int = 4,
         form: str = "minimax",
     ):
-        if form not in ("minimax", "transnormer"):
-            raise UserError(f"lightning_attention's form must be 'minimax' or 'transnormer', got {form!r}")
+        check_choice("form", form, ("minimax", "transnormer"))
         size = head_size(width, heads, "width")
         self.layers = layers
-        self.state_shape = (heads, size, size)
+        self.sizes = (heads, size, size)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
         self.w_g = dense(rngs, (width, width), ("embed", "heads"))
         self.norm = RMSNorm(width, rngs=rngs, axis="heads") if form == "minimax" else None
-        self.w_o = dense(rngs, (width, width), ("heads", "embed"), gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (width, width), ("heads", "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions, context):
-        heads = self.state_shape[0]
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, MatrixState | None, Any]:
+        heads = self.sizes[0]
         slope = jnp.asarray(2.0 ** (-8 * np.arange(1, heads + 1) / heads), jnp.float32)
         log_decay = -slope * (1 - context.layer / (self.layers - 1 + 1e-5) + 1e-5)
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
@@ -69,5 +72,5 @@ class LightningAttention(Mixer):
         o = rms_normalize(o) if self.norm is None else self.norm(o)
         return (gate * o) @ self.w_o[...], state, context.stream
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

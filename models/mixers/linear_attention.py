@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
+from models.checks import at_least
 from models.kernel_attention import kernel_attention
-from models.mixer import Mixer, head_size
-from models.params import dense
+from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
+from models.params import dense, residual_output
 from models.partitioning import constrain
 
 
@@ -29,14 +31,17 @@ class LinearAttention(Mixer):
     def __init__(
         self, width: int, *, rngs: nnx.Rngs, causal: bool = True, depth: int = 1, heads: int = 4, eps: float = 1e-6
     ):
+        at_least(0, eps=eps)
         size = head_size(width, heads, "width")
         self.causal = causal
         self.eps = eps
-        self.state_shape = (heads, size, size + 1)
+        self.sizes = (heads, size, size + 1)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, MatrixState | None]:
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         q, k, v = jnp.moveaxis(qkv, 1, 0)
         q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
@@ -45,10 +50,12 @@ class LinearAttention(Mixer):
         )
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
-    def attention_scores(self, x, *, segment_ids, positions):
+    def attention_scores(
+        self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Float[Array, "B H T T"], str]:
         """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
         q, k = jax.nn.elu(jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2])) + 1
         return jnp.einsum("bthk,bshk->bhts", q, k), "sum"
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

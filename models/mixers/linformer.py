@@ -1,15 +1,16 @@
 """Linformer: attention to a fixed number of mixtures of the keys."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
+from models.checks import at_least
 from models.kernel_attention import two_sided
-from models.mixer import Mixer, head_size
-from models.params import dense, normal, param
+from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
 
@@ -20,10 +21,11 @@ class SharedProjection(nnx.Module):
     """E of all layers, where they share it."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, length: int = 512, rank: int = 128, sharing: str = "headwise"):
-        make = lambda: param(rngs, normal(length**-0.5), (1, 1, length, rank), (None,) * 4)
-        self.e = make() if sharing == "layerwise" else None
+        at_least(1, rank=rank)
+        shape, axes = (1, 1, length, rank), (None, None, None, None)
+        self.e = param(rngs, normal(length**-0.5), shape, axes) if sharing == "layerwise" else None
 
-    def __call__(self, x, *, segment_ids, positions):
+    def __call__(self, x: Tokens, *, segment_ids: Ids | None, positions: Ids):
         return () if self.e is None else self.e[...].astype(x.dtype)
 
 
@@ -67,20 +69,20 @@ class Linformer(Mixer):
         sharing: str = "headwise",
     ):
         size = head_size(width, heads, "width")
-        if sharing not in SHARING:
-            raise UserError(f"linformer's sharing must be one of {SHARING}, got {sharing!r}")
-        if rank < 1:
-            raise UserError(f"linformer's rank must be at least 1, got {rank}")
+        check_choice("sharing", sharing, SHARING)
+        at_least(1, rank=rank)
         self.length = length
         self.heads = heads
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
         # E and F for each head, or a single one where they are shared.
         shape = (1 if sharing == "kv" else 2, heads if sharing == "none" else 1, length, rank)
         axes = (None, "heads" if sharing == "none" else None, None, None)
         self.e = None if sharing == "layerwise" else param(rngs, normal(length**-0.5), shape, axes)
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, None, Any]:
         if x.shape[1] > self.length:
             raise UserError(
                 f"linformer was built for length {self.length}, got {x.shape[1]}; build the model for a greater one"

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from common.errors import UserError
-from models.mixer import Mixer
-from models.params import dense, normal, param, uniform
+from common.errors import check_choice
+from models.checks import at_least
+from models.mixer import Ids, Mixer, Tokens
+from models.params import dense, fan_in_uniform, normal, param, time_scale, uniform
 from models.partitioning import constrain
 from ops.block_recurrence import block_recurrence
 
@@ -14,7 +16,8 @@ from ops.block_recurrence import block_recurrence
 class LinOSS(Mixer):
     """Forced oscillators p'' = -A p + B x, y = Re(C p) + D x (arXiv 2410.03943, section 2), then GELU and a gated linear map.
 
-    Each state is a place p and a velocity v, with A = relu(a) >= 0 and its own step dt = sigmoid(s). Discretised
+    Each state is a place p and a velocity v, with A = relu(a) >= 0 and its own step dt = sigmoid(s). It is
+    discretised in one of two ways:
 
       im (implicit):            v_t = v_{t-1} + dt (B x_t - A p_t),      p_t = p_{t-1} + dt v_t
       imex (implicit-explicit): v_t = v_{t-1} + dt (B x_t - A p_{t-1}),  p_t = p_{t-1} + dt v_t
@@ -31,16 +34,13 @@ class LinOSS(Mixer):
     primitive = "block_recurrence"
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, state: int = 64, discretization: str = "im"):
-        if discretization not in ("im", "imex"):
-            raise UserError(f"linoss's discretization must be 'im' or 'imex', got {discretization!r}")
-        if state < 1:
-            raise UserError(f"linoss needs state >= 1, got {state}")
+        check_choice("discretization", discretization, ("im", "imex"))
+        at_least(1, state=state)
         self.discretization = discretization
-        facts = {"decay": False, "group": "ssm"}
-        self.a = param(rngs, uniform(0.0, 1.0), (state,), ("state",), keep_float32=True, **facts)
-        self.s = param(rngs, uniform(0.0, 1.0), (state,), ("state",), keep_float32=True, **facts)
-        b_init, c_init = uniform(-(width**-0.5), width**-0.5), uniform(-(state**-0.5), state**-0.5)
-        self.b = param(rngs, b_init, (width, 2, state), ("embed", None, "state"), **facts)
+        self.a = time_scale(rngs, uniform(0.0, 1.0), (state,), ("state",), group="ssm")
+        self.s = time_scale(rngs, uniform(0.0, 1.0), (state,), ("state",), group="ssm")
+        b_init, c_init = fan_in_uniform(width), fan_in_uniform(state)
+        self.b = param(rngs, b_init, (width, 2, state), ("embed", None, "state"), decay=False, group="ssm")
         self.c = param(rngs, c_init, (2, state, width), (None, "state", "embed"))
         self.d = param(rngs, normal(1.0), (width,), (None,), decay=False)
         self.w_out = dense(rngs, (width, 2, width), ("embed", None, "mlp"))
@@ -54,7 +54,9 @@ class LinOSS(Mixer):
         inverse = 1 / (1 + dt**2 * a)
         return inverse * jnp.stack([jnp.stack([one, -dt * a]), jnp.stack([dt, one])]), inverse * jnp.stack([dt, dt**2])
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: Float[Array, "B 2 N"] | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, Float[Array, "B 2 N"] | None]:
         m, f = self.discretize()
         force = jnp.einsum("btd,dcn->btcn", x, self.b[...]).astype(jnp.float32)
         # The real and the imaginary parts do not mix: they are states of their own.
@@ -68,5 +70,5 @@ class LinOSS(Mixer):
         value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
         return value * jax.nn.sigmoid(gate), state
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> Float[Array, "B 2 N"]:
         return jnp.zeros((batch, 2, 2 * self.a.shape[0]), jnp.float32)

@@ -2,10 +2,12 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.mixer import Mixer, head_size
-from models.params import dense, param, zeros
+from models.checks import at_least, positive
+from models.mixer import Ids, Mixer, Tokens, head_size
+from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.rotary import rotary
@@ -48,21 +50,27 @@ class LocalAttention(Mixer):
     ):
         size = head_size(width, heads, "width")
         kv_heads = heads if kv_heads is None else kv_heads
-        head_size(heads, kv_heads, "the number of query heads")
-        if window < 1:
-            raise UserError(f"local_attention's window must be at least 1, got {window}")
+        head_size(heads, kv_heads, "the number of query heads", "kv_heads")
+        at_least(1, window=window)
+        positive(rotary_base=rotary_base)
+        if not 0 <= rotary_fraction <= 1:
+            raise UserError(f"`rotary_fraction` must be between 0 and 1, got {rotary_fraction}")
         self.causal = causal
         self.window = window
         self.rotary_base = rotary_base
         self.rotated = 2 * int(size * rotary_fraction / 2)
-        self.kv_shape = (kv_heads, size)
+        self.position_aware = self.rotated > 0
+        self.kv_heads = kv_heads
+        self.sizes = (kv_heads, size)
         self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_k = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
         self.w_v = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
         self.b_o = param(rngs, zeros, (width,), (None,)) if bias else None
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         q, k = self.queries_and_keys(x, positions)
         v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "kv_heads", None)
         key_segments = segment_ids
@@ -92,7 +100,9 @@ class LocalAttention(Mixer):
         frequencies = self.rotary_base ** (-jnp.arange(0, self.rotated, 2) / self.rotated)
         return tuple(rotary(a, positions, frequencies=frequencies) for a in (q, k))
 
-    def attention_scores(self, x, *, segment_ids, positions):
+    def attention_scores(
+        self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Float[Array, "B H T T"], str]:
         """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
         q, k = self.queries_and_keys(x, positions)
         k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
@@ -101,10 +111,10 @@ class LocalAttention(Mixer):
         near = distance < self.window if self.causal else distance <= self.window // 2
         return jnp.where(near[:, None], scores, -jnp.inf), "softmax"
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         slots = (batch, self.window - 1)
         return {
-            "key": jnp.zeros((*slots, *self.kv_shape), jnp.float32),
-            "value": jnp.zeros((*slots, *self.kv_shape), jnp.float32),
+            "key": jnp.zeros((*slots, *self.sizes), jnp.float32),
+            "value": jnp.zeros((*slots, *self.sizes), jnp.float32),
             "segment": jnp.zeros(slots, jnp.int32),
         }

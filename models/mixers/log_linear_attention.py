@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
-from models.mixer import Mixer, head_size
+from models.checks import at_least, scaled
+from models.kv_cache import check_capacity
+from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import RMSNorm
-from models.params import dense, inverse_softplus, log_uniform, ones, param, uniform, zeros
+from models.params import conv_taps, dense, log_of, ones, param, residual_output, step_bias, time_scale, uniform, zeros
 from models.partitioning import constrain
 from ops.log_linear_attention import log_linear_attention
 from ops.short_convolution import short_convolution
@@ -56,10 +57,12 @@ class LogLinearAttention(Mixer):
         dt_max: float = 0.1,
         eps: float = 1e-5,
     ):
-        if levels < 2:
-            raise UserError(f"log_linear_attention needs levels >= 2, the token itself and its past; got {levels}")
-        inner = int(expand * width)
+        at_least(1, state=state, heads=heads)
+        at_least(2, levels=levels)  # the token itself and its past
+        at_least(0, eps=eps)
+        inner = scaled(width, expand=expand)
         heads = max(1, inner // 64) if heads is None else heads
+        self.heads = heads
         self.sizes = (heads, state, head_size(inner, heads, "the number of channels"))
         self.conv_size = conv_size
         self.w_z = dense(rngs, (width, inner), ("embed", "heads"))
@@ -68,20 +71,19 @@ class LogLinearAttention(Mixer):
         self.w_dt = dense(rngs, (width, heads), ("embed", None))
         self.w_lambda = dense(rngs, (width, heads, levels), ("embed", "heads", None))
         self.scale_lambda = param(rngs, ones, (heads, levels), ("heads", None), decay=False, keep_float32=True)
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv_u = param(rngs, tap, (conv_size, inner), (None, "heads"), decay=False)
+        self.conv_u = conv_taps(rngs, conv_size, inner, "heads")
         self.conv_u_bias = param(rngs, zeros, (inner,), ("heads",))
-        self.conv_bc = param(rngs, tap, (conv_size, 2 * state), (None, None), decay=False)
+        self.conv_bc = conv_taps(rngs, conv_size, 2 * state, None)
         self.conv_bc_bias = param(rngs, zeros, (2 * state,), (None,))
-        dt_bias = inverse_softplus(log_uniform(max(dt_min, 1e-4), dt_max))
-        self.dt_bias = param(rngs, dt_bias, (heads,), (None,), decay=False, keep_float32=True)
-        log_a = lambda *args: jnp.log(uniform(1.0, 16.0)(*args))
-        self.a_log = param(rngs, log_a, (heads,), (None,), decay=False, keep_float32=True)
+        self.dt_bias = time_scale(rngs, step_bias(dt_min, dt_max), (heads,), (None,))
+        self.a_log = time_scale(rngs, log_of(uniform(1.0, 16.0)), (heads,), (None,))
         self.d = param(rngs, ones, (heads,), (None,), decay=False, keep_float32=True)
         self.norm = RMSNorm(inner, rngs=rngs, axis="heads", eps=eps)
-        self.w_out = dense(rngs, (inner, width), ("heads", "embed"), gain=depth**-0.5)
+        self.w_out = residual_output(rngs, (inner, width), ("heads", "embed"), depth, branches=1)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         heads, _, channels = self.sizes
         new = {}
         if state is not None:  # a carry that grows is restarted here
@@ -114,11 +116,8 @@ class LogLinearAttention(Mixer):
         o = (o + self.d[...][:, None] * u).astype(x.dtype)
         return self.norm(o.reshape(z.shape) * jax.nn.silu(z)) @ self.w_out[...], new
 
-    def initial_state(self, batch, capacity):
-        if capacity < 1:
-            raise UserError(
-                f"this mixer's carry grows: initial_carry needs the number of tokens to hold, got capacity={capacity}"
-            )
+    def initial_state(self, batch: int, capacity: int) -> dict:
+        check_capacity(capacity)
         heads, size, channels = self.sizes
         taps = lambda width: jnp.zeros((batch, self.conv_size - 1, width), jnp.float32)
         # Buckets for the bits of the positions 0..capacity - 1.

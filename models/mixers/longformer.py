@@ -4,8 +4,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.mixer import Mixer, head_size
-from models.params import dense
+from models.checks import at_least
+from models.mixer import Ids, Mixer, Tokens, head_size
+from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.attention import attention, attention_with_logsumexp, merge
 
@@ -18,8 +19,8 @@ class Longformer(Mixer):
 
     with separate projections q', k', v' for the rows of the global tokens. Which tokens are global is the task's choice in
     the paper (the classification token, the question); here they are the first ones of each document. The paper's causal
-    models have the window alone, which is `local_attention`. No dilated windows. Positions are an embedding at the model's
-    input. In packed rows, where the global tokens are anywhere, a mask over blocks of scores picks the pairs.
+    models have the window alone, which is `local_attention`. There are no dilated windows. Positions are an embedding at the
+    model's input. In packed rows, where the global tokens are anywhere, a mask over blocks of scores picks the pairs.
 
     Args:
       heads: number of heads.
@@ -48,20 +49,18 @@ class Longformer(Mixer):
         global_tokens: int = 1,
     ):
         size = head_size(width, heads, "width")
-        if window < 1 or global_tokens < 1:
-            raise UserError(
-                f"longformer's window and global_tokens must be at least 1, got {window} and {global_tokens}; "
-                "without global tokens it is `local_attention`"
-            )
+        at_least(1, window=window)
+        if global_tokens < 1:
+            raise UserError(f"`global_tokens` must be at least 1, got {global_tokens}; `local_attention` has none")
         self.causal = causal
         self.window = window
         self.global_tokens = global_tokens
         self.w_q, self.w_k, self.w_v, self.w_q_global, self.w_k_global, self.w_v_global = (
             dense(rngs, (width, heads, size), ("embed", "heads", None)) for _ in range(6)
         )
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(self, x: Tokens, state: None, *, segment_ids: Ids | None, positions: Ids) -> tuple[Tokens, None]:
         project = lambda x, w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
         q, k, v = (project(x, w) for w in (self.w_q, self.w_k, self.w_v))
         k_global, v_global = project(x, self.w_k_global), project(x, self.w_v_global)

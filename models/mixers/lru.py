@@ -5,12 +5,16 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.mixer import Mixer
-from models.params import dense, normal, param
+from models.checks import at_least, positive
+from models.mixer import Ids, Mixer, Tokens
+from models.params import constant, dense, normal, param, time_scale
 from models.partitioning import constrain
 from ops.linear_recurrence import linear_recurrence
+
+State = tuple[Float[Array, "B N"], Float[Array, "B N"]]
 
 
 class LRU(Mixer):
@@ -39,10 +43,12 @@ class LRU(Mixer):
         r_max: float = 1.0,
         max_phase: float = 2 * math.pi,
     ):
+        at_least(1, state=state)
+        positive(max_phase=max_phase)
         if not 0 <= r_min < r_max <= 1:
-            raise UserError(f"lru needs 0 <= r_min < r_max <= 1, got r_min={r_min}, r_max={r_max}")
+            raise UserError(f"0 <= `r_min` < `r_max` <= 1 must hold, got r_min={r_min} and r_max={r_max}")
         size = width if state is None else state
-        facts = {"decay": False, "group": "ssm", "keep_float32": True}
+        self.state = size
 
         def nu(key, shape, dtype):
             u = jax.random.uniform(key, shape, dtype, minval=1e-7)
@@ -51,17 +57,19 @@ class LRU(Mixer):
         def theta(key, shape, dtype):
             return jnp.log(max_phase * jax.random.uniform(key, shape, dtype, minval=1e-7))
 
-        self.nu_log = param(rngs, nu, (size,), ("state",), **facts)
-        self.theta_log = param(rngs, theta, (size,), ("state",), **facts)
+        self.nu_log = time_scale(rngs, nu, (size,), ("state",), group="ssm")
+        self.theta_log = time_scale(rngs, theta, (size,), ("state",), group="ssm")
         decay = jnp.exp(-2 * jnp.exp(self.nu_log[...]))
-        self.gamma_log = param(rngs, lambda *_: 0.5 * jnp.log1p(-decay), (size,), ("state",), **facts)
+        self.gamma_log = time_scale(rngs, constant(0.5 * jnp.log1p(-decay)), (size,), ("state",), group="ssm")
         b_init, c_init = normal((2 * width) ** -0.5), normal(size**-0.5)
         self.b = param(rngs, b_init, (width, 2, size), ("embed", None, "state"), decay=False, group="ssm")
         self.c = param(rngs, c_init, (2, size, width), (None, "state", "embed"))
         self.d = param(rngs, normal(1.0), (width,), (None,), decay=False)
         self.w_out = dense(rngs, (width, 2, width), ("embed", None, "mlp"))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: State | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, State | None]:
         radius = jnp.exp(-jnp.exp(self.nu_log[...]))
         phase = jnp.exp(self.theta_log[...])
         a = (radius * jnp.cos(phase), radius * jnp.sin(phase))
@@ -73,6 +81,6 @@ class LRU(Mixer):
         value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
         return value * jax.nn.sigmoid(gate), state
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> State:
         size = self.nu_log.shape[-1]
         return (jnp.zeros((batch, size), jnp.float32), jnp.zeros((batch, size), jnp.float32))

@@ -1,16 +1,16 @@
 """Luna: attention packed into, and unpacked from, a short extra sequence."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
-from models.mixer import Mixer, head_size
+from models.checks import at_least
+from models.mixer import Context, Ids, Mixer, Tokens, head_size
 from models.norms import LayerNorm
-from models.params import dense, normal, param
+from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.linear_attention import linear_attention
@@ -20,10 +20,11 @@ class InitialMemory(nnx.Module):
     """P before the first layer: learned, N(0, 1/D)."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, causal: bool = True, memory: int = 16):
+        at_least(1, memory=memory)
         self.causal = causal
         self.p = param(rngs, normal(width**-0.5), (memory, width), (None, "embed"), decay=False)
 
-    def __call__(self, x, *, segment_ids, positions):
+    def __call__(self, x: Tokens, *, segment_ids: Ids | None, positions: Ids):
         p = self.p[...].astype(x.dtype)
         return p if self.causal else jnp.broadcast_to(p, (x.shape[0], *p.shape))
 
@@ -74,19 +75,20 @@ class Luna(Mixer):
         memory: int = 16,
     ):
         size = head_size(width, heads, "width")
-        if memory < 1:
-            raise UserError(f"luna's memory must be at least 1, got {memory}")
+        at_least(1, memory=memory)
         self.causal = causal
         self.packing = causal
-        self.shape = (heads, size, memory)
+        self.sizes = (heads, size, memory)
         self.w_pq = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_pc = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_c = dense(rngs, (width, heads, size), ("embed", "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
         self.norm = None if causal else LayerNorm(width, rngs=rngs)
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, dict | None, Any]:
         project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
         p = context.stream
         q, packed = project(self.w_q), project(self.w_pc)
@@ -118,7 +120,7 @@ class Luna(Mixer):
         y, second = linear_attention(w, a, c.astype(jnp.float32), initial_state=second, segment_ids=segment_ids)
         return (y / count).astype(q.dtype), None if state is None else {"keys": first, "values": second}
 
-    def initial_state(self, batch, capacity):
-        heads, size, memory = self.shape
+    def initial_state(self, batch: int, capacity: int) -> dict:
+        heads, size, memory = self.sizes
         zeros = lambda *shape: jnp.zeros((batch, heads, *shape), jnp.float32)
         return {"keys": zeros(size, memory), "values": zeros(memory, size)}

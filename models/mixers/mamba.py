@@ -6,8 +6,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.mixer import Mixer
-from models.params import dense, inverse_softplus, log_uniform, ones, param, uniform, zeros
+from models.checks import at_least, scaled
+from models.mixer import Ids, Mixer, Tokens
+from models.params import (
+    constant,
+    conv_taps,
+    dense,
+    fan_in_uniform,
+    ones,
+    param,
+    residual_output,
+    step_bias,
+    time_scale,
+    zeros,
+)
 from models.partitioning import constrain
 from ops.selective_scan import selective_scan
 from ops.short_convolution import short_convolution
@@ -46,24 +58,26 @@ class Mamba(Mixer):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ):
-        inner = int(expand * width)
+        at_least(1, state=state, dt_rank=dt_rank)
+        inner = scaled(width, expand=expand)
         rank = math.ceil(width / 16) if dt_rank is None else dt_rank
+        self.dt_rank = rank
         self.sizes = (rank, state, inner)
         self.conv_size = conv_size
         self.w_in = dense(rngs, (width, 2, inner), ("embed", None, "mlp"))
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv = param(rngs, tap, (conv_size, inner), (None, "mlp"), decay=False)
+        self.conv = conv_taps(rngs, conv_size, inner, "mlp")
         self.conv_bias = param(rngs, zeros, (inner,), ("mlp",))
         self.w_x = dense(rngs, (inner, rank + 2 * state), ("mlp", None))
-        self.w_dt = param(rngs, uniform(-(rank**-0.5), rank**-0.5), (rank, inner), (None, "mlp"))
-        dt_bias = inverse_softplus(log_uniform(max(dt_min, 1e-4), dt_max))
-        self.dt_bias = param(rngs, dt_bias, (inner,), ("mlp",), decay=False, keep_float32=True)
-        log_n = lambda key, shape, dtype: jnp.broadcast_to(jnp.log(jnp.arange(1, state + 1, dtype=dtype)), shape)
-        self.a_log = param(rngs, log_n, (inner, state), ("mlp", None), decay=False, keep_float32=True)
+        self.w_dt = param(rngs, fan_in_uniform(rank), (rank, inner), (None, "mlp"))
+        self.dt_bias = time_scale(rngs, step_bias(dt_min, dt_max), (inner,), ("mlp",))
+        log_n = constant(jnp.log(jnp.arange(1.0, state + 1)))
+        self.a_log = time_scale(rngs, log_n, (inner, state), ("mlp", None))
         self.d = param(rngs, ones, (inner,), ("mlp",), decay=False, keep_float32=True)
-        self.w_out = dense(rngs, (inner, width), ("mlp", "embed"), gain=depth**-0.5)
+        self.w_out = residual_output(rngs, (inner, width), ("mlp", "embed"), depth, branches=1)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         rank, size, _ = self.sizes
         u, z = jnp.moveaxis(jnp.einsum("btd,dgi->btgi", x, self.w_in[...]), 2, 0)
         u, z = (constrain(a, "batch", "length", "mlp") for a in (u, z))
@@ -89,7 +103,7 @@ class Mamba(Mixer):
         )
         return (o * jax.nn.silu(z)) @ self.w_out[...], {"conv": taps, "ssm": h}
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         _, size, inner = self.sizes
         return {
             "conv": jnp.zeros((batch, self.conv_size - 1, inner), jnp.float32),

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.mixer import Mixer, head_size
+from models.checks import at_least, scaled
+from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import rms_normalize
-from models.params import dense, inverse_softplus, log_uniform, ones, param, uniform, zeros
+from models.params import conv_taps, dense, log_of, ones, param, residual_output, step_bias, time_scale, uniform, zeros
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
 from ops.short_convolution import short_convolution
@@ -50,31 +51,33 @@ class Mamba2(Mixer):
         dt_max: float = 0.1,
         eps: float = 1e-5,
     ):
-        inner = int(expand * width)
+        at_least(1, state=state, heads=heads, groups=groups)
+        at_least(0, eps=eps)
+        inner = scaled(width, expand=expand)
         heads = max(1, inner // 64) if heads is None else heads
+        self.heads = heads
         self.sizes = (heads, state, head_size(inner, heads, "the number of channels"))
-        head_size(heads, groups, "the number of heads")
+        head_size(heads, groups, "the number of heads", "groups")
         self.conv_size = conv_size
         self.groups = groups
         self.w_z = dense(rngs, (width, inner), ("embed", "heads"))
         self.w_u = dense(rngs, (width, inner), ("embed", "heads"))
         self.w_bc = dense(rngs, (width, 2 * groups * state), ("embed", None))
         self.w_dt = dense(rngs, (width, heads), ("embed", None))
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv_u = param(rngs, tap, (conv_size, inner), (None, "heads"), decay=False)
+        self.conv_u = conv_taps(rngs, conv_size, inner, "heads")
         self.conv_u_bias = param(rngs, zeros, (inner,), ("heads",))
-        self.conv_bc = param(rngs, tap, (conv_size, 2 * groups * state), (None, None), decay=False)
+        self.conv_bc = conv_taps(rngs, conv_size, 2 * groups * state, None)
         self.conv_bc_bias = param(rngs, zeros, (2 * groups * state,), (None,))
-        dt_bias = inverse_softplus(log_uniform(max(dt_min, 1e-4), dt_max))
-        self.dt_bias = param(rngs, dt_bias, (heads,), (None,), decay=False, keep_float32=True)
-        log_a = lambda *args: jnp.log(uniform(1.0, 16.0)(*args))
-        self.a_log = param(rngs, log_a, (heads,), (None,), decay=False, keep_float32=True)
+        self.dt_bias = time_scale(rngs, step_bias(dt_min, dt_max), (heads,), (None,))
+        self.a_log = time_scale(rngs, log_of(uniform(1.0, 16.0)), (heads,), (None,))
         self.d = param(rngs, ones, (heads,), (None,), decay=False, keep_float32=True)
         self.eps = eps
         self.norm = param(rngs, ones, (inner,), ("heads",), keep_float32=True)
-        self.w_out = dense(rngs, (inner, width), ("heads", "embed"), gain=depth**-0.5)
+        self.w_out = residual_output(rngs, (inner, width), ("heads", "embed"), depth, branches=1)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         heads, size, channels = self.sizes
         new = {}
 
@@ -104,7 +107,7 @@ class Mamba2(Mixer):
         o = rms_normalize(o.astype(jnp.float32).reshape(*z.shape[:2], self.groups, -1), self.eps).reshape(z.shape)
         return (self.norm[...] * o).astype(x.dtype) @ self.w_out[...], new
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size, channels = self.sizes
         taps = lambda width: jnp.zeros((batch, self.conv_size - 1, width), jnp.float32)
         memory = jnp.zeros((batch, heads, size, channels), jnp.float32)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.mixer import Mixer, head_size
+from models.checks import at_least, positive, scaled
+from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import RMSNorm
-from models.params import dense, inverse_softplus, log_uniform, ones, param
+from models.params import dense, ones, param, residual_output, step_bias, time_scale
 from models.partitioning import constrain
 from ops import segments
 from ops.linear_attention import linear_attention
@@ -55,12 +56,15 @@ class Mamba3(Mixer):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ):
-        inner = int(expand * width)
+        at_least(1, state=state, heads=heads)
+        positive(rotated=rotated)
+        inner = scaled(width, expand=expand)
         heads = max(1, inner // 64) if heads is None else heads
         channels = head_size(inner, heads, "the number of channels")
         angles = int(state * rotated) // 2
         if not 0 < angles <= state // 2:
-            raise UserError(f"mamba3 needs 2 <= state * rotated <= state, got state={state} and rotated={rotated}")
+            raise UserError(f"2 <= `state` * `rotated` <= `state` must hold, got state={state} and rotated={rotated}")
+        self.heads = heads
         self.sizes = (heads, state, channels, angles)
         self.w_z = dense(rngs, (width, heads, channels), ("embed", "heads", None))
         self.w_x = dense(rngs, (width, heads, channels), ("embed", "heads", None))
@@ -68,16 +72,17 @@ class Mamba3(Mixer):
         self.w_gates = dense(rngs, (width, 3, heads), ("embed", None, None))
         self.w_angle = dense(rngs, (width, angles), ("embed", None))
         facts = {"decay": False, "keep_float32": True}
-        dt_bias = inverse_softplus(log_uniform(max(dt_min, 1e-4), dt_max))
-        self.dt_bias = param(rngs, dt_bias, (heads,), (None,), **facts)
+        self.dt_bias = time_scale(rngs, step_bias(dt_min, dt_max), (heads,), (None,))
         self.b_norm = RMSNorm(state, rngs=rngs, eps=1e-5)
         self.c_norm = RMSNorm(state, rngs=rngs, eps=1e-5)
         self.b_bias = param(rngs, ones, (heads, state), ("heads", None), **facts)
         self.c_bias = param(rngs, ones, (heads, state), ("heads", None), **facts)
         self.d = param(rngs, ones, (heads,), (None,), **facts)
-        self.w_out = dense(rngs, (heads, channels, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_out = residual_output(rngs, (heads, channels, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         initial = dict.fromkeys(("b", "x", "weight", "turn", "memory")) if state is None else state
         new = {}
 
@@ -113,7 +118,7 @@ class Mamba3(Mixer):
         o = (o + read[..., None] * u).astype(x.dtype)
         return jnp.einsum("bthp,hpd->btd", o * jax.nn.silu(z), self.w_out[...]), new
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size, channels, angles = self.sizes
         zeros = lambda *shape: jnp.zeros((batch, heads, *shape), jnp.float32)
         turn = (zeros(angles) + 1, zeros(angles))

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
+from common.errors import check_choice
+from models.checks import at_least, even, scaled
 from models.kv_cache import buffers, extend
-from models.mixer import Mixer
+from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, normal, param, zeros
 from models.partitioning import constrain
 from ops import segments
@@ -62,11 +63,10 @@ class Mega(Mixer):
         activation: str = "softmax",
         chunk: int | None = None,
     ):
-        if activation not in ("softmax", "laplace"):
-            raise UserError(f"mega's activation must be 'softmax' or 'laplace', got {activation!r}")
-        if key_size % 2 or (chunk is not None and chunk < 1):
-            raise UserError(f"mega needs an even key_size and chunk >= 1 or None, got {key_size} and {chunk}")
-        hidden = int(expansion * width)
+        check_choice("activation", activation, ("softmax", "laplace"))
+        even(key_size=key_size)
+        at_least(1, ema_size=ema_size, chunk=chunk)
+        hidden = scaled(width, expansion=expansion)
         self.causal = causal
         self.constant_carry = chunk is not None
         self.activation = activation
@@ -91,7 +91,9 @@ class Mega(Mixer):
         self.beta = param(rngs, zeros, (2, key_size), (None, None), decay=False)
         self.bias = param(rngs, normal(0.02), (2, key_size), (None, None), decay=False)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         width, key_size, _ = self.sizes
         ema, keys = (None, None) if state is None else (state["ema"], state["keys"])
         if state is not None and self.chunk is None:
@@ -166,10 +168,9 @@ class Mega(Mixer):
         ids = jnp.ones_like(positions) if segment_ids is None else segment_ids
         if self.chunk is not None:
             ids = block_ids(ids, positions, self.chunk)
-        index = segments.positions(ids)
-        return index + segments.reverse(index, ids) + 1
+        return segments.lengths(ids)
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         width, key_size, hidden = self.sizes
         if self.chunk is None:
             keys = buffers(batch, capacity, key=(1, 2 * key_size), value=(1, hidden))

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.mixer import Mixer
-from models.params import dense, param, uniform, zeros
+from models.checks import at_least, scaled
+from models.mixer import Ids, Mixer, Tokens
+from models.params import conv_taps, dense, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.linear_recurrence import linear_recurrence
 from ops.short_convolution import short_convolution
@@ -27,16 +28,18 @@ class MinGRU(Mixer):
     primitive = "linear_recurrence"
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, depth: int = 1, expand: float = 1.0, conv_size: int = 4):
-        inner = int(expand * width)
+        at_least(0, conv_size=conv_size)
+        inner = scaled(width, expand=expand)
         self.conv_size = conv_size
         if conv_size:
-            tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-            self.conv = param(rngs, tap, (conv_size, width), (None, None), decay=False)
+            self.conv = conv_taps(rngs, conv_size, width, None)
         self.w_in = dense(rngs, (width, 2, inner), ("embed", None, "mlp"))
         self.b_in = param(rngs, zeros, (2, inner), (None, "mlp"), decay=False, keep_float32=True)
-        self.w_o = dense(rngs, (inner, width), ("mlp", "embed"), gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (inner, width), ("mlp", "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         state = {} if state is None else state
         u, new = x, {}
         if self.conv_size:
@@ -53,7 +56,7 @@ class MinGRU(Mixer):
         )
         return h.astype(x.dtype) @ self.w_o[...], new
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         inner, width = self.w_o.shape
         state = {"memory": jnp.zeros((batch, inner), jnp.float32)}
         if self.conv_size:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.mixer import Mixer, head_size
+from models.checks import at_least, scaled
+from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import layer_normalize
-from models.params import normal, ones, param, uniform, zeros
+from models.params import constant, conv_taps, normal, ones, param, zeros
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
 from ops.running_max import NOTHING, running_max
@@ -24,9 +25,9 @@ class MLSTM(Mixer):
     i = exp(w_i . [q, k, v] + b_i), f = sigmoid(w_f . [q, k, v] + b_f) for each head. C and n are kept in units of exp(m_t), with
     m_t the running maximum of the exponents. The norm is a LayerNorm for each head.
 
-    As the authors' code: W_q, W_k and W_v of blocks of 4, and gates that at first are only their biases. It adds 1e-6 to the
-    denominator in units of exp(m_t), which is not small beside 1 where m_t is large; here that is a lower bound instead, so that
-    h does not depend on m_t above it.
+    As in the authors' code, W_q, W_k and W_v have blocks of 4, and the gates are at first only their biases. That code adds 1e-6
+    to the denominator in units of exp(m_t), which is not small beside 1 where m_t is large; here it is a lower bound, so
+    that h does not depend on m_t above it.
 
     Args:
       heads: number of heads.
@@ -52,30 +53,30 @@ class MLSTM(Mixer):
         conv_size: int = 4,
         eps: float = 1e-5,
     ):
-        inner = int(expand * width)
+        at_least(0, eps=eps)
+        inner = scaled(width, expand=expand)
         size = head_size(inner, heads, "the number of channels")
-        if inner % block_size:
-            raise UserError(
-                f"mlstm's {inner} channels cannot be divided into blocks of {block_size}; change block_size"
-            )
+        if block_size < 1 or inner % block_size:
+            raise UserError(f"{inner} channels cannot be divided into blocks of {block_size}; change `block_size`")
         self.sizes = (heads, size)
         self.conv_size = conv_size
         self.eps = eps
         small = normal(math.sqrt(2 / (5 * width)))
         self.w_up = param(rngs, small, (width, 2, inner), ("embed", None, "mlp"))
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv = param(rngs, tap, (conv_size, inner), (None, "mlp"), decay=False)
+        self.conv = conv_taps(rngs, conv_size, inner, "mlp")
         self.conv_bias = param(rngs, zeros, (inner,), ("mlp",))
         self.w_qkv = param(rngs, small, (3, inner // block_size, block_size, block_size), (None, "mlp", None, None))
         self.w_gates = param(rngs, zeros, (3, inner, 2, heads), (None, "mlp", None, None), keep_float32=True)
         facts = {"decay": False, "keep_float32": True}
         self.b_i = param(rngs, normal(0.1), (heads,), (None,), **facts)
-        self.b_f = param(rngs, lambda *_: jnp.linspace(3.0, 6.0, heads), (heads,), (None,), **facts)
+        self.b_f = param(rngs, constant(jnp.linspace(3.0, 6.0, heads)), (heads,), (None,), **facts)
         self.norm_weight = param(rngs, ones, (heads, size), ("heads", None), **facts)
         self.skip = param(rngs, ones, (inner,), ("mlp",))
         self.w_down = param(rngs, normal(2 / (depth * math.sqrt(width))), (inner, width), ("mlp", "embed"))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         initial = {"conv": None, "memory": None, "maximum": None} if state is None else state
         u, z = jnp.moveaxis(jnp.einsum("btd,dgi->btgi", x, self.w_up[...]), 2, 0)
         u, z = (constrain(a, "batch", "length", "mlp") for a in (u, z))
@@ -110,7 +111,7 @@ class MLSTM(Mixer):
         y = (h + self.skip[...] * c) * jax.nn.silu(z)
         return y @ self.w_down[...], {"conv": taps, "memory": memory, "maximum": scaled.final}
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size = self.sizes
         return {
             "conv": jnp.zeros((batch, self.conv_size - 1, heads * size), jnp.float32),

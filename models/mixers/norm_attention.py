@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from common.errors import UserError
 from models.kernel_attention import kernel_attention
-from models.mixer import Mixer, head_size
+from models.mixer import Ids, MatrixState, Mixer, Tokens, check_rotated, head_size
 from models.norms import rms_normalize
 from models.params import normal, param, xavier_uniform
 from models.partitioning import constrain
@@ -37,12 +38,12 @@ class NormAttention(Mixer):
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, causal: bool = True, heads: int = 4, version: int = 2):
         size = head_size(width, heads, "width")
-        head_size(size, 2, "a rotated head's size")
+        check_rotated(size)
         if version not in (1, 2):
-            raise UserError(f"norm_attention's version must be 1 or 2, got {version}")
+            raise UserError(f"`version` must be 1 or 2, got {version}")
         self.causal = causal
         self.version = version
-        self.state_shape = (heads, size, size)
+        self.sizes = (heads, size, size)
         init = xavier_uniform(width, width, gain=0.5**0.5)
         self.w_qkv = param(rngs, init, (width, 3, heads, size), ("embed", None, "heads", None))
         frequencies = 10000.0 ** (-np.arange(0, size, 2) / size)
@@ -51,7 +52,9 @@ class NormAttention(Mixer):
         self.u = param(rngs, normal(1.0), (size,), (None,), decay=False, keep_float32=True, group="fixed")
         self.w_o = param(rngs, xavier_uniform(width, width), (heads, size, width), ("heads", None, "embed"))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, MatrixState | None]:
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         q, k, v = jnp.moveaxis(qkv, 1, 0)
         y, state = kernel_attention(
@@ -63,7 +66,7 @@ class NormAttention(Mixer):
             initial_state=state,
             segment_ids=segment_ids,
         )
-        # The authors' eps of 1e-8 outside of the root.
+        # The authors add an eps of 1e-8 outside of the root.
         y = rms_normalize(y.reshape(x.shape), eps=1e-16).reshape(y.shape).astype(x.dtype)
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
@@ -75,10 +78,12 @@ class NormAttention(Mixer):
         a = a - 2 * (a @ u)[..., None] * u
         return rotary(a, positions, frequencies=self.theta[...], layout="interleaved")
 
-    def attention_scores(self, x, *, segment_ids, positions):
+    def attention_scores(
+        self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Float[Array, "B H T T"], str]:
         """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
         q, k = (self.feature(a, positions) for a in jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2]))
         return jnp.einsum("bthk,bshk->bhts", q, k), "none"
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

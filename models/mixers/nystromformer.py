@@ -6,8 +6,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.mixer import Mixer, head_size
-from models.params import dense, normal, param
+from models.checks import at_least
+from models.mixer import Ids, Mixer, Tokens, head_size
+from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.dispatch import matmul_precision
@@ -55,17 +56,17 @@ class Nystromformer(Mixer):
         iterations: int = 6,
     ):
         size = head_size(width, heads, "width")
-        if landmarks < 1:
-            raise UserError(f"nystromformer's landmarks must be at least 1, got {landmarks}")
+        at_least(1, landmarks=landmarks)
+        at_least(0, iterations=iterations)
         if kernel < 1 or kernel % 2 == 0:
-            raise UserError(f"nystromformer's kernel must be an odd number of taps, got {kernel}")
+            raise UserError(f"`kernel` must be an odd number of taps, got {kernel}")
         self.landmarks = landmarks
         self.iterations = iterations
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
         self.conv = param(rngs, normal(kernel**-0.5), (kernel, heads), (None, "heads"), decay=False)
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(self, x: Tokens, state: None, *, segment_ids: Ids | None, positions: Ids) -> tuple[Tokens, None]:
         qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
         q, k, v = jnp.moveaxis(qkv, 1, 0)
         q, k = (a * a.shape[-1] ** -0.25 for a in (q, k))

@@ -1,13 +1,17 @@
 """Performer: softmax attention by random features (FAVOR+)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from common.errors import UserError
+from common.errors import check_choice
+from models.checks import at_least
 from models.kernel_attention import kernel_attention, running_scale, segment_scale
-from models.mixer import Mixer, head_size
-from models.params import dense, param
+from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.params import dense, param, residual_output
 from models.partitioning import constrain
 from ops import segments
 from ops.running_max import NOTHING
@@ -57,20 +61,24 @@ class Performer(Mixer):
         eps: float | None = None,
         redraw: bool = True,
     ):
-        if kernel not in ("softmax", "relu"):
-            raise UserError(f"performer's kernel must be 'softmax' or 'relu', got {kernel!r}")
+        check_choice("kernel", kernel, ("softmax", "relu"))
+        at_least(1, features=features)
+        at_least(0, eps=eps)
         size = head_size(width, heads, "width")
         self.causal = causal
         self.kernel = kernel
         self.eps = {"softmax": 1e-6, "relu": 1e-3}[kernel] if eps is None else eps
         self.redraw = redraw
-        self.state_shape = (heads, features, size + 1)
+        self.random = redraw
+        self.sizes = (heads, features, size + 1)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
         shape = (features, size)
         self.w = param(rngs, orthogonal_rows, shape, (None, None), decay=False, group="fixed", keep_float32=True)
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, dict | None, Any]:
         w = jax.lax.stop_gradient(self.w[...])
         if self.redraw and context.key is not None:
             w = orthogonal_rows(context.key, w.shape, w.dtype)
@@ -92,16 +100,18 @@ class Performer(Mixer):
                 maximum = scale[:, -1]
             else:
                 scale = segment_scale(largest, segment_ids)
-            # Padding has the scale of nothing.
+            # At padding the scale may be `NOTHING`, whose difference from k would overflow.
             k = jnp.exp(segments.zero_padding(k - scale[..., None], segment_ids))
         y, sums = kernel_attention(q, k, v, log_decay, causal=self.causal, initial_state=sums, segment_ids=segment_ids)
         state = None if state is None else {"maximum": maximum, "sums": sums}
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
 
-    def attention_scores(self, x, *, segment_ids, positions):
+    def attention_scores(
+        self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Float[Array, "B H T T"], str]:
         """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`.
 
-        Not in the units of running maxima, but in those of exp(q . k / sqrt(K)); without eps (softmax).
+        They are in the units of exp(q . k / sqrt(K)) and not of running maxima, and (softmax) they have no eps.
         """
         q, k = jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2]).astype(jnp.float32) / self.w.shape[1] ** 0.25
         project = lambda a: jnp.einsum("bthk,mk->bthm", a, self.w[...], precision="highest")
@@ -111,10 +121,10 @@ class Performer(Mixer):
             phi = lambda a: jnp.exp(project(a) - 0.5 * jnp.sum(jnp.square(a), -1, keepdims=True))
         return jnp.einsum("bthm,bshm->bhts", phi(q), phi(k)) / len(self.w[...]), "sum"
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         return {
-            "maximum": jnp.full((batch, self.state_shape[0]), NOTHING, jnp.float32),
-            "sums": jnp.zeros((batch, *self.state_shape), jnp.float32),
+            "maximum": jnp.full((batch, self.sizes[0]), NOTHING, jnp.float32),
+            "sums": jnp.zeros((batch, *self.sizes), jnp.float32),
         }
 
 

@@ -1,14 +1,17 @@
 """Random feature attention, with or without the gate."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
+from models.checks import at_least
 from models.kernel_attention import kernel_attention
-from models.mixer import Mixer, head_size
+from models.mixer import Context, Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import l2_normalize
-from models.params import dense, normal, ones, param, zeros
+from models.params import dense, normal, ones, param, residual_output, zeros
 from models.partitioning import constrain
 
 
@@ -54,21 +57,25 @@ class RandomFeatureAttention(Mixer):
         redraw: bool = True,
     ):
         if gate and not causal:
-            raise UserError("random_feature_attention's gate has no two-sided form: set gate=False")
+            raise UserError("`gate` has no two-sided form; set gate=False")
+        at_least(1, features=features)
         size = head_size(width, heads, "width")
         self.causal = causal
         self.redraw = redraw
+        self.random = redraw
         self.scale, self.floor = (features**-0.5, 0.1) if gate else (0.1, 1.0)
-        self.state_shape = (heads, 2 * features, size + 1)
+        self.sizes = (heads, 2 * features, size + 1)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
         shape, axes = (heads, features, size), ("heads", None, None)
         self.directions = param(rngs, normal(1.0), shape, axes, decay=False, group="fixed", keep_float32=True)
         self.sigma = param(rngs, ones, (heads, size), ("heads", None), decay=False, keep_float32=True)
         self.w_g = dense(rngs, (width, heads), ("embed", None)) if gate else None
         self.b_g = param(rngs, zeros, (heads,), (None,), keep_float32=True) if gate else None
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, MatrixState | None, Any]:
         w = jax.lax.stop_gradient(self.directions[...])
         if self.redraw and context.key is not None:
             w = jax.random.normal(context.key, w.shape, w.dtype)
@@ -94,5 +101,5 @@ class RandomFeatureAttention(Mixer):
         )
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

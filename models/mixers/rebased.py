@@ -3,10 +3,11 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from models.checks import at_least
 from models.kernel_attention import kernel_attention, quadratic
-from models.mixer import Mixer, head_size
+from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import LayerNorm
-from models.params import dense
+from models.params import dense, residual_output
 from models.partitioning import constrain
 
 
@@ -42,19 +43,23 @@ class ReBased(Mixer):
         feature_size: int = 16,
         eps: float = 1e-3,
     ):
+        at_least(1, feature_size=feature_size)
+        at_least(0, eps=eps)
         size = head_size(width, heads, "width")
         self.causal = causal
         self.eps = eps
         self.feature_size = feature_size
-        self.state_shape = (heads, feature_size * (feature_size + 1) // 2, size + 1)
+        self.sizes = (heads, feature_size * (feature_size + 1) // 2, size + 1)
         self.w_qk = dense(rngs, (width, 2, heads * feature_size), ("embed", None, "heads"))
         self.norm_q = LayerNorm(heads * feature_size, rngs=rngs, axis="heads")
         self.norm_k = LayerNorm(heads * feature_size, rngs=rngs, axis="heads")
         self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
-        heads = self.state_shape[0]
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, MatrixState | None]:
+        heads = self.sizes[0]
         qk = constrain(jnp.einsum("btd,dsf->bstf", x, self.w_qk[...]), "batch", None, "length", "heads")
         split = lambda a: a.astype(jnp.float32).reshape(*a.shape[:2], heads, self.feature_size)
         q, k = split(self.norm_q(qk[:, 0])), split(self.norm_k(qk[:, 1]))
@@ -70,5 +75,5 @@ class ReBased(Mixer):
         )
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

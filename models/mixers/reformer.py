@@ -1,16 +1,18 @@
 """Reformer: attention among the tokens that locality-sensitive hashing puts together."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
+from models.checks import at_least
 from models.kv_cache import buffers, extend
-from models.mixer import Mixer, head_size
+from models.mixer import Context, Ids, Mixer, Tokens, head_size
 from models.norms import rms_normalize
-from models.params import dense
+from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import NOTHING, attention_with_logsumexp, merge
@@ -66,22 +68,25 @@ class Reformer(Mixer):
         seed: int = 0,
     ):
         size = head_size(width, heads, "width")
-        if rounds < 1 or window < 2:
-            raise UserError(f"reformer needs rounds >= 1 and window >= 2, got {rounds} and {window}")
+        at_least(1, rounds=rounds)
+        at_least(2, window=window)
         buckets = 2 * max(1, 2 * length // window) if buckets is None else buckets
         if buckets < 1 or (buckets > 1 and buckets % 2):
-            raise UserError(f"reformer's buckets must be an even number, or 1, got {buckets}")
+            raise UserError(f"`buckets` must be an even number, or 1, got {buckets}")
         self.causal = causal
         self.rounds = rounds
         self.buckets = buckets
+        self.random = buckets > 1
         self.window = window
         self.seed = seed
-        self.kv_shape = (heads, size)
+        self.sizes = (heads, size)
         self.w_qk = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, dict | None, Any]:
         q, v = (
             constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
             for w in (self.w_qk, self.w_v)
@@ -117,7 +122,7 @@ class Reformer(Mixer):
     def hashes(self, q, layer, key):
         """The buckets of the tokens [B, T, H, rounds]; without a key, the fixed ones of the layer."""
         key = jax.random.fold_in(jax.random.key(self.seed), layer) if key is None else key
-        rotations = jax.random.normal(key, (*self.kv_shape, self.rounds, (self.buckets + 1) // 2))
+        rotations = jax.random.normal(key, (*self.sizes, self.rounds, (self.buckets + 1) // 2))
         q = jax.lax.stop_gradient(q).astype(jnp.float32)
         turned = jnp.einsum("bthk,hkrn->bthrn", q, rotations, precision=jax.lax.Precision.HIGHEST)
         return jnp.argmax(jnp.concatenate([turned, -turned], -1)[..., : self.buckets], -1).astype(jnp.int32)
@@ -172,9 +177,9 @@ class Reformer(Mixer):
         counts = counts.at[b, h, r, state["bucket"]].add((state["segment"] == first)[:, :, None, None])
         return jnp.where((segment_ids == first)[:, :, None, None], counts[b, h, r, bucket], 0)
 
-    def initial_state(self, batch, capacity):
-        state = buffers(batch, capacity, key=self.kv_shape, value=self.kv_shape)
-        labels = jnp.zeros((batch, capacity, self.kv_shape[0], self.rounds), jnp.int32)
+    def initial_state(self, batch: int, capacity: int) -> dict:
+        state = buffers(batch, capacity, key=self.sizes, value=self.sizes)
+        labels = jnp.zeros((batch, capacity, self.sizes[0], self.rounds), jnp.int32)
         return state | {"bucket": labels, "rank": labels}
 
 

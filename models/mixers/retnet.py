@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.mixer import Mixer, head_size
+from models.checks import at_least, scaled
+from models.mixer import Ids, MatrixState, Mixer, Tokens, check_rotated, head_size
 from models.norms import rms_normalize
 from models.params import param, xavier_uniform
 from models.partitioning import constrain
@@ -34,12 +35,13 @@ class RetNet(Mixer):
     primitive = "linear_attention"
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, heads: int = 4, expand_value: float = 2.0, eps: float = 1e-6):
+        at_least(0, eps=eps)
         key = head_size(width, heads, "width")
-        values = int(expand_value * width)
+        values = scaled(width, expand_value=expand_value)
         value = head_size(values, heads, "the size of the values")
-        head_size(key, 2, "a rotated head's size")
+        check_rotated(key)
         self.eps = eps
-        self.state_shape = (heads, key, value)
+        self.sizes = (heads, key, value)
         init = lambda outputs: xavier_uniform(width, outputs, gain=2**-2.5)
         self.w_q = param(rngs, init(width), (width, heads, key), ("embed", "heads", None))
         self.w_k = param(rngs, init(width), (width, heads, key), ("embed", "heads", None))
@@ -48,8 +50,10 @@ class RetNet(Mixer):
         out = xavier_uniform(values, width, gain=0.5)
         self.w_o = param(rngs, out, (heads, value, width), ("heads", None, "embed"))
 
-    def mix(self, x, state, *, segment_ids, positions):
-        heads, key, _ = self.state_shape
+    def mix(
+        self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, MatrixState | None]:
+        heads, key, _ = self.sizes
         log_decay = jnp.asarray(np.log1p(-(2.0 ** (-5 - np.arange(heads)))), jnp.float32)
         frequencies = jnp.asarray(10000.0 ** -np.linspace(0, 1, key // 2), jnp.float32)
         project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
@@ -61,5 +65,5 @@ class RetNet(Mixer):
         y = jax.nn.silu(g) * rms_normalize(o, self.eps)
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
 
-    def initial_state(self, batch, capacity):
-        return jnp.zeros((batch, *self.state_shape), jnp.float32)
+    def initial_state(self, batch: int, capacity: int) -> MatrixState:
+        return jnp.zeros((batch, *self.sizes), jnp.float32)

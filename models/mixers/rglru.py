@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.mixer import Mixer, head_size
-from models.params import dense, normal, param, zeros
+from models.checks import at_least, scaled
+from models.mixer import Ids, Mixer, Tokens, head_size
+from models.params import dense, normal, param, residual_output, time_scale, zeros
 from models.partitioning import constrain
 from ops.linear_recurrence import linear_recurrence
 from ops.short_convolution import short_convolution
@@ -46,8 +47,9 @@ class RGLRU(Mixer):
         bias: bool = False,
     ):
         if not 0 < r_min < r_max < 1:
-            raise UserError(f"rglru needs 0 < r_min < r_max < 1, got r_min={r_min}, r_max={r_max}")
-        inner = int(expand * width)
+            raise UserError(f"0 < `r_min` < `r_max` < 1 must hold, got r_min={r_min} and r_max={r_max}")
+        at_least(1, conv_size=conv_size)
+        inner = scaled(width, expand=expand)
         size = head_size(inner, heads, "the size of the recurrence")
         self.w_x = dense(rngs, (width, inner), ("embed", "mlp"))
         self.w_y = dense(rngs, (width, inner), ("embed", "mlp"))
@@ -63,13 +65,15 @@ class RGLRU(Mixer):
             square = jax.random.uniform(key, shape, dtype, r_min**2, r_max**2)
             return jnp.log(jnp.expm1(-0.5 * jnp.log(square)))
 
-        self.lambda_ = param(rngs, ring, (inner,), ("mlp",), decay=False, keep_float32=True)
-        self.w_o = dense(rngs, (inner, width), ("mlp", "embed"), gain=(2 * depth) ** -0.5)
+        self.lambda_ = time_scale(rngs, ring, (inner,), ("mlp",))
+        self.w_o = residual_output(rngs, (inner, width), ("mlp", "embed"), depth)
         self.b_x = param(rngs, zeros, (inner,), ("mlp",)) if bias else None
         self.b_y = param(rngs, zeros, (inner,), ("mlp",)) if bias else None
         self.b_o = param(rngs, zeros, (width,), (None,)) if bias else None
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         u = constrain(linear(x, self.w_x, self.b_x), "batch", "length", "mlp")
         y = jax.nn.gelu(constrain(linear(x, self.w_y, self.b_y), "batch", "length", "mlp"))
         u, taps = short_convolution(
@@ -91,7 +95,7 @@ class RGLRU(Mixer):
         )
         return linear(y * h.astype(x.dtype), self.w_o, self.b_o), {"conv": taps, "memory": memory}
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         conv_size, inner = self.conv.shape
         return {
             "conv": jnp.zeros((batch, conv_size - 1, inner), jnp.float32),

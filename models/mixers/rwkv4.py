@@ -5,8 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Int
 
-from models.mixer import Mixer
+from models.mixer import Ids, Mixer, Tokens
 from models.params import constant, param, zeros
 from models.partitioning import constrain
 from ops.linear_recurrence import linear_recurrence
@@ -28,7 +29,7 @@ class RWKV4(Mixer):
     paper = "RWKV-4, arXiv 2305.13048"
     primitive = "linear_recurrence"
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, layer: int = 0, layers: int = 1):
+    def __init__(self, width: int, *, rngs: nnx.Rngs, layer: int | Int[Array, ""] = 0, layers: int = 1):
         deep, left = layer / max(layers - 1, 1), 1 - layer / layers  # 0 to 1, and 1 to almost 0
         channel = jnp.arange(width)
         place, fraction = channel / width, channel / max(width - 1, 1)
@@ -44,7 +45,9 @@ class RWKV4(Mixer):
         self.w_r = param(rngs, zeros, (width, width), ("embed", "mlp"))
         self.w_o = param(rngs, zeros, (width, width), ("mlp", "embed"))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         initial = {"shift": None, "sums": None, "maximum": None} if state is None else state
         before, last = token_shift(x, initial_state=initial["shift"], segment_ids=segment_ids)
         mixed = (before + mu.astype(x.dtype) * (x - before) for mu in self.mu[...])
@@ -68,7 +71,7 @@ class RWKV4(Mixer):
         y = (jax.nn.sigmoid(r) * wkv) @ self.w_o[...]
         return y, {"shift": last, "sums": final, "maximum": scaled.final}
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         width = self.u.shape[-1]
         return {
             "shift": jnp.zeros((batch, width), jnp.float32),

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Int
 
-from models.mixer import Mixer, head_size
+from models.checks import at_least
+from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import layer_normalize
 from models.params import constant, param, uniform, zeros
 from models.partitioning import constrain
@@ -38,15 +40,18 @@ class RWKV6(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
-        layer: int = 0,
+        layer: int | Int[Array, ""] = 0,
         layers: int = 1,
         heads: int | None = None,
         mix_rank: int = 32,
         decay_rank: int = 64,
         eps: float = 64e-5,
     ):
+        at_least(1, heads=heads, mix_rank=mix_rank, decay_rank=decay_rank)
+        at_least(0, eps=eps)
         heads = max(1, width // 64) if heads is None else heads
         size = head_size(width, heads, "width")
+        self.heads = heads
         shape, axes = (width, heads, size), ("embed", "heads", None)
         self.eps = eps
         deep, left = layer / max(layers - 1, 1), 1 - layer / layers  # 0 to 1, and 1 to almost 0
@@ -64,7 +69,7 @@ class RWKV6(Mixer):
         self.decay_out = param(rngs, uniform(-0.01, 0.01), (decay_rank, heads, size), (None, "heads", None))
         u = (deep * (1 - fraction) + 0.1 * ((channel + 1) % 3 - 1)).reshape(heads, size)
         self.u = param(rngs, constant(u), (heads, size), ("heads", None), **facts)
-        orthogonal = lambda gain: jax.nn.initializers.orthogonal(gain)
+        orthogonal = jax.nn.initializers.orthogonal
         self.w_k = param(rngs, flat(orthogonal(0.1)), shape, axes)
         self.w_v = param(rngs, flat(orthogonal(1.0)), shape, axes)
         self.w_r = param(rngs, flat(orthogonal(1.0)), shape, axes)
@@ -74,7 +79,9 @@ class RWKV6(Mixer):
         self.norm_bias = param(rngs, zeros, (heads, size), ("heads", None), **facts)
         self.w_o = param(rngs, zeros, (heads, size, width), ("heads", None, "embed"))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         initial = {"shift": None, "memory": None} if state is None else state
         before, last = token_shift(x, initial_state=initial["shift"], segment_ids=segment_ids)
         d = before - x
@@ -102,7 +109,7 @@ class RWKV6(Mixer):
         y = layer_normalize(o.astype(jnp.float32), self.eps)
         return (y * self.norm_weight[...] + self.norm_bias[...]).astype(o.dtype)
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size = self.u.shape
         return {
             "shift": jnp.zeros((batch, heads * size), jnp.float32),

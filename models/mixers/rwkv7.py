@@ -1,13 +1,15 @@
 """RWKV-7's time mixing."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Int
 
-from models.mixer import Mixer, head_size
+from models.checks import at_least
+from models.mixer import Context, Ids, Mixer, Tokens, head_size
 from models.norms import l2_normalize, layer_normalize
 from models.params import constant, ones, param, uniform, zeros
 from models.partitioning import constrain
@@ -21,7 +23,7 @@ class NoValue(nnx.Module):
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         pass
 
-    def __call__(self, x, *, segment_ids, positions):
+    def __call__(self, x: Tokens, *, segment_ids: Ids | None, positions: Ids):
         return jnp.zeros_like(x)
 
 
@@ -56,7 +58,7 @@ class RWKV7(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
-        layer: int = 0,
+        layer: int | Int[Array, ""] = 0,
         layers: int = 1,
         heads: int | None = None,
         decay_rank: int | None = None,
@@ -65,8 +67,11 @@ class RWKV7(Mixer):
         gate_rank: int | None = None,
         eps: float = 64e-5,
     ):
+        at_least(1, heads=heads, decay_rank=decay_rank, rate_rank=rate_rank, value_rank=value_rank, gate_rank=gate_rank)
+        at_least(0, eps=eps)
         heads = max(1, width // 64) if heads is None else heads
         size = head_size(width, heads, "width")
+        self.heads = heads
         shape, axes = (heads, size), ("heads", None)
         self.eps = eps
         deep, left = layer / max(layers - 1, 1), 1 - layer / layers  # 0 to 1, and 1 to almost 0
@@ -86,15 +91,22 @@ class RWKV7(Mixer):
             w = param(rngs, uniform(-scale * bound, scale * bound), (width, heads, size), ("embed", *axes))
             setattr(self, name, w)
 
-        def low_rank(rank, factor):
-            rank = max(32, 32 * round(factor * math.sqrt(width) / 32)) if rank is None else rank
+        def usual(factor):
+            return max(32, 32 * round(factor * math.sqrt(width) / 32))
+
+        self.decay_rank = usual(2.5) if decay_rank is None else decay_rank
+        self.rate_rank = usual(2.5) if rate_rank is None else rate_rank
+        self.value_rank = usual(1.7) if value_rank is None else value_rank
+        self.gate_rank = usual(5.0) if gate_rank is None else gate_rank
+
+        def low_rank(rank):
             first = param(rngs, zeros, (width, rank), ("embed", None))
             return first, param(rngs, orthogonal(0.1), (rank, heads, size), (None, *axes))
 
-        self.decay_in, self.decay_out = low_rank(decay_rank, 2.5)
-        self.rate_in, self.rate_out = low_rank(rate_rank, 2.5)
-        self.value_in, self.value_out = low_rank(value_rank, 1.7)
-        self.gate_in, self.gate_out = low_rank(gate_rank, 5.0)
+        self.decay_in, self.decay_out = low_rank(self.decay_rank)
+        self.rate_in, self.rate_out = low_rank(self.rate_rank)
+        self.value_in, self.value_out = low_rank(self.value_rank)
+        self.gate_in, self.gate_out = low_rank(self.gate_rank)
         self.w_0 = vector((-6 + 6 * fraction ** (1 + deep**0.3)).reshape(shape) + 0.5 + 2.5 * zigzag)
         self.a_0 = vector(-0.19 + 0.3 * zigzag + 0.4 * linear)
         self.v_0 = vector(0.73 - 0.4 * linear)
@@ -105,7 +117,9 @@ class RWKV7(Mixer):
         self.norm_bias = param(rngs, zeros, shape, axes, **facts)
         self.w_o = param(rngs, zeros, (*shape, width), (*axes, "embed"))
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, dict | None, Any]:
         initial = {"shift": None, "memory": None} if state is None else state
         before, last = token_shift(x, initial_state=initial["shift"], segment_ids=segment_ids)
         x_r, x_w, x_k, x_v, x_a, x_g = x + (before - x) * self.mu[...][:, None, None]
@@ -141,7 +155,7 @@ class RWKV7(Mixer):
         """LayerNorm of each head, in float32."""
         return layer_normalize(o.astype(jnp.float32), self.eps) * self.norm_weight[...] + self.norm_bias[...]
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size = self.r_k.shape
         return {
             "shift": jnp.zeros((batch, heads * size), jnp.float32),

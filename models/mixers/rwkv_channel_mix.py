@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
-from models.mixer import Mixer
-from models.params import constant, dense, param
+from models.checks import scaled
+from models.mixer import Ids, Mixer, Tokens
+from models.params import constant, dense, param, residual_output
 from models.partitioning import constrain
 from ops.token_shift import token_shift
 
@@ -34,25 +36,27 @@ class RWKVChannelMix(Mixer):
         *,
         rngs: nnx.Rngs,
         depth: int = 1,
-        layer: int = 0,
+        layer: int | Int[Array, ""] = 0,
         layers: int = 1,
         expansion: float = 4.0,
         gate: bool = True,
     ):
-        hidden = int(expansion * width)
+        hidden = scaled(width, expansion=expansion)
         left = 1 - layer / layers
         mu = (jnp.arange(width) / width) ** (left if gate else left**4)
         self.mu = param(rngs, constant(mu), (2 if gate else 1, width), (None, None), decay=False)
         self.w_k = dense(rngs, (width, hidden), ("embed", "mlp"))
-        self.w_v = dense(rngs, (hidden, width), ("mlp", "embed"), gain=(2 * depth) ** -0.5)
+        self.w_v = residual_output(rngs, (hidden, width), ("mlp", "embed"), depth)
         self.w_r = dense(rngs, (width, width), ("embed", None)) if gate else None
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: Float[Array, "B D"] | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, Float[Array, "B D"] | None]:
         before, last = token_shift(x, initial_state=state, segment_ids=segment_ids)
         k, *r = (before + mu.astype(x.dtype) * (x - before) for mu in self.mu[...])
         k = constrain(k @ self.w_k[...], "batch", "length", "mlp")
         y = jnp.square(jax.nn.relu(k)) @ self.w_v[...]
         return (y if self.w_r is None else jax.nn.sigmoid(r[0] @ self.w_r[...]) * y), last
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> Float[Array, "B D"]:
         return jnp.zeros((batch, self.mu.shape[-1]), jnp.float32)

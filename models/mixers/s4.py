@@ -4,15 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
-from common.errors import UserError
-from models.mixer import Mixer
-from models.params import constant, dense, log_uniform, normal, param
+from models.checks import even
+from models.mixer import Ids, Mixer, Tokens
+from models.params import constant, dense, log_step, normal, param, time_scale
 from models.partitioning import constrain
+from models.state_space import from_lag_one, look_ahead
 from ops import segments
 from ops.dplr import dplr_kernel, dplr_scan
 from ops.hippo import normal_plus_low_rank
 from ops.long_convolution import long_convolution
+
+State = tuple[Float[Array, "B D N"], Float[Array, "B D N"]]
 
 
 class S4(Mixer):
@@ -49,22 +53,21 @@ class S4(Mixer):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ):
-        if state < 2 or state % 2:
-            raise UserError(f"s4's state must be even, got {state}")
+        even(state=state)
         self.causal = causal
         half = state // 2
         eigenvalues, _, p, b = normal_plus_low_rank("legs", state)
-        facts = {"decay": False, "group": "ssm", "keep_float32": True}
-        log_dt = lambda *args: jnp.log(log_uniform(dt_min, dt_max)(*args))
         # The second half of the states has one of each conjugate pair. All channels start alike, but for dt and C.
         eigenvalues, p, b = eigenvalues[half:], p[half:, 0], b[half:]
         parts = lambda z: constant(np.stack([z.real, z.imag])[:, None])
         # Channels are split over no device: XLA's partitioner cannot cut the batch of a Fourier transform.
-        self.log_dt = param(rngs, log_dt, (width,), (None,), **facts)
-        self.log_a_real = param(rngs, constant(np.log(-eigenvalues.real)), (width, half), (None, None), **facts)
-        self.a_imag = param(rngs, constant(eigenvalues.imag), (width, half), (None, None), **facts)
-        self.p = param(rngs, parts(p), (2, width, half), (None, None, None), **facts)
-        self.b = param(rngs, parts(b), (2, width, half), (None, None, None), **facts)
+        self.log_dt = time_scale(rngs, log_step(dt_min, dt_max), (width,), (None,), group="ssm")
+        self.log_a_real = time_scale(
+            rngs, constant(np.log(-eigenvalues.real)), (width, half), (None, None), group="ssm"
+        )
+        self.a_imag = time_scale(rngs, constant(eigenvalues.imag), (width, half), (None, None), group="ssm")
+        self.p = time_scale(rngs, parts(p), (2, width, half), (None, None, None), group="ssm")
+        self.b = time_scale(rngs, parts(b), (2, width, half), (None, None, None), group="ssm")
         # Real and imaginary parts of C, for each direction.
         directions = 1 if causal else 2
         c_shape, c_axes = (directions, 2, width, half), (None, None, None, None)
@@ -72,14 +75,15 @@ class S4(Mixer):
         self.d = param(rngs, normal(1.0), (width,), (None,), decay=False, keep_float32=True)
         self.w_out = dense(rngs, (width, 2, width), ("embed", None, "mlp"))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: State | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, State | None]:
         dt = jnp.exp(self.log_dt[...])
         system = (-jnp.exp(self.log_a_real[...]), self.a_imag[...]), tuple(self.p[...]), tuple(self.b[...])
         x32 = constrain(x.astype(jnp.float32), "batch", None, "activation")
         if state is None and segment_ids is None:
             kernels = dplr_kernel(*system, (self.c[:, 0], self.c[:, 1]), dt, x.shape[1])
-            # Lag l of the second kernel acts on the token l + 1 ahead.
-            future = None if self.causal else jnp.pad(kernels[1], ((0, 0), (1, 0)))[:, :-1]
+            future = None if self.causal else from_lag_one(kernels[1])
             y = long_convolution(x32, kernels[0], bidirectional_kernel=future)
         else:
             y, state = dplr_scan(x32, *system, tuple(self.c[0]), dt, initial_state=state, segment_ids=segment_ids)
@@ -87,13 +91,11 @@ class S4(Mixer):
                 z, _ = dplr_scan(
                     segments.reverse(x32, segment_ids), *system, tuple(self.c[1]), dt, segment_ids=segment_ids
                 )
-                z = jnp.pad(z, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-                z = jnp.where(segments.is_start(segment_ids)[..., None], 0, z)
-                y = y + segments.reverse(z, segment_ids)
+                y = y + look_ahead(z, segment_ids)
         y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
         value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
         return value * jax.nn.sigmoid(gate), state
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> State:
         zeros = jnp.zeros((batch, *self.a_imag.shape), jnp.float32)
         return (zeros, zeros)

@@ -5,14 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from flax import nnx
+from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.mixer import Mixer, head_size
-from models.params import constant, dense, log_uniform, normal, param
+from models.mixer import Ids, Mixer, Tokens, head_size
+from models.params import constant, dense, log_step, normal, param, time_scale
 from models.partitioning import constrain
 from ops import segments
 from ops.hippo import normal_plus_low_rank
 from ops.linear_recurrence import linear_recurrence
+
+State = tuple[Float[Array, "B N"], Float[Array, "B N"]]
 
 
 class S5(Mixer):
@@ -46,9 +49,9 @@ class S5(Mixer):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ):
-        size = head_size(state, blocks, "s5's state")
+        size = head_size(state, blocks, "s5's state", "blocks")
         if size % 2:
-            raise UserError(f"s5's state / blocks must be even, got {state} / {blocks}")
+            raise UserError(f"`state` / `blocks` must be even, got {state} / {blocks}")
         self.causal = causal
         half = state // 2
         eigenvalues, vectors, _, _ = normal_plus_low_rank("legs", size)
@@ -64,11 +67,10 @@ class S5(Mixer):
             v_real, v_imag = jnp.asarray(V.real.T, dtype), jnp.asarray(V.imag.T, dtype)
             return jnp.stack([v_real @ real - v_imag @ imag, v_real @ imag + v_imag @ real], 1)  # V^T C^T
 
-        log_dt = lambda *args: jnp.log(log_uniform(dt_min, dt_max)(*args))
         facts = {"decay": False, "group": "ssm"}
         self.a_real = param(rngs, constant(eigenvalues.real), (half,), ("state",), keep_float32=True, **facts)
         self.a_imag = param(rngs, constant(eigenvalues.imag), (half,), ("state",), keep_float32=True, **facts)
-        self.log_dt = param(rngs, log_dt, (half,), ("state",), keep_float32=True, **facts)
+        self.log_dt = time_scale(rngs, log_step(dt_min, dt_max), (half,), ("state",), group="ssm")
         self.b = param(rngs, b_init, (width, 2, half), ("embed", None, "state"), **facts)
         # Real and imaginary parts of C, for each direction.
         c_shape, c_axes = (1 if causal else 2, 2, half, width), (None, None, "state", "embed")
@@ -76,7 +78,9 @@ class S5(Mixer):
         self.d = param(rngs, normal(1.0), (width,), (None,), decay=False)
         self.w = dense(rngs, (width, width), ("embed", "mlp"))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: State | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, State | None]:
         eigenvalue = jax.lax.complex(jnp.minimum(self.a_real[...], -1e-4), self.a_imag[...])
         step = jnp.exp(self.log_dt[...]) * eigenvalue
         gain = jnp.expm1(step) / eigenvalue
@@ -99,6 +103,6 @@ class S5(Mixer):
         real, imag = (part.astype(dtype) for part in h)
         return 2 * (real @ self.c[direction, 0] - imag @ self.c[direction, 1])
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> State:
         size = self.a_real.shape[0]
         return (jnp.zeros((batch, size), jnp.float32), jnp.zeros((batch, size), jnp.float32))

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
-from common.errors import UserError
-from models.mixer import Mixer
-from models.params import dense, normal, param
+from models.checks import ascending, at_least
+from models.mixer import Ids, Mixer, Tokens
+from models.params import constant, dense, normal, param
 from models.partitioning import constrain
 from ops.long_convolution import long_convolution
 from ops.windowed_convolution import windowed_convolution
@@ -48,11 +49,8 @@ class SGConv(Mixer):
         decay_min: float = 2.0,
         decay_max: float = 2.0,
     ):
-        if kernel_size < 1 or not 0 < decay_min <= decay_max:
-            raise UserError(
-                "sgconv needs kernel_size >= 1 and 0 < decay_min <= decay_max, got "
-                f"kernel_size={kernel_size}, decay_min={decay_min}, decay_max={decay_max}"
-            )
+        at_least(1, kernel_size=kernel_size)
+        ascending(decay_min=decay_min, decay_max=decay_max)
         self.causal = causal
         self.length = length
         self.decays = (decay_min, decay_max)
@@ -62,12 +60,14 @@ class SGConv(Mixer):
         shape, axes = (directions, scales, width, kernel_size), (None, None, None, None)
         self.pieces = param(rngs, normal(1.0), shape, axes, decay=False, group="ssm", keep_float32=True)
         kernel = multiscale(self.pieces[...], self.decays)
-        z = lambda *_: jnp.linalg.norm(kernel, axis=-1)
+        z = constant(jnp.linalg.norm(kernel, axis=-1))
         self.z = param(rngs, z, (directions, width), (None, None), decay=False, group="fixed", keep_float32=True)
         self.d = param(rngs, normal(1.0), (width,), (None,), decay=False, keep_float32=True)
         self.w_out = dense(rngs, (width, 2, width), ("embed", None, "mlp"))
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: Float[Array, "B L D"] | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, Float[Array, "B L D"] | None]:
         kernel = multiscale(self.pieces[...], self.decays) / jax.lax.stop_gradient(self.z[...])[..., None]
         kernel = kernel[..., : self.length]
         x32 = constrain(x.astype(jnp.float32), "batch", None, "activation")
@@ -81,7 +81,7 @@ class SGConv(Mixer):
         value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
         return value * jax.nn.sigmoid(gate), state
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> Float[Array, "B L D"]:
         return jnp.zeros((batch, self.length - 1, self.d.shape[0]), jnp.float32)
 
 

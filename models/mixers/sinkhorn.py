@@ -1,14 +1,17 @@
 """Sparse Sinkhorn attention: local attention to keys whose blocks are sorted by a learned, soft permutation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from common.errors import UserError
+from models.checks import at_least, positive
 from models.kv_cache import buffers, extend
-from models.mixer import Mixer, head_size
-from models.params import dense, normal, param
+from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.dispatch import matmul_precision
@@ -64,23 +67,23 @@ class Sinkhorn(Mixer):
         gumbel: bool = True,
     ):
         size = head_size(width, heads, "width")
-        if block < 1:
-            raise UserError(f"sinkhorn's block must be at least 1 token, got {block}")
-        if iterations < 0:
-            raise UserError(f"sinkhorn's iterations must be at least 0, got {iterations}")
-        if temperature <= 0:
-            raise UserError(f"sinkhorn's temperature must be positive, got {temperature}")
+        at_least(1, block=block)
+        at_least(0, iterations=iterations)
+        positive(temperature=temperature)
         self.causal = causal
         self.length = length
         self.block = block
         self.iterations = iterations
         self.temperature = temperature
         self.gumbel = gumbel
+        self.random = gumbel
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
         self.w_sort = param(rngs, normal(size**-0.5), (heads, size, -(-length // block)), ("heads", None, None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, dict | None, Any]:
         T, block = x.shape[1], self.block
         if T > self.length:
             raise UserError(f"sinkhorn was built for length {self.length}, got {T}; build the model for a greater one")
@@ -118,7 +121,7 @@ class Sinkhorn(Mixer):
     def out(self, y):
         return jnp.einsum("bthk,hkd->btd", y, self.w_o[...])
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         shape = self.w_qkv.shape[2:]
         return buffers(batch, capacity, key=shape, value=shape)
 

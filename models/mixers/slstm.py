@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jaxtyping import Array, Int
 
-from models.mixer import Mixer, head_size
+from models.checks import at_least
+from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import layer_normalize
-from models.params import normal, ones, param, uniform, zeros
+from models.params import conv_taps, normal, ones, param, zeros
 from models.partitioning import constrain
 from ops import segments
 from ops.running_max import NOTHING
@@ -41,18 +43,18 @@ class SLSTM(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
-        layer: int = 0,
+        layer: int | Int[Array, ""] = 0,
         layers: int = 1,
         heads: int = 4,
         conv_size: int = 4,
         eps: float = 1e-5,
     ):
+        at_least(0, eps=eps)
         size = head_size(width, heads, "width")
         self.sizes = (heads, size)
         self.conv_size = conv_size
         self.eps = eps
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv = param(rngs, tap, (conv_size, width), (None, "heads"), decay=False)
+        self.conv = conv_taps(rngs, conv_size, width, "heads")
         self.conv_bias = param(rngs, zeros, (width,), ("heads",))
         shape, axes = (heads, size, 2, size), ("heads", None, None, None)
         small = normal(math.sqrt(2 / (5 * width)))
@@ -70,7 +72,9 @@ class SLSTM(Mixer):
         self.b = param(rngs, forget, (4, heads, size), (None, "heads", None), **facts)
         self.norm_weight = param(rngs, ones, (heads, size), ("heads", None), **facts)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         state = self.initial_state(x.shape[0], 0) if state is None else state
         c, taps = short_convolution(
             x, self.conv[...], self.conv_bias[...], initial_state=state["conv"], segment_ids=segment_ids
@@ -83,7 +87,7 @@ class SLSTM(Mixer):
         y = layer_normalize(h, self.eps) * self.norm_weight[...]
         return y.reshape(x.shape).astype(x.dtype), {"conv": taps, "cell": cell}
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size = self.sizes
         zero = jnp.zeros((batch, heads, size), jnp.float32)
         return {

@@ -1,15 +1,17 @@
 """Sparse Transformer: softmax attention to a factorised pattern."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
+from models.checks import at_least
 from models.kv_cache import buffers, extend
-from models.mixer import Mixer, head_size
-from models.params import dense
+from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention, attention_with_logsumexp, merge
@@ -60,25 +62,26 @@ class SparseAttention(Mixer):
         summary: int = 32,
     ):
         size = head_size(width, heads, "width")
-        if pattern not in ("strided", "fixed"):
-            raise UserError(f"sparse_attention's pattern must be 'strided' or 'fixed', got {pattern!r}")
-        if combine not in ("merged", "alternate", "heads"):
-            raise UserError(f"sparse_attention's combine must be 'merged', 'alternate' or 'heads', got {combine!r}")
+        check_choice("pattern", pattern, ("strided", "fixed"))
+        check_choice("combine", combine, ("merged", "alternate", "heads"))
+        at_least(1, stride=stride)
         if combine == "heads" and heads % 2:
-            raise UserError(f"sparse_attention with combine='heads' needs an even number of heads, got {heads}")
-        if stride < 1 or (pattern == "fixed" and not 1 <= summary <= stride):
-            raise UserError(f"sparse_attention needs 1 <= summary <= stride, got {summary} and {stride}")
+            raise UserError(f"`combine`='heads' needs an even number of heads, got heads={heads}")
+        if pattern == "fixed" and not 1 <= summary <= stride:
+            raise UserError(f"1 <= `summary` <= `stride` must hold, got summary={summary} and stride={stride}")
         self.pattern = pattern
         self.combine = combine
         self.stride = stride
         self.summary = summary
-        self.kv_shape = (heads, size)
+        self.sizes = (heads, size)
         self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_k = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions, context):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids, context: Context
+    ) -> tuple[Tokens, dict | None, Any]:
         q, k, v = (
             constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
             for w in (self.w_q, self.w_k, self.w_v)
@@ -119,9 +122,10 @@ class SparseAttention(Mixer):
             return merge([first(q, k, v), second(q, k, v, fresh=True)])[0]
         return (first if factors == (1,) else functools.partial(second, fresh=False))(q, k, v)[0]
 
-    # The factors as (y, logsumexp); with `fresh`, the second without the keys that are in the first as well.
+    # The factors give (y, logsumexp). With `fresh` the second one leaves out the keys that are in the first as well.
 
     def window(self, q, k, v):
+        """The first factor of "strided": each query sees the `stride` keys up to its own."""
         return attention_with_logsumexp(q, k, v, window=self.stride)
 
     def columns(self, q, k, v, fresh):
@@ -133,6 +137,7 @@ class SparseAttention(Mixer):
         return join(y), join(log)
 
     def blocks(self, q, k, v):
+        """The first factor of "fixed": blocks are the sequences of a batch."""
         B, T = q.shape[:2]
         split = lambda a: cut(a, self.stride).reshape(-1, self.stride, *a.shape[2:])
         join = lambda a: a.reshape(B, -1, *a.shape[2:])[:, :T]
@@ -140,7 +145,7 @@ class SparseAttention(Mixer):
         return join(y), join(log)
 
     def summaries(self, q, k, v, fresh):
-        """`fresh` leaves out the query's own block."""
+        """The second factor of "fixed": the last keys of each block; `fresh` leaves out the query's own block."""
         B, T = q.shape[:2]
         pick = lambda a: cut(a, self.stride)[:, :, self.stride - self.summary :].reshape(B, -1, *a.shape[2:])
         i = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
@@ -151,8 +156,8 @@ class SparseAttention(Mixer):
             mask = lambda i, j: j <= i
         return attention_with_logsumexp(q, pick(k), pick(v), causal=False, mask=mask, query_labels=i, key_labels=j)
 
-    def initial_state(self, batch, capacity):
-        state = buffers(batch, capacity, key=self.kv_shape, value=self.kv_shape)
+    def initial_state(self, batch: int, capacity: int) -> dict:
+        state = buffers(batch, capacity, key=self.sizes, value=self.sizes)
         return state | {"position": jnp.zeros((batch, capacity), jnp.int32)}
 
 

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
+from models.checks import at_least
 from models.kv_cache import buffers, extend
-from models.mixer import Mixer, head_size
-from models.params import dense, normal, param, zeros
+from models.mixer import Ids, Mixer, Tokens, head_size
+from models.params import dense, normal, param, residual_output, zeros
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
@@ -60,8 +61,10 @@ class Synthesizer(Mixer):
     ):
         size = head_size(width, heads, "width")
         self.terms = tuple(logits.split("+"))
+        self.position_aware = self.terms != ("dot_product",)
         if len(set(self.terms)) < len(self.terms) or not set(self.terms) <= set(TERMS):
-            raise UserError(f"synthesizer's logits must be a sum like 'dense+random' of {TERMS}, got {logits!r}")
+            raise UserError(f"`logits` must be a sum like 'dense+random' of {TERMS}, got {logits!r}")
+        at_least(1, rank=rank)
         self.causal = causal
         self.length = length
         self.heads = heads
@@ -84,9 +87,11 @@ class Synthesizer(Mixer):
             self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
             self.w_k = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
-        self.w_o = dense(rngs, (heads, size, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         if x.shape[1] > self.length:
             raise UserError(
                 f"synthesizer was built for length {self.length}, got {x.shape[1]}; build the model for a greater one"
@@ -137,7 +142,7 @@ class Synthesizer(Mixer):
         value = getattr(self, name)[...]
         return value if self.trained else jax.lax.stop_gradient(value)
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         key = {"key": (self.heads, self.size)} if "dot_product" in self.terms else {}
         return buffers(batch, capacity, value=(self.heads, self.size), position=(), **key)
 

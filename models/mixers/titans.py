@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.mixer import Mixer, head_size
+from models.checks import scaled
+from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import RMSNorm, l2_normalize
-from models.params import dense, log_uniform, param, zeros
-from models.short_convolution import ConvolvedProjection
+from models.params import dense, log_uniform, param, residual_output, time_scale, zeros
+from models.short_convolution import ConvolvedProjection, convolve
 from ops.momentum_delta_rule import momentum_delta_rule
 
 
@@ -49,28 +50,26 @@ class Titans(Mixer):
         expand_value: float = 1.0,
         conv_size: int = 4,
     ):
-        key = head_size(int(expand_key * width), heads, "the size of the keys")
-        value = head_size(int(expand_value * width), heads, "the size of the values")
+        key = head_size(scaled(width, expand_key=expand_key), heads, "the size of the keys")
+        value = head_size(scaled(width, expand_value=expand_value), heads, "the size of the values")
         self.sizes = (heads, key, value)
-        self.q = ConvolvedProjection(width, heads, key, conv_size, rngs=rngs)
-        self.k = ConvolvedProjection(width, heads, key, conv_size, rngs=rngs)
-        self.v = ConvolvedProjection(width, heads, value, conv_size, rngs=rngs)
+        sizes = ((heads, key), (heads, key), (heads, value))
+        self.q, self.k, self.v = (ConvolvedProjection(width, *size, conv_size, rngs=rngs) for size in sizes)
         self.w_g = dense(rngs, (width, heads, value), ("embed", "heads", None))
         self.w_eta = dense(rngs, (width, heads), ("embed", None))
         self.w_theta = dense(rngs, (width, heads), ("embed", None))
         self.w_alpha = dense(rngs, (width, heads), ("embed", None))
-        logit = lambda *args: jax.scipy.special.logit(log_uniform(1e-3, 0.1)(*args))
         self.b_eta = param(rngs, zeros, (heads,), (None,), decay=False, keep_float32=True)
         self.b_theta = param(rngs, zeros, (heads,), (None,), decay=False, keep_float32=True)
-        self.b_alpha = param(rngs, logit, (heads,), (None,), decay=False, keep_float32=True)
+        self.b_alpha = time_scale(rngs, forgetting, (heads,), (None,))
         self.norm = RMSNorm(value, rngs=rngs)
-        self.w_o = dense(rngs, (heads, value, width), ("heads", None, "embed"), inputs=2, gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (heads, value, width), ("heads", None, "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
-        initial = {"conv_q": None, "conv_k": None, "conv_v": None} if state is None else state
-        q, conv_q = self.q(x, initial["conv_q"], segment_ids)
-        k, conv_k = self.k(x, initial["conv_k"], segment_ids)
-        v, conv_v = self.v(x, initial["conv_v"], segment_ids)
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
+        conv = None if state is None else state["conv"]
+        (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
         gate = lambda w, b: (x @ w[...]).astype(jnp.float32) + b[...]
         o, (memory, momentum) = momentum_delta_rule(
             l2_normalize(q),
@@ -85,15 +84,18 @@ class Titans(Mixer):
         )
         g = jnp.einsum("btd,dhv->bthv", x, self.w_g[...])
         y = jnp.einsum("bthv,hvd->btd", jax.nn.silu(g) * self.norm(o), self.w_o[...])
-        return y, {"conv_q": conv_q, "conv_k": conv_k, "conv_v": conv_v, "memory": memory, "momentum": momentum}
+        return y, {"conv": conv, "memory": memory, "momentum": momentum}
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         heads, key, value = self.sizes
         matrix = jnp.zeros((batch, heads, key, value), jnp.float32)
         return {
-            "conv_q": self.q.initial_state(batch),
-            "conv_k": self.k.initial_state(batch),
-            "conv_v": self.v.initial_state(batch),
+            "conv": [projection.initial_state(batch) for projection in (self.q, self.k, self.v)],
             "memory": matrix,
             "momentum": matrix,
         }
+
+
+def forgetting(key, shape, dtype):
+    """b_alpha, whose sigmoid is log-uniform between 1/1000 and 1/10."""
+    return jax.scipy.special.logit(log_uniform(1e-3, 0.1)(key, shape, dtype))

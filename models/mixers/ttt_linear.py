@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common.errors import UserError
-from models.mixer import Mixer, head_size
+from models.checks import at_least, positive
+from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
 from models.norms import LayerNorm
-from models.params import dense, normal, ones, param, uniform, zeros
+from models.params import conv_taps, dense, normal, ones, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.rotary import rotary
 from ops.short_convolution import short_convolution
@@ -49,13 +49,11 @@ class TTTLinear(Mixer):
         conv_size: int = 4,
         rope_base: float = 10000.0,
     ):
-        if mini_batch < 1:
-            raise UserError(f"ttt_linear needs mini-batches of one token or more, got mini_batch={mini_batch}")
+        at_least(1, mini_batch=mini_batch)
+        at_least(0, base_rate=base_rate)
+        positive(rope_base=rope_base)
         size = head_size(width, heads, "width")
-        if size % 2:
-            raise UserError(
-                f"ttt_linear rotates pairs of channels: the heads' size {size} must be even; change `heads`"
-            )
+        check_rotated(size)
         self.mini_batch = mini_batch
         self.base_rate = base_rate
         self.conv_size = conv_size
@@ -63,9 +61,8 @@ class TTTLinear(Mixer):
         self.w_qk = dense(rngs, (width, width), ("embed", "heads"))
         self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_g = dense(rngs, (width, width), ("embed", "heads"))
-        tap = uniform(-(conv_size**-0.5), conv_size**-0.5)
-        self.conv_q = param(rngs, tap, (conv_size, width), (None, "heads"), decay=False)
-        self.conv_k = param(rngs, tap, (conv_size, width), (None, "heads"), decay=False)
+        self.conv_q = conv_taps(rngs, conv_size, width, "heads")
+        self.conv_k = conv_taps(rngs, conv_size, width, "heads")
         self.w_lr = dense(rngs, (width, heads), ("embed", None))
         self.offset = param(rngs, zeros, (mini_batch,), (None,), decay=False, keep_float32=True)
         self.memory = param(rngs, normal(0.02), (heads, size, size), ("heads", None, None))
@@ -73,9 +70,11 @@ class TTTLinear(Mixer):
         self.head_norm = param(rngs, ones, (heads, size), ("heads", None), decay=False, keep_float32=True)
         self.head_norm_bias = param(rngs, zeros, (heads, size), ("heads", None), decay=False, keep_float32=True)
         self.norm = LayerNorm(width, rngs=rngs)
-        self.w_o = dense(rngs, (width, width), ("heads", "embed"), gain=(2 * depth) ** -0.5)
+        self.w_o = residual_output(rngs, (width, width), ("heads", "embed"), depth)
 
-    def mix(self, x, state, *, segment_ids, positions):
+    def mix(
+        self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
+    ) -> tuple[Tokens, dict | None]:
         heads, size = self.memory.shape[:2]
         new = {}
         shared = constrain(x @ self.w_qk[...], "batch", "length", "heads")
@@ -108,7 +107,7 @@ class TTTLinear(Mixer):
         """W and b before the first token, as one matrix."""
         return jnp.concatenate([self.memory[...], self.memory_bias[...][:, None]], 1).astype(jnp.float32)
 
-    def initial_state(self, batch, capacity):
+    def initial_state(self, batch: int, capacity: int) -> dict:
         start = self.first()
         start = jnp.broadcast_to(start, (batch, *start.shape))
         taps = jnp.zeros((batch, self.conv_size - 1, self.w_qk.shape[1]), jnp.float32)

@@ -11,9 +11,9 @@ import pytest
 
 import configs
 import configs.papers
-from training import loop
+from data import metrics
+from training import setup
 from training.config import resolve
-from training.validation import summary
 
 # What a file offers to choose from, and the key of its argument.
 CHOICES = {"RECIPES": "task", "MIXERS": "mixer", "CORPORA": "task"}
@@ -78,7 +78,7 @@ def test_the_model_can_be_built(module, argument, archives):
     """With data in place a configuration resolves, and its model, optimiser and schedule fit together."""
     config = with_data(module.get_config(argument), archives)
     resolved = resolve(config)
-    loop.build(resolved)
+    setup.build(resolved)
     assert json.loads(json.dumps(resolved.raw))["train"] == resolved.raw["train"]
 
 
@@ -91,7 +91,7 @@ def test_a_paper_says_what_to_expect(module, argument, archives):
     resolved = resolve(with_data(config, archives))
     expect, spec = resolved.expect, resolved.task.spec
     assert re.match(r"arXiv \d{4}\.\d{5}[,:]", expect.source)
-    scores = summary(spec, dict.fromkeys(("weight", "nats", "correct", "rows", "rows_correct"), 1.0))
+    scores = metrics.summary(spec, dict.fromkeys(("weight", "nats", "correct", "rows", "rows_correct"), 1.0))
     assert expect.metric in scores
     if expect.value is not None:
         assert 0 < expect.tolerance <= 0.05

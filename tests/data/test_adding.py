@@ -25,7 +25,7 @@ def test_the_target_is_the_sum_of_one_number_of_each_half(length):
 def test_rows():
     adding = task.create("adding")
     check_rows(adding)
-    assert adding.spec.metric == "rmse" and adding.spec.objective == "regression"
+    assert adding.spec.metric.name == "rmse" and adding.spec.objective == "regression"
     assert digest(adding) == "0a4674b69f879c83"
 
 

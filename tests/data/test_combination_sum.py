@@ -117,7 +117,7 @@ def test_errors(monkeypatch):
         task.create("combination_sum", length=100)
     with pytest.raises(ValueError, match="room for 32 candidates and limit=64 leaves 31 for answer='feasible'"):
         task.create("combination_sum", length=36, answer="feasible")
-    with pytest.raises(ValueError, match="max_target=3 must be at least 4"):
+    with pytest.raises(ValueError, match=r"max_target must be from 4 to .*, got 3"):
         task.create("combination_sum", max_target=3)
     with pytest.raises(ValueError, match="reuse='sometimes' is unknown"):
         task.create("combination_sum", reuse="sometimes")
@@ -129,6 +129,6 @@ def test_errors(monkeypatch):
 
 
 def test_paper_sizes():
-    sums = task.create("combination_sum", **task.find("combination_sum").paper)
+    sums = task.create("combination_sum", **task.find("combination_sum").paper_size)
     assert sums.count == 65
-    assert task.create("combination_sum", encoding="digits", **task.find("combination_sum").paper).count == 16
+    assert task.create("combination_sum", encoding="digits", **task.find("combination_sum").paper_size).count == 16

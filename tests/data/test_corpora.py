@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import UserError
 from common.files import cache_folder, write_atomically
-from data import corpora
+from data import corpora, task
 
 
 def archive(files):
@@ -35,38 +35,20 @@ def unreachable(requirement):
 
 
 def test_a_file_is_cut_90_5_5(tmp_path):
-    (tmp_path / "text").write_bytes(bytes(range(200)) + b"\0" * 3)  # any bytes: a file that is named is taken as it is
+    content = bytes(range(1, 204))  # any bytes but 0
+    (tmp_path / "text").write_bytes(content)
     corpus = corpora.load(f"file:{tmp_path / 'text'}")
     assert {split: len(stream.data) for split, stream in corpus.splits.items()} == {
         "train": 182,
         "valid": 10,
         "test": 11,
     }
-    assert whole(corpus) == bytes(range(200)) + b"\0" * 3
+    assert whole(corpus) == content
     assert {split: stream.ends.tolist() for split, stream in corpus.splits.items()} == {
         "train": [182],
         "valid": [10],
         "test": [11],
     }
-
-
-def test_a_folder_is_read_in_order_of_names_without_binary_and_hidden_files(tmp_path):
-    for name, content in {
-        "b.txt": b"second" * 10,
-        "a/z.txt": b"first" * 10,
-        "c.bin": b"\1\0\2",
-        ".hidden": b"no",
-        ".git/config": b"no",
-        "d.txt": b"",
-        "e.txt": b"third",
-    }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    corpus = corpora.load(f"file:{tmp_path}")
-    text = b"first" * 10 + b"\n\n" + b"second" * 10 + b"\n\n" + b"third"
-    assert whole(corpus) == text
-    # 119 bytes: cut at 107 and 113; the documents end at 52, 114 and 119.
-    assert [corpus.splits[split].ends.tolist() for split in corpora.SPLITS] == [[52, 107], [6], [1, 6]]
 
 
 def test_fingerprint_is_of_the_bytes_and_the_documents(tmp_path):
@@ -239,13 +221,13 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize(("name", "counts"), [("train_only", [54, 3, 3]), ("three_splits", [30, 10, 20])])
 def test_tfds_documents_come_in_order_and_are_converted_once(prepared, tmp_path, monkeypatch, name, counts):
     corpus = corpora.load(f"tfds:{name}", str(tmp_path), prepared)
-    assert corpus.name == f"tfds:{name}/1.0.0"
+    assert corpus.name == f"tfds:{name}:1.0.0"
     assert whole(corpus).decode() == "".join(DOCUMENTS)
     assert [len(corpus.splits[split].ends) for split in corpora.SPLITS] == counts
     first = corpus.splits["valid"].data[: corpus.splits["valid"].ends[0]].tobytes().decode()
     assert first == DOCUMENTS[counts[0]]
     monkeypatch.setattr(corpora, "_convert", None)
-    assert corpora.load(f"tfds:{name}", str(tmp_path), prepared).fingerprint == corpus.fingerprint
+    assert corpora.load(corpus.name, str(tmp_path), prepared).fingerprint == corpus.fingerprint
     assert len(list((tmp_path / "tfds").iterdir())) == 1
 
 
@@ -265,21 +247,50 @@ def test_tfds_refuses_what_it_cannot_read_whole(prepared, tmp_path, monkeypatch)
     assert not list((tmp_path / "tfds").iterdir())
 
 
-def test_tfds_finds_builders_that_register_late(tmp_path, monkeypatch):
+def test_tfds_downloads_only_when_it_may_and_can(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
-    def offline(self, **kwargs):
+    def fails(self, **kwargs):
         raise ConnectionError(f"{self.info.full_name} is not here")
 
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
-    with pytest.raises(ValueError, match=r"ConnectionError: wiki40b/en/\S+ is not here\n.*give its folder as data_dir"):
-        corpora.load("tfds:wiki40b/en", str(tmp_path), str(tmp_path))
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fails)
+    monkeypatch.setattr(corpora, "online", lambda: False)
+    load = lambda name, **options: corpora.load(f"tfds:{name}", str(tmp_path), str(tmp_path), **options)
+    # Its builder registers late, and does not know its size.
+    message = r"tfds:wiki40b/en' is not prepared in .* of unknown size, .*--config.task.download=True\).*tfds build"
+    with pytest.raises(corpora.FetchError, match=message):
+        load("wiki40b/en")
+    with pytest.raises(corpora.FetchError, match="up to 1,792 MB"):
+        load("lm1b")
+    with pytest.raises(corpora.FetchError, match=r"no network is reached to download it\. Prepare"):
+        load("wiki40b/en", download=True)
+    monkeypatch.setattr(corpora, "online", lambda: True)
+    with pytest.raises(corpora.FetchError, match=r"ConnectionError: wiki40b/en/\S+ is not here\n.*give its folder"):
+        load("wiki40b/en", download=True)
+    lm = lambda **options: task.create("language_model", corpus="tfds:lm1b", data_dir=str(tmp_path), **options)
+    with pytest.raises(corpora.FetchError, match="not prepared"):
+        lm()
+    with pytest.raises(corpora.FetchError, match="ConnectionError"):
+        lm(download=True)
+
+
+def test_a_network_is_any_host_that_answers(monkeypatch):
+    asked = []
+
+    def answers(request, timeout):
+        asked.append(request.full_url)
+        raise error
+
+    monkeypatch.setattr(corpora.urllib.request, "urlopen", answers)
+    error = OSError("unreachable")
+    assert not corpora.online() and asked == list(corpora.HOSTS)
+    asked.clear()
+    error = corpora.urllib.error.HTTPError("", 404, "", None, None)
+    assert corpora.online() and len(asked) == 1
 
 
 def test_tfds_split_rows_cover_every_document(prepared, tmp_path):
     """The task on top of a mapped corpus: what is scored is all but each document's first byte."""
-    from data import task
-
     lm = task.create(
         "language_model",
         corpus="tfds:three_splits",
@@ -403,6 +414,8 @@ def test_tfds_builders_of_language_models(tmp_path, monkeypatch, name, splits, f
 
 
 def test_what_tfds_lacks_is_cut_off_up_to_a_bound(prepared, tmp_path, monkeypatch):
+    before = corpora.load("tfds:train_only", str(tmp_path), prepared)
     monkeypatch.setattr(corpora, "LACKING", 2)
     corpus = corpora.load("tfds:train_only", str(tmp_path), prepared)
+    assert corpus.fingerprint != before.fingerprint
     assert [len(corpus.splits[split].ends) for split in corpora.SPLITS] == [56, 2, 2]

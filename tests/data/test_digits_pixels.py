@@ -46,7 +46,7 @@ def test_the_real_digits():
     pytest.importorskip("sklearn")
     digits = task.create("digits_pixels")
     assert [digits.num_examples(split) for split in digits.splits] == [1297, 250, 250]
-    assert digits.fingerprint().startswith("1e6e4c086cb8")
+    assert digits.content().startswith("1e6e4c086cb8")
     assert digits.floors()["nearest class mean"] == pytest.approx(0.892)
 
 

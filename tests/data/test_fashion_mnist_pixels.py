@@ -1,7 +1,6 @@
 """Fashion-MNIST from made-up IDX files, packed and not, and from a mocked TFDS data set."""
 
 import gzip
-import struct
 
 import numpy as np
 import pytest
@@ -9,21 +8,12 @@ import pytest
 from common.errors import UserError
 from data import task
 from tests.data.classification_rows import check
-
-
-def idx(array):
-    """The bytes of an IDX file."""
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+from tests.data.small_data import clothes, idx
 
 
 @pytest.fixture
 def made():
-    """60 training and 20 test images with their labels, by the names of the files."""
-    rng, result = np.random.default_rng(1), {}
-    for split, size in (("train", 60), ("t10k", 20)):
-        result[f"{split}-images-idx3-ubyte"] = rng.integers(0, 256, (size, 28, 28)).astype(np.uint8)
-        result[f"{split}-labels-idx1-ubyte"] = (np.arange(size) % 10).astype(np.uint8)
-    return result
+    return clothes()
 
 
 @pytest.fixture(params=["raw", "gz"])

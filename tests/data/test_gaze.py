@@ -1,9 +1,11 @@
 """Gaze: the pupil is where the angles say."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data import label_noise, task
+from data import gaze_geometry, label_noise, task
 from data.tasks import gaze as module
 from tests.data.generated_rows import check_rows, digest
 
@@ -11,8 +13,8 @@ from tests.data.generated_rows import check_rows, digest
 def test_rows():
     gaze = task.create("gaze")
     check_rows(gaze)
-    assert (gaze.spec.metric, gaze.spec.objective, gaze.spec.targets) == ("angular_error", "regression", 2)
-    assert gaze.spec.length == 384 and not gaze.spec.higher_is_better
+    assert (gaze.spec.metric.name, gaze.spec.objective, gaze.spec.targets) == ("angular_error", "regression", 2)
+    assert gaze.spec.length == 384 and not gaze.spec.metric.higher_is_better
     assert digest(gaze) == "60a0f231817e179c"
     assert digest(task.create("gaze", label_noise="heavy-tailed")) == "eaeaa77638e28106"
 
@@ -38,7 +40,17 @@ def test_directions_are_rotations_of_the_view():
     for pitch, yaw in rng.uniform(-1, 1, (10, 2)):
         about_x = np.array([[1, 0, 0], [0, np.cos(pitch), np.sin(pitch)], [0, -np.sin(pitch), np.cos(pitch)]])
         about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
-        np.testing.assert_allclose(module.direction(np.array([pitch, yaw])), about_y @ about_x @ [0, 0, -1], atol=1e-12)
+        np.testing.assert_allclose(
+            gaze_geometry.direction(np.array([pitch, yaw])), about_y @ about_x @ [0, 0, -1], atol=1e-12
+        )
+
+
+def test_angles_are_the_same_in_jax():
+    gazes = np.random.default_rng(1).uniform(-1, 1, (2, 7, 2))
+    expected = gaze_geometry.angle(*gazes)
+    assert isinstance(expected, np.ndarray) and expected.shape == (7,)
+    found = jax.jit(gaze_geometry.angle)(*jnp.float32(gazes))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_angular_error():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data import generated
+from data import generated, rows
 from data.task import Spec
 
 
@@ -18,7 +18,7 @@ class Letters(generated.GeneratedTask):
 
     def draw(self, split, rng):
         inputs = np.append(rng.integers(1, self.spec.vocab_size, size=2), 0)
-        return generated.token_row(inputs, inputs[[0, 0, 0]], np.array([False, False, True]))
+        return rows.token_row(inputs, inputs[[0, 0, 0]], np.array([False, False, True]))
 
     def floors(self, split="test"):
         return {"majority": generated.majority(self, split)}

@@ -34,7 +34,7 @@ def test_the_target_is_the_input_of_before():
 def test_rows():
     hippo = task.create("hippo_delay")
     check_rows(hippo)
-    assert hippo.spec.metric == "rmse" and hippo.spec.objective == "token_regression"
+    assert hippo.spec.metric.name == "rmse" and hippo.spec.objective == "token_regression"
     # Fourier transforms of other libraries may differ in the last bit.
     np.testing.assert_allclose(
         hippo.example("test", 2)["inputs"][[1, 10, 255], 0], [-0.263669, 0.184912, 0.369145], rtol=1e-5

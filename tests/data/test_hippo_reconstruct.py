@@ -19,7 +19,7 @@ def test_the_target_is_the_end_of_the_input(length, window):
 def test_rows():
     hippo = task.create("hippo_reconstruct")
     check_rows(hippo)
-    assert hippo.spec.metric == "rmse" and hippo.spec.objective == "regression" and hippo.spec.targets == 64
+    assert hippo.spec.metric.name == "rmse" and hippo.spec.objective == "regression" and hippo.spec.targets == 64
     # Fourier transforms of other libraries may differ in the last bit.
     np.testing.assert_allclose(
         hippo.example("test", 2)["inputs"][[1, 10, 255], 0], [0.154676, -0.292794, -0.197664], rtol=1e-5

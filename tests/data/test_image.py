@@ -8,21 +8,13 @@ import pytest
 from common.errors import UserError
 from data import images, lra, task
 from tests.data.classification_rows import check, digest
+from tests.data.small_data import write_cifar
 
 
 @pytest.fixture
 def archive(tmp_path):
     """A folder with six batches of 20 made-up images, and the images and labels in order."""
-    rng = np.random.default_rng(3)
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    pixels, labels = rng.integers(0, 256, (120, 3, 32, 32)).astype(np.uint8), (np.arange(120) % 10).astype(np.uint8)
-    for batch, name in enumerate(
-        ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
-    ):
-        part = slice(20 * batch, 20 * batch + 20)
-        records = np.concatenate([labels[part, None], pixels[part].reshape(20, -1)], 1)
-        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    pixels, labels = write_cifar(tmp_path)
     return tmp_path, pixels, labels
 
 

@@ -11,7 +11,7 @@ from tests.data.generated_rows import check_rows, digest
 def test_rows():
     keypoints = task.create("keypoints")
     check_rows(keypoints)
-    assert (keypoints.spec.metric, keypoints.spec.objective, keypoints.spec.targets) == ("rmse", "regression", 6)
+    assert (keypoints.spec.metric.name, keypoints.spec.objective, keypoints.spec.targets) == ("rmse", "regression", 6)
     assert digest(keypoints) == "1bcce9e86c932168"
     assert digest(task.create("keypoints", label_noise="heavy-tailed")) == "82a7b9cd0b8ead7f"
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from data import label_noise
-from data.generated import GeneratedTask, real_row
+from data.generated import GeneratedTask
+from data.rows import real_row
 from data.task import Spec
 
 

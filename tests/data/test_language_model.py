@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import task
+from tests.data.small_data import pseudo_text
 
 KEYS = ("inputs", "positions", "segment_ids", "targets", "weights")
 DTYPES = {
@@ -15,15 +16,6 @@ DTYPES = {
     "segment_ids": np.int32,
     "positions": np.int32,
 }
-
-
-def pseudo_text(size):
-    """Printable bytes in which every short window is unique."""
-    state, out = 1, bytearray()
-    for _ in range(size):
-        state = (state * 1103515245 + 12345) % 2**31
-        out.append(32 + (state >> 16) % 90)
-    return bytes(out)
 
 
 @pytest.fixture
@@ -106,7 +98,6 @@ def test_a_training_epoch_is_a_permutation_of_disjoint_windows(text_task):
     assert len(orders) == len(epochs) and tuple(range(rows)) not in orders
     default = lm.example("train", 5)
     np.testing.assert_array_equal(default["inputs"], lm.example("train", 5, 0)["inputs"])
-    assert (text_task(length=length, seed=1).example("train", 5)["inputs"] == lm.example("train", 5, 1)["inputs"]).all()
 
 
 @pytest.mark.parametrize("length", [5, 16])
@@ -151,9 +142,9 @@ def test_examples_are_the_same_for_ever(text_task, document_task):
     assert digest.hexdigest() == "09289a54511120e17bf3e90e65f3e85ff0f9a5dca0767dc08e665ede05cecf3a"
 
 
-def test_fingerprint_depends_on_the_bytes_only(text_task, tmp_path):
+def test_fingerprint_depends_on_the_rows(text_task, tmp_path):
     first = text_task(length=16).fingerprint()
-    assert first == text_task(length=20, packing="documents", seed=3).fingerprint() and len(first) == 64
+    assert len({first, text_task(length=20).fingerprint(), text_task(length=16).fingerprint()}) == 2
     (tmp_path / "text.txt").write_bytes(pseudo_text(2999) + b"!")
     assert text_task(length=16).fingerprint() != first
 
@@ -185,7 +176,7 @@ def test_bad_input_says_what_to_change(text_task):
         text_task(packing="document")
     with pytest.raises(ValueError, match=r"train split .* has 2700 bytes and length=2000 needs 4000"):
         text_task(length=2000)
-    with pytest.raises(ValueError, match="length=0"):
+    with pytest.raises(ValueError, match=r"length must be from 1 to .*, got 0"):
         text_task(length=0)
     lm = text_task(length=16)
     with pytest.raises(ValueError, match="did you mean 'valid'"):

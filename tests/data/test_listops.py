@@ -156,7 +156,7 @@ def test_bad_options():
         task.create("listops", min_length=61)
     with pytest.raises(ValueError, match="at most 5 tokens"):
         task.create("listops", max_depth=2, max_args=3, min_length=16)
-    with pytest.raises(ValueError, match="must be at least 2"):
+    with pytest.raises(ValueError, match="max_args must be at least 2, got 1"):
         task.create("listops", max_args=1)
 
 

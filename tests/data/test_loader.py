@@ -19,9 +19,9 @@ class Counting(Task):
 
     name = "counting"
 
-    def __init__(self, rows=10, vocab_size=VOCAB):
+    def __init__(self, rows=10, vocab_size=VOCAB, packed=True):
         self.rows = rows
-        self.spec = Spec(vocab_size, None, vocab_size, "causal_lm", LENGTH)
+        self.spec = Spec(vocab_size, None, vocab_size, "causal_lm", LENGTH, packed=packed)
         self.read = []
 
     def num_examples(self, split):
@@ -127,6 +127,20 @@ def test_ids_outside_the_vocabulary_are_an_error():
     assert loader[0]["inputs"].max() == 4
     with pytest.raises(ValueError, match="counting: inputs of test row 9 hold the id 9, outside 0 to 8"):
         loader[1]
+
+
+@pytest.mark.parametrize("spec", [None, ("data",)])
+def test_places_are_left_out_where_rows_are_whole(monkeypatch, spec):
+    """They are not even placed on the devices."""
+    placed = []
+    put, make = jax.device_put, jax.make_array_from_callback
+    monkeypatch.setattr(jax, "device_put", lambda *args, **kwargs: placed.append(0) or put(*args, **kwargs))
+    monkeypatch.setattr(jax, "make_array_from_callback", lambda *args: placed.append(0) or make(*args))
+    for packed, keys in ((False, {"inputs", "targets", "weights"}), (True, set(Counting().row("train", 0, 0, 0)))):
+        placed.clear()
+        batch = Loader(Counting(packed=packed), "test", 4, 0, spec and sharding(*spec))[2]
+        assert set(batch) == keys and len(placed) == len(keys)
+        assert batch["weights"].sum() == 2 * LENGTH
 
 
 def running():

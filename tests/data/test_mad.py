@@ -121,13 +121,12 @@ def test_compression():
 
 
 def test_memorization_has_one_map():
-    maps = []
+    maps, mad = [], task.create("mad", kind="memorization", vocab_size=32)
     for seed in (0, 1):
-        mad = task.create("mad", kind="memorization", vocab_size=32, seed=seed)
         known = {}
         for split in mad.splits:
             for i in range(40):
-                row = mad.example(split, i)
+                row = mad.example(split, i, seed)
                 keys = row["inputs"][::2].tolist()
                 assert max(keys) < 15 and (row["inputs"][1::2] == 31).all()
                 for (t, value), key in zip(scored(row).items(), keys, strict=True):
@@ -174,5 +173,5 @@ def test_bad_settings_say_what_to_change():
             task.create("mad", kind=kind, vocab_size=vocab)
     with pytest.raises(ValueError, match=r"noise=1\.0 must be at least 0 and less than 1"):
         task.create("mad", kind="noisy_in_context_recall", noise=1.0)
-    with pytest.raises(ValueError, match="train_examples=0"):
+    with pytest.raises(ValueError, match="train_examples must be from 1"):
         task.create("mad", train_examples=0)

@@ -27,7 +27,7 @@ def test_rows(encoding):
     gap = task.create("max_gap", encoding=encoding)
     check_class_rows(gap)
     assert digest(gap) == {"numbers": "1cac0d7266f29626", "digits": "cd01c0b260e36147"}[encoding]
-    assert gap.spec.metric == "accuracy"
+    assert gap.spec.metric.name == "accuracy"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import corpora, ngram
 from data.corpora import Corpus, Stream
 
@@ -240,10 +241,14 @@ def test_the_command_says_what_is_wrong(fitted, tmp_path):
         (["rank", f"--model={path}", str(tmp_path / "none.txt")], "there is no text file .*none.txt"),
         (["rank", f"--model={path}", str(tmp_path / "blank.txt")], "has no lines to rank"),
         (["rank", f"--model={path}", "--keep=2", "x"], "--keep=2.0 is the fraction"),
+        (["fit", "shakespeare", f"--model={tmp_path}"], "--model=.* is a folder; give the name of a file"),
+        (["fit", "shakespeare", f"--model={tmp_path}/no/model.npz"], "there is no folder .*/no; make it first"),
+        (["fit"], "the following arguments are required: corpus, --model"),
+        ([], "the following arguments are required: command"),
         (["fit", "shakespear", f"--model={path}"], "corpus='shakespear' is unknown"),
         (["fit", f"file:{tmp_path / 'train.txt'}", "--order=99", f"--model={path}"], "orders=99 must be 1 to"),
     ]:
-        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        with pytest.raises(UserError, match=message):
             ngram.main(arguments)
 
 

@@ -8,23 +8,13 @@ import pytest
 from common.errors import UserError
 from data import task
 from tests.data.classification_rows import check
-
-PAIRS = [
-    ("1.0", "P01", "P02", 'we "propose" a parser', "a parser"),
-    ("0.0", "P03", "P04", "", "caf\u00e9 \\ translation of long text"),
-    ("1.0", "P05", "P06", "x" * 50, "y"),
-    ("0.0", "P07", "P08", "speech", "b'quoted'"),
-]
+from tests.data.small_data import PAIRS, write_pairs
 
 
 @pytest.fixture
 def folder(tmp_path):
     """An archive whose splits hold 4, 3 and 2 of the pairs; one file has no newline at its end."""
-    path = tmp_path / "lra_release" / "tsv_data"
-    path.mkdir(parents=True)
-    for part, count in (("train", 4), ("eval", 3), ("test", 2)):
-        text = "".join("\t".join(pair) + "\n" for pair in PAIRS[:count])
-        (path / f"new_aan_pairs.{part}.tsv").write_bytes((text[:-1] if part == "eval" else text).encode())
+    write_pairs(tmp_path)
     return tmp_path
 
 

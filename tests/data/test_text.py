@@ -6,20 +6,15 @@ import pytest
 from common.errors import UserError
 from data import task
 from tests.data.classification_rows import check
+from tests.data.small_data import REVIEWS, write_reviews
 
-TRAIN = {"neg": ["bad bad film", "dull, bad \u00e9"], "pos": ["good film " * 3, "a good one"]}
-TEST = {"neg": ["so bad"], "pos": ["good good", "a film"]}
+TRAIN, TEST = REVIEWS["train"], REVIEWS["test"]
 
 
 @pytest.fixture
 def archive(tmp_path):
     """A folder with an aclImdb of 4 training and 3 test reviews."""
-    for split, reviews in (("train", TRAIN), ("test", TEST)):
-        for kind, texts in reviews.items():
-            folder = tmp_path / "aclImdb" / split / kind
-            folder.mkdir(parents=True)
-            for i, text in enumerate(texts):
-                (folder / f"{i}_7.txt").write_bytes(text.encode())
+    write_reviews(tmp_path)
     return str(tmp_path)
 
 

@@ -118,7 +118,7 @@ def test_language_model_scores_are_those_of_the_text(tmp_path):
         "language_model", corpus=f"file:{tmp_path / 'text.txt'}", length=16, cache_dir=str(tmp_path), tokenizer=name
     )
     byte, character, subword = (make(name) for name in ("byte", "character", "bpe:265"))
-    assert [lm.spec.metric for lm in (byte, character, subword)] == [
+    assert [lm.spec.metric.name for lm in (byte, character, subword)] == [
         "bits_per_byte",
         "bits_per_character",
         "bits_per_token",

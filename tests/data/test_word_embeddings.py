@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import word_embeddings as we
 
 
@@ -140,8 +141,14 @@ def test_the_command_trains_prints_and_saves(tmp_path, monkeypatch, capsys):
         ([*arguments, "--neighbours=zebra"], "'zebra' does not occur 5 times"),
         ([*arguments, "--batch_size=100000"], "fewer than batch_size=100000: make it smaller"),
         ([*arguments, "--min_count=9999"], "fewer than two words"),
-        ([*arguments, "--epochs=0"], "epochs=0 must be at least 1"),
+        ([*arguments, "--epochs=0"], "epochs must be at least 1, got 0"),
+        ([*arguments, "--threshold=nan"], "threshold=nan must be above 0"),
+        ([*arguments, "--seed=-1"], "seed must be at least 0"),
+        ([*arguments, "--epoch=3"], "unrecognized arguments: --epoch=3"),
+        ([*arguments, f"--vectors={tmp_path}"], "--vectors=.* is a folder"),
+        ([*arguments, f"--vectors={tmp_path}/no/file"], "--vectors=.*: there is no folder .*/no; make it first"),
+        ([*arguments, "--vectors="], "--vectors=. is a folder"),
         (["--corpus=nothing"], "corpus='nothing' is unknown"),
     ]:
-        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        with pytest.raises(UserError, match=message):
             we.main(bad)

@@ -88,7 +88,7 @@ def test_parity_is_parity():
 
 def test_evaluation_scores_the_last_position_and_says_so():
     last, every = (task.create("word_problem", scored=scored) for scored in ("last", "all"))
-    assert last.spec.metric == "accuracy" and every.spec.metric == "row_accuracy"
+    assert last.spec.metric.name == "accuracy" and every.spec.metric.name == "row_accuracy"
     for split in ("valid", "test"):
         row, whole = last.example(split, 5), every.example(split, 5)
         np.testing.assert_array_equal(row["inputs"], whole["inputs"])

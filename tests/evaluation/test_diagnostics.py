@@ -1,6 +1,7 @@
 """Diagnostics of a trained model against closed forms: maps, influences, spectra, and the files of a run."""
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import sys
@@ -11,13 +12,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from common.errors import UserError
 from configs import lm
-from evaluation import scoring
-from evaluation.diagnostics import measures, plots, probing, spectra
+from evaluation import diagnosing
+from evaluation.diagnostics import influence, measures, probing, record, spectra
+from evaluation.loading import LoadedRun
 from models import mixer as mixers
-from models.sequence_model import ModelConfig, SequenceModel
+from models.config import ModelConfig
+from models.sequence_model import SequenceModel
 from tests.tolerance import assert_close
-from training import loop
+from training import setup
 from training.config import resolve
 
 MAPS = [
@@ -90,7 +94,7 @@ def test_influence_is_the_jacobian():
     """The estimate approaches the Jacobian's norms, and is exactly 0 outside the window."""
     mixer = mixers.create("local_attention", 8, rngs=nnx.Rngs(0), window=4)
     x, at = normal(1, 12, 8), np.array([0, 5, 11])
-    found = measures.influence(measures._outputs, (mixer, {}), x, at, jax.random.key(1), 400)
+    found = influence.influence(influence.mixer_outputs, (mixer, {}), x, at, jax.random.key(1), 400)
     jacobian = jax.jit(jax.jacrev(lambda x: mixer(x)[0]))(x)[0, :, :, 0]
     expected = np.sqrt(np.sum(np.square(jacobian), (1, 3)))[at]
     assert_close(found[0], expected, 0.15)
@@ -103,15 +107,15 @@ def test_locality_of_known_maps():
     """Equal influence of all tokens before, of one token only, and of tokens that do not count."""
     at = np.array([9, 19])
     even = np.stack([np.arange(20) <= t for t in at])[None] * 3.0
-    found = measures.locality(even, at, np.ones((1, 20)), True)
+    found = influence.locality(even, at, np.ones((1, 20)), True)
     assert found["mean_distance"] == pytest.approx((4.5 + 9.5) / 2)
     assert found["entropy"] == pytest.approx((np.log(10) + np.log(20)) / 2)
     assert found["within"]["4"] == pytest.approx((5 / 10 + 5 / 20) / 2)
     assert found["within"]["19"] == pytest.approx(1) and found["profile"] == pytest.approx([3.0] * 20)
     one = np.stack([np.arange(20) == t - 3 for t in at])[None] * 1.0
-    found = measures.locality(one, at, np.ones((1, 20)), True)
+    found = influence.locality(one, at, np.ones((1, 20)), True)
     assert found["cover"] == {"50": 3, "90": 3, "99": 3} and found["entropy"] == 0
-    assert measures.locality(one, at, np.zeros((1, 20)), True)["mean_distance"] is None
+    assert influence.locality(one, at, np.zeros((1, 20)), True)["mean_distance"] is None
 
 
 def build(config):
@@ -129,7 +133,7 @@ def test_a_local_model():
     options = {"mixer": {"local_attention": {"window": 4}}, "channel_mixer": "none", "length": 20}
     config = ModelConfig(11, 11, width=16, depth=1, pattern=("local_attention",), **options)
     model, batch = build(config), batch_of(20)
-    result = measures.diagnose(model, ["local_attention"], batch, causal=True, queries=4, probes=2, tokens=1)
+    result = measures.measure(model, ["local_attention"], batch, causal=True, queries=4, probes=2, tokens=1)
     assert not any(result["receptive_field"]["profile"][4:]) and all(result["receptive_field"]["profile"][:4])
     assert result["receptive_field"]["cover"]["99"] <= 3
     (layer,) = result["layers"]
@@ -165,7 +169,7 @@ def test_spectra_are_the_closed_forms():
         return seen
 
     x = [np.asarray(one) for one in inputs()]
-    found = spectra.spectra(model, layers, batch, True, tokens=1, limit=10**4, seed=0)
+    found = spectra.layer_spectra(model, layers, batch, True, tokens=1, limit=10**4, seed=0)
 
     both = lambda z: np.concatenate([np.ravel(z), np.conj(np.ravel(z))])
     sigmoid = lambda z: 1 / (1 + np.exp(-z))
@@ -177,7 +181,7 @@ def test_spectra_are_the_closed_forms():
     expected = [
         both(np.exp(-np.exp(lru.nu_log[...]) + 1j * np.exp(lru.theta_log[...]))),
         both(np.exp(dt * (-np.exp(s4d.log_a_real[...]) + 1j * np.asarray(s4d.a_imag[...])))),
-        np.repeat(decay ** (1 / 16), gla.state_shape[-1]),
+        np.repeat(decay ** (1 / 16), gla.sizes[-1]),
         np.repeat(np.concatenate([alpha * (1 - beta), np.repeat(alpha, key - 1)]), value),
     ]
     for name, result, values in zip(names, found, expected):
@@ -220,36 +224,74 @@ def nest(tree):
     return {str(key): nest(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
-def test_diagnostics_of_a_run(tmp_path, capsys, monkeypatch):
-    """A model of packed documents: JSON, plots and a table; again for the same step, never over another step's."""
-    folder = tmp_path / "documents"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    """A run of packed documents, of no training, with two kinds of mixers."""
+    folder = tmp_path_factory.mktemp("documents")
     for i in range(20):
         (folder / f"{i:02}.txt").write_text(f"document number {i} " * (3 + i % 5))
     config = lm.get_config("mixer=attention+min_gru")
     config.task.update({"corpus": f"file:{folder}", "length": 24, "packing": "documents"})
     config.model.update({"width": 8, "depth": 2})
     config = resolve(config)
-    built = loop.build(config, for_training=False)
+    built = setup.build(config, for_training=False)
     params = nest(nnx.to_pure_dict(nnx.state(build(config.model))))
-    model = scoring.Loaded(config, built, params, tmp_path, step=2)
-    with pytest.raises(ValueError, match="one length"):
-        measures.run(model, [24, 48])
-    measures.run(model, [])
+    return LoadedRun(config, built, params, tmp_path_factory.mktemp("run"), step=2, data=config.task.fingerprint())
+
+
+def test_diagnostics_of_a_run(documents, capsys, monkeypatch):
+    """A model of packed documents: JSON, plots and a table; again for the same step, never over another's."""
+    run, made = documents, documents.workdir / "diagnostics"
+    with pytest.raises(UserError, match="one length"):
+        diagnosing.diagnose(run, [24, 48])
+    diagnosing.diagnose(run)
     printed = capsys.readouterr().out
     assert "0 attention" in printed and "1 min_gru" in printed and "receptive field" in printed
-    made = tmp_path / "diagnostics"
-    result = json.loads((made / plots.FILE).read_text())
+    result = json.loads((made / record.FILE).read_text())
     assert result["step"] == 2 and [layer["mixer"] for layer in result["layers"]] == ["attention", "min_gru"]
+    assert result["length"] == 24 and result["data"] == run.data
     assert result["layers"][0]["spectrum"] == {"skipped": spectra.GROWS}
     assert result["layers"][1]["spectrum"]["modulus"]["100"] < 1
     names = {f"{name}.png" for name in ("locality", "gradients", "receptive_field", "spectra")}
     installed = importlib.util.find_spec("matplotlib") is not None
-    assert {path.name for path in made.iterdir()} == {plots.FILE} | (names if installed else set())
+    assert {path.name for path in made.iterdir()} == {record.FILE} | (names if installed else set())
 
+    (made / "notes.txt").write_text("of a reader")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    (made / plots.FILE).unlink()
-    assert "pip install matplotlib" in plots.save(result, made)
-    assert json.loads((made / plots.FILE).read_text()) == result
-    with pytest.raises(ValueError, match="is of step 2, this is step 1"):
-        measures.run(dataclasses.replace(model, step=1), [])
+    assert "pip install matplotlib" in record.save(result, made)
+    assert json.loads((made / record.FILE).read_text()) == result
+    assert {path.name for path in made.iterdir()} == {record.FILE, "notes.txt"}, "plots of other numbers are gone"
+    assert [path.name for path in run.workdir.iterdir()] == ["diagnostics"]
+
+    before = (made / record.FILE).read_bytes()
+    others = [({"step": 1}, [], "step 2, this is step 1"), ({}, [12], "length 24, this is length 12")]
+    for changes, lengths, message in [*others, ({"data": "of another text"}, [], "this is data of another text")]:
+        with pytest.raises(UserError, match=message):
+            diagnosing.diagnose(dataclasses.replace(run, **changes), lengths)
+    assert (made / record.FILE).read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(documents, tmp_path, monkeypatch):
+    """It is found out before anything is computed, and what fails later leaves the old folder as it was."""
+    run = dataclasses.replace(documents, workdir=tmp_path)
+    monkeypatch.setattr(diagnosing, "measure", lambda *args, **options: pytest.fail("computed"))
+    (tmp_path / "diagnostics").write_text("a file")
+    with pytest.raises(UserError, match="diagnostics is no directory"):
+        diagnosing.diagnose(run)
+    (tmp_path / "diagnostics").unlink()
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(record.tempfile, "TemporaryFile", full)
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}.*: No space left"):
+        diagnosing.diagnose(run)
+    assert not list(tmp_path.iterdir())
+
+    folder = tmp_path / "diagnostics"
+    folder.mkdir()
+    (folder / record.FILE).write_text("{}")
+    monkeypatch.setattr(record.Path, "write_text", full)
+    with pytest.raises(UserError, match="No space left"):
+        record.save({"step": 2}, folder)
+    assert (folder / record.FILE).read_bytes() == b"{}" and list(tmp_path.iterdir()) == [folder]

@@ -98,7 +98,7 @@ def test_remat_is_counted_again_and_wrappers_once():
     assert matmul_flops(grad, x, w1) == 3 * one
 
 
-def test_conditionals_take_the_dearest_branch_and_while_loops_are_flagged():
+def test_conditionals_count_as_their_most_expensive_branch_and_while_loops_are_flagged():
     square = array(4, 4)
     branch = lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x @ x @ x)
     assert flops(branch, square) == Flops(matmul=2 * 2 * 4**3)

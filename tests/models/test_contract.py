@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from common.errors import UserError
 from models import mixer as mixers
-from models.sequence_model import ModelConfig, SequenceModel
+from models.config import ModelConfig
+from models.sequence_model import SequenceModel
 from ops import dispatch
 from tests.collection import one_of_each_primitive
 from tests.tolerance import FLOAT32, assert_close
@@ -66,11 +68,10 @@ def build(name: str, causal: bool = True):
     return graph, params
 
 
-def sketch(name: str, **surroundings):
-    """A mixer without values."""
-    return nnx.eval_shape(
-        lambda: mixers.create(name, WIDTH, rngs=nnx.Rngs(0), length=LENGTH, **mixers.find(name).tiny, **surroundings)
-    )
+@functools.cache
+def sketch(name: str, causal: bool = True):
+    """A mixer without values, whose capabilities are those of the one that is tested."""
+    return mixers.sketch(name, WIDTH, causal=causal, length=LENGTH, **mixers.find(name).tiny)
 
 
 def normal(seed: int, scale: float = 1.0) -> np.ndarray:
@@ -110,7 +111,7 @@ def whole(name: str, causal: bool):
 @functools.lru_cache(maxsize=4)
 def in_rows(name: str, causal: bool):
     """Output and gradients of rows with padding, packed where the mixer can, and their segments."""
-    ids = PACKED if mixers.find(name).packing else PADDED
+    ids = PACKED if sketch(name, causal).packing else PADDED
     return *differentiator(name, causal)(build(name, causal)[1], inputs(ids), ids, normal(3)), ids
 
 
@@ -119,7 +120,7 @@ def test_law(name):
     """Cut anywhere, pieces of length 1 included: the outputs and the final carry are the same."""
     graph, params = build(name)
     run = runner(name, True)
-    packing = mixers.find(name).packing
+    packing = sketch(name).packing
     expected = in_rows(name, True)[0] if packing else whole(name, True)[0]
     x = inputs(PACKED) if packing else inputs()
     start = nnx.merge(graph, params).initial_carry(BATCH, LENGTH)
@@ -152,7 +153,7 @@ def test_carry_size(name):
         a.size
         for a in jax.tree.leaves(jax.eval_shape(lambda p: nnx.merge(graph, p).initial_carry(1, capacity), params))
     )
-    assert (size(64) == size(1024)) == mixers.find(name).constant_carry
+    assert (size(64) == size(1024)) == sketch(name).constant_carry
 
 
 @pytest.mark.parametrize("name", each(sorted(set(able("streaming")) & set(able("constant_carry", False)))))
@@ -200,12 +201,12 @@ def test_dependence(name, causal):
 
 @pytest.mark.parametrize("name", one_of_each_primitive(able("causal")))
 def test_implementations_agree(name):
-    """The fast forms of the primitives are the same function, gradients included. (Each equals its reference in `tests/ops`.)"""
+    """All forms that the mixer's primitives offer are the same function, gradients included."""
     graph, params = build(name)
-    ids = PACKED if mixers.find(name).packing else None
-    y, gradients = in_rows(name, True)[:2] if mixers.find(name).packing else whole(name, True)
+    ids = PACKED if sketch(name).packing else None
+    y, gradients = whole(name, True) if ids is None else in_rows(name, True)[:2]
     flat = lambda y, gradients: [y, *jax.tree.leaves(gradients)]
-    expected, programs = flat(y, gradients), set()
+    expected = flat(y, gradients)
 
     def make():  # a new function each time, since what was traced of one is not traced again
         def run(params, x):
@@ -215,14 +216,17 @@ def test_implementations_agree(name):
         return run
 
     x = inputs(ids)
-    programs.add(str(jax.make_jaxpr(make())(params, x)))
-    for implementation in ("sequential", "chunked"):
-        with dispatch.implementation(implementation):
+    with dispatch.implementation("auto") as choice:
+        programs = {str(jax.make_jaxpr(make())(params, x))}
+    count = max(map(len, choice.asked.values()), default=0)
+    for i in range(count):  # the i-th form of each primitive together, so that each of its forms has its turn
+        text = ",".join(f"{primitive}={forms[i % len(forms)]}" for primitive, forms in choice.asked.items())
+        with dispatch.implementation(text):
             program = str(jax.make_jaxpr(make())(params, x))
             if program not in programs:
                 found = flat(*jax.jit(make())(params, x))
                 for a, b in zip(found, expected, strict=True):
-                    assert_close(a, b, 1e-4, what=implementation)
+                    assert_close(a, b, 1e-4, what=text)
         programs.add(program)
 
 
@@ -310,8 +314,25 @@ def test_finding():
         mixers.find("mambo")
     with pytest.raises(ValueError, match="did you mean 'state'"):
         mixers.create("mamba", WIDTH, rngs=nnx.Rngs(0), sate=4)
-    with pytest.raises(ValueError, match="heads"):
-        mixers.create("attention", 30, rngs=nnx.Rngs(0), heads=4)
+
+
+@pytest.mark.parametrize(
+    "name,width,wrong,message",
+    [
+        ("attention", 30, {"heads": 4}, "width 30 cannot be divided into 4 heads; change it or `heads`"),
+        ("attention", 32, {"kv_heads": 3}, "query heads 4 cannot be divided into 3 kv_heads; change it or `kv_heads`"),
+        ("attention", 32, {"head_channels": 3}, "must be even.*got 3; change `head_channels`"),
+        ("attention", 12, {"heads": 4}, "must be even.*got 3; change `heads`"),
+        ("mamba2", 32, {"heads": 4, "groups": 3}, "change it or `groups`"),
+        ("retnet", 12, {"heads": 4}, "must be even.*got 3; change `heads`"),
+        ("gau", 32, {"key_size": 7}, "`key_size` must be an even number, 2 or more, got 7"),
+        ("s5", 64, {"blocks": 7}, "s5's state .* cannot be divided into 7 blocks; change it or `blocks`"),
+    ],
+)
+def test_indivisible_sizes(name, width, wrong, message):
+    """The message names the hyperparameter that was given."""
+    with pytest.raises(UserError, match=message):
+        mixers.create(name, width, rngs=nnx.Rngs(0), **wrong)
 
 
 @pytest.mark.parametrize("name", mixers.names())
@@ -324,3 +345,25 @@ def test_declaration(name):
     for key, value in config.items():
         kind = config.get_type(key)
         assert kind in (int, float, bool, str, tuple), f"{name}.{key} = {value!r}"
+
+
+@pytest.mark.parametrize("name", mixers.names())
+def test_hyperparameters_as_used(name):
+    """With all its defaults given, those that its constructor computes included, the mixer is the same."""
+
+    def make(hyperparameters):
+        """The mixer, and the program that draws its parameters."""
+        made = []
+
+        def draw(key):
+            made.append(mixers.create(name, 64, rngs=nnx.Rngs(key), causal=mixers.find(name).causal, **hyperparameters))
+            return nnx.state(made[0])
+
+        program = str(jax.make_jaxpr(draw)(jax.random.key(0)))
+        return made[0], (nnx.graphdef(made[0]), program)
+
+    mixer, expected = make({})
+    used = mixers.as_used(mixer, {})
+    assert list(used) == list(mixers.defaults(name))
+    assert all(value is not None or hasattr(mixer, key) for key, value in used.items()), "see `Mixer`"
+    assert make(used)[1] == expected

@@ -86,7 +86,7 @@ def test_gau():
 def test_gla():
     """Keys of half the width, values of the whole, a gate that starts near sigmoid(.)^(1/16): slow decay."""
     mixer = make("gla")
-    assert mixer.state_shape == (4, 8, 16)
+    assert mixer.sizes == (4, 8, 16)
     x = jax.random.normal(jax.random.key(0), (1, 512, WIDTH))
     gate = (x @ mixer.w_decay_in[...]) @ mixer.w_decay_out[...].reshape(16, -1)
     decay = np.asarray(jax.nn.sigmoid(gate)) ** (1 / 16)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from common.errors import UserError
+from models.config import ModelConfig
 from models.mixer import Context
-from models.sequence_model import ModelConfig, SequenceModel, sinusoids
+from models.sequence_model import SequenceModel, sinusoids
 from tests.tolerance import assert_close
 
 CONFIG = ModelConfig(
@@ -64,7 +66,7 @@ def test_stacked_repeats_are_the_blocks_in_order():
     for i in range(2):
         pattern = nnx.merge(graph, jax.tree.map(lambda p, i=i: p[i], stacked))
         for block in pattern.blocks:
-            expected, _, _ = block(expected, context=Context())
+            expected, *_ = block(expected, context=Context())
     assert_close(model.stack(x)[0], expected)
     first, second = (np.asarray(p) for p in model.stack.stacked.blocks[0].mixer.w_in[...])
     assert not np.allclose(first, second)
@@ -104,7 +106,7 @@ def test_untied_head_and_post_norm():
     """An untied head has its own matrix; with post-norm the residual stream is normalised after every block."""
     model = make(tie_embeddings=False, norm_position="post", norm="layernorm")
     assert model.head[...].shape == (16, 11)
-    x, _ = model.stack(5 * jax.random.normal(jax.random.key(0), (2, 7, 16)))
+    x, *_ = model.stack(5 * jax.random.normal(jax.random.key(0), (2, 7, 16)))
     np.testing.assert_allclose(np.asarray(x).mean(-1), 0, atol=1e-4)
     np.testing.assert_allclose(np.asarray(x).std(-1), 1, atol=1e-2)
 
@@ -116,18 +118,61 @@ def test_replaced_channel_mixer():
     assert all(b.channel_mixer is not None for b in make(channel_mixer="mlp").stack.stacked.blocks)
 
 
+def test_capabilities_are_those_of_what_is_built():
+    """They depend on the form and the hyperparameters, which a mixer's class does not know."""
+
+    def config(name, causal=True, **hyperparameters):
+        return dataclasses.replace(CONFIG, pattern=(name,), mixer={name: hyperparameters}, causal=causal)
+
+    luna = [config("luna", causal).sketches["luna"] for causal in (True, False)]
+    assert [mixer.packing for mixer in luna] == [True, False] and all(mixer.padding for mixer in luna)
+    mega = [config("mega", chunk=chunk).sketches["mega"].constant_carry for chunk in (None, 8)]
+    assert mega == [False, True]
+    assert config("gla").streams and not config("gla", causal=False).streams and not config("luna", False).streams
+    assert config("performer").random and not config("performer", redraw=False).random
+    assert not config("attention").sinusoidal and config("attention", positions="none").sinusoidal
+
+
+def test_configuration_as_used():
+    """It is that of the same model and leaves nothing to a default."""
+    config = dataclasses.replace(CONFIG, norm="layernorm")
+    used = config.as_used()
+    assert used.as_used() == used
+    assert (used.norm_eps, used.channel_size, used.position_embedding) == (1e-6, 42, "none")
+    assert used.channel_mixer == "auto"  # mamba has none, local_attention one
+    assert used.mixer["mamba"]["state"] == 4 and used.mixer["mamba"]["dt_rank"] == 1
+    assert used.mixer["local_attention"]["kv_heads"] == 4
+    for a, b in zip(*(nnx.split(SequenceModel(c, rngs=nnx.Rngs(0))) for c in (config, used)), strict=True):
+        assert a == b if isinstance(a, nnx.GraphDef) else jax.tree.all(jax.tree.map(np.array_equal, a, b))
+    bare = dataclasses.replace(CONFIG, pattern=("mamba",), mixer={}, channel_size=5).as_used()
+    assert (bare.channel_mixer, bare.channel_size, bare.norm_eps) == ("none", None, 1e-6)
+    plain = dataclasses.replace(CONFIG, pattern=("linear_attention",), mixer={}, norm="scalenorm").as_used()
+    assert (plain.channel_mixer, plain.position_embedding, plain.norm_eps) == ("swiglu", "sinusoidal", 1e-5)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "changes,message",
     [
         ({"depth": 3}, "multiple"),
         ({"pattern": ("mambo",), "mixer": {}}, "mamba"),
-        ({"norm": "rms"}, "model.norm must be one of"),
-        ({"loss": "rel"}, "model.loss must be one of None, squared"),
+        ({"norm": "rms"}, "model.norm='rms' is unknown; did you mean 'rmsnorm'"),
+        ({"loss": "rel"}, "model.loss='rel' is unknown; did you mean 'rle'"),
+        ({"pattern": "mamba", "mixer": {}}, "model.pattern must be names"),
+        ({"width": 0}, "model.width must be at least 1, got 0"),
+        ({"depth": 0}, "model.depth must be at least 1, got 0"),
+        ({"length": -1}, "model.length must be at least 1, got -1"),
+        ({"channel_size": 0}, "model.channel_size must be at least 1, got 0"),
+        ({"expansion": 0.0}, "model.expansion must be more than 0"),
+        ({"norm_eps": float("nan")}, "model.norm_eps must be more than 0 and finite, got nan"),
+        ({"dropout": 1.0}, "model.dropout must be at least 0 and less than 1, got 1.0"),
+        ({"logit_cap": -1.0}, "model.logit_cap must be at least 0"),
+        ({"embedding_scale": float("inf")}, "model.embedding_scale must be finite"),
         ({"mixer": {"gla": {}}}, "does not use 'gla'"),
         ({"targets": 3}, "tie_embeddings"),
     ],
 )
 def test_bad_configurations(changes, message):
     """One clear error each."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(CONFIG, **changes)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from ops import dispatch
 from ops.attention import NOTHING, attention, attention_with_logsumexp, merge
 
@@ -46,6 +47,8 @@ def oracle(q, k, v, dy, mask, *, activation="softmax", causal=True, scale=None, 
             e = np.where(mask[b], np.exp(np.minimum(s - np.where(np.isfinite(top), top, 0), 0)), 0)
             p = e / np.maximum(e.sum(1, keepdims=True), 1e-300)
             ds = p * (dp - (p * dp).sum(1, keepdims=True))
+        elif activation == "relu":
+            p, ds = np.maximum(s, 0) * mask[b], (s > 0) * mask[b] * dp
         elif activation == "relu2":
             p, slope = np.maximum(s, 0) ** 2, 2 * np.maximum(s, 0)
             p, ds = p * mask[b], slope * mask[b] * dp
@@ -91,7 +94,7 @@ CASES = {
     "slopes": ((2, 19, 19, 4, 2, 4, 4), {"slopes": SLOPES, "segments": PACKED[:, :19]}),
     "slopes both ways": ((1, 19, 19, 4, 4, 4, 4), {"slopes": SLOPES, "causal": False}),
     "relu2": ((2, 23, 23, 4, 2, 3, 5), {"activation": "relu2", "segments": PACKED, "slopes": SLOPES}),
-    "relu2 both ways, window": ((1, 19, 19, 2, 2, 4, 4), {"activation": "relu2", "causal": False, "window": 6}),
+    "relu both ways, window": ((1, 19, 19, 2, 2, 4, 4), {"activation": "relu", "causal": False, "window": 6}),
     "laplace": ((2, 23, 23, 4, 4, 3, 5), {"activation": "laplace", "segments": PACKED, "causal": False}),
     "laplace, window": ((1, 19, 19, 2, 1, 4, 4), {"activation": "laplace", "window": 9, "slopes": SLOPES[:2]}),
     "packed window": ((2, 23, 23, 4, 2, 3, 5), {"window": 6, "segments": PACKED}),
@@ -513,7 +516,7 @@ def test_lengths_across_the_chosen_block_size():
     assert_close(actual, oracle(q, k, v, dy, mask_of(1, 130, 130))[:4])
 
 
-def test_the_run_wide_choice_is_obeyed_where_it_is_offered():
+def test_the_run_wide_choice_is_obeyed_or_refused():
     def primitives(**options):
         shape = jax.ShapeDtypeStruct((1, 16, 1, 4), jnp.float32)
         jaxpr = jax.make_jaxpr(functools.partial(attention, block_size=8, **options))(shape, shape, shape).jaxpr
@@ -523,13 +526,19 @@ def test_the_run_wide_choice_is_obeyed_where_it_is_offered():
     with dispatch.implementation("reference"):
         assert "scan" not in primitives()
         assert "scan" in primitives(implementation="blockwise")
-    with dispatch.implementation("library"):
+    with dispatch.implementation("attention=library") as choice:
         assert "scan" not in primitives()
-        assert "scan" in primitives(activation="relu2")
-    with dispatch.implementation("chunked"):
+        assert choice.asked == {"attention": ("reference", "blockwise", "library")}
+        with pytest.raises(
+            UserError, match="attention has no form 'library' in this model, it offers reference, blockwise;"
+        ):
+            primitives(activation="relu2")
+        assert choice.asked == {"attention": ("reference", "blockwise")}
+    with dispatch.matmul_form():
         assert "scan" in primitives()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -64,6 +64,7 @@ def test_against_oracle(implementation, packed, monkeypatch):
         assert_close(np.sum(np.asarray(gradient) * direction), slope, 1e-4)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors():
     m, f, h0, _ = draw()
     with pytest.raises(ValueError, match="m \\[2, 2, N\\]"):

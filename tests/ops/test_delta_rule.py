@@ -293,6 +293,7 @@ def test_auto_goes_by_platform_and_size(monkeypatch):
     assert chosen == ["sequential", "chunked", "chunked", "chunked"]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

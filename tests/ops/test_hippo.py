@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from ops import hippo
 from ops.hippo_memory import hippo_memory
 from tests.tolerance import assert_close
@@ -95,11 +96,11 @@ def test_normal_plus_low_rank(measure):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="measure"):
+    with pytest.raises(UserError, match=r"measure='leg' is unknown; did you mean.*'legs'"):
         hippo.transition("leg", 4)
-    with pytest.raises(ValueError, match="even"):
+    with pytest.raises(UserError, match="even"):
         hippo.transition("fourier", 3)
-    with pytest.raises(ValueError, match="discretisation"):
+    with pytest.raises(UserError, match="discretisation"):
         hippo.discretize(np.eye(2), np.ones(2), 0.1, "euler")
     with pytest.raises(ValueError, match="positions"):
         hippo_memory(jnp.zeros((1, 2, 1)), "legs", 4, segment_ids=jnp.ones((1, 2), jnp.int32))

@@ -302,6 +302,7 @@ def test_decayed_scores(channels, strict):
     assert_close(run(*np.float32((a, b)), np.float32(G)), expected, 2e-5)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors_at_the_door():
     x = jnp.zeros((2, 4, 2, 3))
     for arguments, options, message in (

@@ -163,6 +163,7 @@ def test_bfloat16():
     np.testing.assert_allclose(h.astype(jnp.float32), expected, atol=1e-2 * np.abs(expected).max())
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors():
     x = jnp.zeros((2, 3, 4))
     for arguments, options in [

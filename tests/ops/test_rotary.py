@@ -73,6 +73,7 @@ def test_dtype_and_gradients():
     np.testing.assert_allclose(jax.grad(first)(theta), [slope, 0], rtol=1e-2)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -10,7 +10,7 @@ from tests.tolerance import assert_close
 
 LENGTH = 13
 IDS = jnp.array([[1] * 5 + [2] + [3] * 5 + [0] * 2, [4] * 13])
-FORMS = ("sequential", "associative")
+FORMS = ("sequential", "associative")  # "reference" is the program of "sequential"
 
 
 def inputs():

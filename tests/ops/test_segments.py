@@ -86,3 +86,8 @@ def test_reverse(ids, shape):
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(segments.reverse(y, jnp.asarray(ids)), x)
     np.testing.assert_array_equal(segments.reverse(jnp.asarray(x), None), x[:, ::-1])
+
+
+def test_lengths():
+    ids = jnp.array([[0, 0, 7, 7, 7, 2, 0]])
+    np.testing.assert_array_equal(segments.lengths(ids), [[2, 2, 3, 3, 3, 1, 1]])

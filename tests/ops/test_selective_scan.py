@@ -188,6 +188,7 @@ def test_bfloat16():
     np.testing.assert_allclose(state, expected_state, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors():
     x, dt, A, B, C, D, h0 = draw(np.ones((2, 4), int), -1.0)
     for arguments, options in [

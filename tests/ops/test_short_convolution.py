@@ -129,6 +129,7 @@ def test_bfloat16():
     np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=2e-2 * np.abs(expected).max())
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors():
     x, weight, bias, state, _, _ = draw(ROWS, 4)
     for arguments, options in [

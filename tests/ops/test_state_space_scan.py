@@ -147,6 +147,7 @@ def test_bfloat16():
     np.testing.assert_allclose(state, expected_state, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors():
     x, a, b, c, h0, *_ = draw(np.ones((2, 4), int), 0.9)
     a, b, c, h0 = map(parts, (a, b, c, h0))

@@ -31,6 +31,7 @@ def test_pieces(lags):
     np.testing.assert_allclose(state, padded[:, 17:], rtol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_refusal():
     with pytest.raises(ValueError, match="state must be"):
         windowed_convolution(jnp.zeros((2, 4, 3)), jnp.zeros((3, 5)), jnp.zeros((2, 5, 3)))

@@ -73,7 +73,7 @@ def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="floa
       ours: JAX function of a dictionary of arrays; its result is an array or a tuple of arrays.
       theirs: PyTorch function of a dictionary of tensors with the same result.
       arguments: the arrays.
-      forms: implementations of the primitives that are compared, see `ops.dispatch`.
+      forms: implementations that are compared, each used by all primitives that offer it, see `ops.dispatch`.
       dtype: of PyTorch's tensors. Equations written out in a test run in float64, libraries in float32.
       constant: names of arguments to which no gradients are compared.
     """
@@ -90,7 +90,7 @@ def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="floa
     @functools.partial(jax.jit, static_argnums=0)
     def run(form, arguments):
         split = lambda given: as_tuple(ours({**arguments, **given}))
-        with dispatch.implementation(form):
+        with dispatch.implementation(form if form == "auto" else where_offered(form, ours, arguments)):
             y, pull_back = jax.vjp(split, {name: arguments[name] for name in varied})
             return y, pull_back(tuple(map(jnp.asarray, weights)))[0]
 
@@ -100,6 +100,17 @@ def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="floa
             assert_figure(y, reference.detach(), f"{form}: output {i}")
         for name, reference in zip(varied, expected_gradients, strict=True):
             assert_figure(gradients[name], reference, f"{form}: gradient to {name}")
+
+
+def where_offered(form: str, function, arguments: dict) -> str:
+    """The choice of a form for those primitives in `function` that offer it."""
+    with dispatch.implementation("auto") as choice:
+        jax.eval_shape(lambda given: function(given), arguments)  # a new function: what was traced is not traced again
+    if not choice.asked:  # plain products: there is nothing to choose
+        return "auto"
+    able = [primitive for primitive, forms in choice.asked.items() if form in forms]
+    assert able, f"no primitive here offers {form!r}: {choice.asked}"
+    return ",".join(f"{primitive}={form}" for primitive in able)
 
 
 def assert_figure(found, expected, what: str) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from models.lower_bounds import lower_bounds
 from models.mixer import Context
-from models.mixers.hgrn2 import lower_bounds
 from tests.parity.oracles import assert_parity, load, load_fla, mixer
 
 pytestmark = pytest.mark.parity

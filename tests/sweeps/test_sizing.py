@@ -7,10 +7,13 @@ import jax
 import pytest
 from flax import nnx
 
+from common.errors import UserError
 from data.task import Spec
-from models.sequence_model import ModelConfig, SequenceModel
+from models.config import ModelConfig
+from models.sequence_model import SequenceModel
 from sweeps import sizing
 from sweeps.sizing import Sized, solve
+from training import setup
 
 SPEC = Spec(vocab_size=11, channels=None, targets=11, objective="causal_lm", length=16)
 
@@ -22,7 +25,7 @@ def model(name, width=16, **options):
 def heads(step, power=2):
     def amount(width):
         if width % step:
-            raise ValueError(f"{width} cannot be divided into {step} heads")
+            raise UserError(f"{width} cannot be divided into {step} heads")
         return 3 * width**power + 7 * width
 
     return amount
@@ -53,12 +56,23 @@ def test_what_cannot_be_sized():
     assert nothing == Sized(48, 999, None) and nothing.deviation is None and not nothing.reached
 
     def never(width):
-        raise ValueError("is not causal\nand so on")
+        raise UserError("is not causal")
 
-    with pytest.raises(ValueError, match=r"^is not causal$"):
+    with pytest.raises(UserError, match=r"^is not causal$"):
         solve(never, 999, 48)
-    with pytest.raises(ValueError, match="more than 0"):
+    with pytest.raises(UserError, match="more than 0"):
         solve(heads(1), 0, 48)
+
+
+@pytest.mark.parametrize("fault", [ValueError, TypeError, ZeroDivisionError])
+def test_a_fault_is_no_width_that_cannot_be_built(fault):
+    def faulty(width):
+        if width > 100:
+            raise fault("a slip in a mixer")
+        return width
+
+    with pytest.raises(fault, match="a slip"):
+        solve(faulty, 1000, 64)
 
 
 @pytest.mark.parametrize("name", ["attention", "s4d"])
@@ -75,16 +89,16 @@ def test_models_are_sized(name, measure):
 
 def test_costs_are_those_of_the_model():
     config = model("gla")
-    cost = sizing.cost(config, SPEC)
+    cost = setup.cost(config, SPEC)
     built = SequenceModel(config, rngs=nnx.Rngs(0))
     assert cost.parameters == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(built, nnx.Param)))
     assert cost.carry_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(built.initial_carry(1, 16)))
     for measure, field in sizing.MEASURES.items():
         assert sizing.amount(config, SPEC, measure) == getattr(cost, field)
     encoder = dataclasses.replace(config, causal=False)
-    assert sizing.cost(encoder, SPEC).carry_bytes is None and sizing.amount(encoder, SPEC, "state") is None
+    assert setup.cost(encoder, SPEC).carry_bytes is None and sizing.amount(encoder, SPEC, "state") is None
     pair = dataclasses.replace(encoder, head="pair", targets=2, tie_embeddings=False)
-    spec = dataclasses.replace(SPEC, objective="pair_classification", targets=2, metric="", causal=None)
-    assert sizing.cost(pair, spec).flops_per_token > 1.5 * sizing.cost(encoder, SPEC).flops_per_token
+    spec = dataclasses.replace(SPEC, objective="pair_classification", targets=2, metric="", metrics=(), causal=None)
+    assert setup.cost(pair, spec).flops_per_token > 1.5 * setup.cost(encoder, SPEC).flops_per_token
     real = dataclasses.replace(encoder, vocab_size=None, channels=3, tie_embeddings=False)
-    assert sizing.cost(real, dataclasses.replace(SPEC, vocab_size=None, channels=3)).parameters > 0
+    assert setup.cost(real, dataclasses.replace(SPEC, vocab_size=None, channels=3)).parameters > 0

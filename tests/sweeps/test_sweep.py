@@ -1,4 +1,4 @@
-"""Grids, what is left of them, reports; with an engine that only pretends, local processes, and one run from end to end."""
+"""Grids, what is left of them, reports; with an engine that only pretends, and one run from end to end."""
 
 import csv
 import dataclasses
@@ -6,20 +6,21 @@ import json
 import math
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
 import scipy.stats
 
-import sweep as command
+import sweep as entry
+from common.command import STOPPED
+from common.errors import UserError
+from data.metrics import bits_per
 from sweeps import cells, plots, report, sweep
-from sweeps.cells import Cell, Request
-from sweeps.engines.local import LocalLauncher, Result
+from sweeps.engine import Outcome
+from sweeps.request import Request, split_values
+from training import command_line, config, setup
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {"task.length": "16", "model.width": "16", "model.depth": "2", "train.steps": "4", "train.batch_size": "8"}
@@ -34,6 +35,12 @@ def text(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Plots are tested by themselves."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
 def request(text, folder, axes, **options):
     settings = {"corpus": f"file:{text}", **SMALL, **options.pop("settings", {})}
     axes = {key: values.split(",") for key, values in axes.items()}
@@ -42,7 +49,7 @@ def request(text, folder, axes, **options):
 
 
 class Pretender:
-    """Writes what a run leaves. Scores are 3 + seed / 10, 1 higher for mamba; lru fails, seed 9 is interrupted."""
+    """Writes what a run leaves. Scores are 3 + seed / 10, 1 higher for mamba; lru fails, seed 8 diverges, 9 is interrupted."""
 
     def __init__(self):
         self.ran = []
@@ -51,24 +58,36 @@ class Pretender:
         for cell in todo:
             self.ran.append(cell.name)
             if cell.values["mixer"] == "lru":
-                yield Result(cell, "failed", "ValueError: it broke")
+                yield Outcome(cell, "failed", "ValueError: it broke")
             elif cell.values["seed"] == "9":
-                yield Result(cell, "interrupted")
+                yield Outcome(cell, "interrupted")
+            elif cell.values["seed"] == "8":
+                self.train(cell, math.nan)
+                yield Outcome(cell, "diverged", cell.diverged())
             else:
                 yield self.finish(cell)
 
-    def finish(self, cell):
+    def train(self, cell, value):
         (cell.workdir / "checkpoints" / str(cell.steps)).mkdir(parents=True)
         (cell.workdir / "config.json").write_text(json.dumps(cell.config))
-        value = 3 + int(cell.values["seed"]) / 10 + (cell.values["mixer"] == "mamba")
-        lines = [{"step": 2, "split": "train", "loss": 2.0, "tokens_per_second": 1000.0}]
-        lines += [{"step": step, "split": "valid", "bits_per_byte": value + 1 / step} for step in (2, 4)]
+        (cell.workdir / "environment.json").write_text(json.dumps([ENVIRONMENT | {"fingerprint": cell.data}]))
+        lines = [{"step": 2, "split": "train", "loss": 2.0, "tokens_per_second": 1000.0, "skipped": 0}]
+        for step in (2, 4):
+            score = "NaN" if math.isnan(value) else value + 1 / step
+            lines.append({"step": step, "split": "valid", "bits_per_byte": score})
         (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        result = {"task": "text", "metric": "bits_per_byte", "higher_is_better": False}
+
+    def finish(self, cell):
+        value = 3 + int(cell.values["seed"]) / 10 + (cell.values["mixer"] == "mamba")
+        self.train(cell, value)
+        result = {"task": "text", **bits_per("byte").describe(), "data": cell.data}
         result |= {"floors": {"uniform": 8.0, "5-gram": 3.5}, "length": 16, "steps": 4, "step": 4}
         scores = {str(n): None if n > 40 else value + n / 1000 for n in {16, *cell.lengths}}
         (cell.workdir / "result.json").write_text(json.dumps(result | {"valid": value, "test": scores}))
-        return Result(cell, "finished", seconds=1.0)
+        return Outcome(cell, "finished", seconds=1.0)
+
+
+ENVIRONMENT = {"git": None, "devices": {"count": 1, "kind": "abacus"}, "packages": {"jax": "1"}}
 
 
 def test_a_grid(text, tmp_path):
@@ -89,6 +108,7 @@ def test_a_grid(text, tmp_path):
     assert reference.sized.achieved == reference.cost.carry_bytes == reference.sized.budget
     assert mamba.config["model"]["width"] == mamba.sized.width != 16
     assert mamba.config["seed"] == 1 and mamba.config["model"]["mixer"]["mamba"]["state"] == 4
+    assert mamba.config == config.resolve(command_line.parse(mamba.arguments)).raw, "its commands make its row"
     assert mamba.cost.carry_bytes == mamba.sized.achieved and mamba.sized.reached
     assert not gau.sized.reached and gau.sized.width == 8 and gau.error is None, "said so, not dropped"
     assert not list(tmp_path.iterdir()), "nothing is written"
@@ -99,8 +119,9 @@ def test_other_axes_have_their_own_reference(text, tmp_path):
     small, large, *matched = cells.plan(asked)
     assert [cell.sized.budget for cell in matched] == [small.cost.flops_per_token, large.cost.flops_per_token]
     assert [cell.config["model"]["width"] for cell in matched] == [cell.sized.width for cell in matched]
+    assert [cell.cost.flops_per_token for cell in matched] == [cell.sized.achieved for cell in matched]
     (alone,) = cells.plan(request(text, tmp_path, {"seed": "0"}, match="params", budget=20_000.0))
-    assert alone.sized.budget == 20_000 and alone.sized.reached
+    assert alone.sized.budget == 20_000 and alone.sized.reached and alone.cost.parameters == alone.sized.achieved
 
 
 def test_blocks_that_replace_the_channel_mixer(text, tmp_path):
@@ -111,64 +132,139 @@ def test_blocks_that_replace_the_channel_mixer(text, tmp_path):
     assert mamba.config["model"]["depth"] == 2 * attention.config["model"]["depth"]
 
 
+def test_a_comma_in_a_value(text, tmp_path):
+    """It reaches the configuration, through the arguments that a cell is run by."""
+    corpus = tmp_path / "a,b.txt"
+    corpus.write_text(text.read_text())
+    asked = request(text, tmp_path, {"seed": "0"})
+    asked = dataclasses.replace(asked, axes={"task.corpus": split_values(f"'file:{corpus}',file:{text}")})
+    found = cells.plan(asked)
+    assert [cell.config["task"]["corpus"] for cell in found] == [f"file:{corpus}", f"file:{text}"]
+    assert found[0].config == config.resolve(command_line.parse(found[0].arguments)).raw
+    assert len({cell.workdir for cell in found}) == 2
+
+
 @pytest.mark.parametrize(
     "axes, options, message",
     [
-        ({"mixer": "mambo"}, {}, "no mixer 'mambo'"),
+        ({"mixer": "mambo"}, {}, "mambo"),
         ({"mixr": "mamba"}, {}, "takes mixer, size, corpus"),
         ({"train.stpes": "3"}, {}, "train.stpes"),
         ({"seed": "x"}, {}, "seed"),
-        ({"seed": "0,0"}, {}, "different"),
-        ({"seed": "0", "train.steps": "3"}, {}, "both an axis and set"),
         ({"seed": "0"}, {"settings": {"model.mixer.gla.heads": "2"}}, "no cell has the mixer"),
-        ({"seed": "0"}, {"match": "params"}, "axis of mixers"),
-        ({"mixer": "gla"}, {"budget": 5.0}, "needs a measure"),
-        ({"mixer": "gla"}, {"match": "size"}, "must be one of params, flops, state"),
-        ({}, {}, "needs an axis"),
     ],
 )
 def test_bad_requests(text, tmp_path, axes, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         cells.plan(request(text, tmp_path, axes, **options))
 
 
-def test_a_sweep_and_its_report(text, tmp_path, capsys):
+def test_a_sweep_and_its_report(text, tmp_path, capsys, monkeypatch, no_plots):
     """Failures are told and the rest goes on; what is finished is not run again; the report has everything."""
-    asked = request(text, tmp_path, {"mixer": "mamba,gla,lru,fnet", "seed": "0,1,9"}, lengths=(32, 48))
+    monkeypatch.chdir(tmp_path)
+    asked = request(text, tmp_path, {"mixer": "mamba,gla,lru,fnet", "seed": "0,1,8,9"}, lengths=(32, 48))
     engine = Pretender()
-    assert not sweep.run(asked, engine, "python sweep.py")
-    assert len(engine.ran) == 9, "fnet is not causal: its cells are not run"
+    assert sweep.run(asked, engine, ["--over", "x=(1,2),3"]) == STOPPED
+    assert len(engine.ran) == 12, "fnet is not causal: its cells are not run"
+    assert "12 of 16 cells are not finished (8 failed, 2 diverged, 2 interrupted)" in capsys.readouterr().out
     again = Pretender()
-    assert not sweep.run(asked, again, "python sweep.py --again")
+    assert sweep.run(asked, again, ["--over", "x=(1,2),3"]) == STOPPED
     assert again.ran == [name for name in engine.ran if "lru" in name or "seed=9" in name]
     report = (asked.workdir / "report.md").read_text()
+    assert f"cd {tmp_path}\n\npython {ROOT}/sweep.py --over 'x=(1,2),3'\n" in report
     gla = next(line for line in report.splitlines() if line.startswith("| `gla`"))
     half = scipy.stats.t.ppf(0.975, 1) * np.std([3.016, 3.116], ddof=1) / math.sqrt(2)
-    assert gla.startswith(f"| `gla` | 3.0660 ± {half:.4f} | 3.0500 | 2 of 3 |") and "1,000 |" in gla
+    assert gla.startswith(f"| `gla` | 3.0660 ± {half:.4f} | 3.0500 | 2 of 4 |") and "1,000 |" in gla
     order = [report.index(text) for text in ("`gla` | 3.0660", "*5-gram*", "`mamba` | 4.0660", "*uniform*")]
     assert order == sorted(order), "floors stand among the rows, best first"
     assert "| `gla` | 3.0660 ±" in report and "| 16 | 32 |\n" in report
     assert "ValueError: it broke (`mixer=lru,seed=0/log.txt`)" in report and "mixer 'fnet' is not causal" in report
     assert "`mixer=gla,seed=9`: not finished" in report
-    assert (
-        "for seed in 0 1 9; do" in report
-        and "python eval.py --lengths=16,32,48 --workdir=runs/mixer=gla-$seed" in report
-    )
+    diverged = report[report.index("## Diverged") : report.index("## Failures")]
+    assert "`mixer=gla,seed=8`: bits_per_byte on the validation split is nan" in diverged
+    assert f"python {ROOT}/eval.py --lengths=16,32 --workdir=runs/mixer=gla-$seed" in report, "at 48 there is no score"
+    assert "for seed in 0 1 8 9; do" in report
     lines = list(csv.DictReader((asked.workdir / "results.csv").open()))
-    assert len(lines) == 12 and [line["status"] for line in lines[:3]] == ["finished", "finished", "unfinished"]
-    assert (
-        float(lines[0]["test"]) == 4.016
-        and float(lines[0]["test_at_32"]) == 4.032
-        and "test_at_48" not in lines[0]
-        and lines[0]["step"] == "4"
-    )
-    assert lines[6]["error"] == "ValueError: it broke" and int(lines[6]["parameters"]) > 0
-    assert "8 of 12 cells are not finished (6 failed)" in capsys.readouterr().out
-    longer = dataclasses.replace(asked, settings={**asked.settings, "train.steps": "6"})
-    assert all(len(cell.todo()) == 2 for cell in cells.plan(longer) if not cell.error)
+    assert [line["status"] for line in lines[:4]] == ["finished", "finished", "diverged", "unfinished"]
+    assert float(lines[0]["test"]) == 4.016 and float(lines[0]["test_at_32"]) == 4.032 and lines[0]["step"] == "4"
+    assert len(lines) == 16 and "test_at_48" not in lines[0] and "nan" in lines[2]["error"]
+    assert lines[8]["error"] == "ValueError: it broke" and int(lines[8]["parameters"]) > 0
     other = dataclasses.replace(asked, lengths=(64,))
     (score,) = cells.plan(other)[0].todo()
-    assert score[-1] == "--lengths=64" and "--score=" in score[-2], "trained, to be scored at another length"
+    assert score.program == "sweep.py" and score.arguments[-1] == "--lengths=64", (
+        "trained, to be scored at another length"
+    )
+
+
+def test_exit_status(text, tmp_path, no_plots):
+    """1 where cells have failed or diverged, also when there is nothing left to be run; 0 when all are finished."""
+    for name, axes, status in (("a", {"mixer": "gla", "seed": "0,8"}, 1), ("b", {"mixer": "gla", "seed": "0"}, 0)):
+        asked = request(text, tmp_path / name, axes)
+        assert [sweep.run(asked, Pretender(), []) for _ in range(2)] == [status, status]
+
+
+def test_a_sweep_keeps_its_configuration_and_data(text, tmp_path, no_plots):
+    """Other settings or data are refused before anything is changed, but for what changes no number."""
+    asked = request(text, tmp_path, {"mixer": "gla", "seed": "0,9"})
+    sweep.run(asked, Pretender(), [])
+    (asked.workdir / "mixer=gla,seed=9").mkdir()
+    (asked.workdir / "mixer=gla,seed=9" / "config.json").write_text(json.dumps(cells.plan(asked)[1].config))
+    before = {path: path.read_bytes() for path in asked.workdir.rglob("*") if path.is_file()}
+
+    def again(**settings):
+        return dataclasses.replace(asked, settings=asked.settings | settings)
+
+    refused = [
+        {"train.steps": "6"},
+        {"train.eval_every": "3"},
+        {"train.implementation": "reference"},
+        {"model.width": "8"},
+    ]
+    for settings in refused:
+        ((key, value),) = settings.items()
+        with pytest.raises(UserError, match=rf"seed=0 holds a run with.*{key}=.*now {value}.*1 more cells.*--workdir"):
+            sweep.run(again(**settings), Pretender(), [])
+    recorded = json.loads((asked.workdir / "mixer=gla,seed=0" / "environment.json").read_text())
+    assert recorded[-1]["fingerprint"] == cells.plan(asked)[0].data
+    corpus = text.with_name("other.txt")
+    corpus.write_text(text.read_text().replace("fox", "dog"))
+    with pytest.raises(UserError, match=r"seed=0 was run on other data.*--allow_other_data"):
+        sweep.run(again(corpus=f"file:{corpus}"), Pretender(), [])
+    assert before == {path: path.read_bytes() for path in asked.workdir.rglob("*") if path.is_file()}
+
+    free = cells.plan(again(**{"train.log_every": "1", "train.keep": "5", "train.checkpoint_every": "3"}))
+    cells.check_directories(free)
+    assert not free[0].todo() and len(free[1].todo()) == 2
+    knowingly = dataclasses.replace(again(corpus=f"file:{corpus}"), allow_other_data=True)
+    finished, started = cells.plan(knowingly)
+    cells.check_directories([finished, started])
+    assert not finished.todo() and all(step.arguments[-1] == "--allow_other_data" for step in started.todo())
+
+
+def test_updates_that_were_never_made(text, tmp_path):
+    """A run whose last updates were left out has diverged, whatever its score."""
+    (cell,) = cells.plan(request(text, tmp_path, {"mixer": "gla", "seed": "0"}))
+    Pretender().finish(cell)
+    assert cell.diverged() is None and cell.result() is not None
+    with (cell.workdir / "metrics.jsonl").open("a") as record:
+        record.write(json.dumps({"step": 4, "split": "train", "loss": 2.0, "skipped": 2}) + "\n")
+    assert "none of the updates after step 2" in cell.diverged() and cell.result() is None and cell.todo() == []
+
+
+def test_a_fault_in_a_cell(text, tmp_path, monkeypatch, capsys):
+    """What is no UserError prints its traceback, and fails its cells alone, with the place where it happened."""
+
+    def cost(model, spec):
+        if model.pattern == ("gla",):
+            raise ValueError("size of label 'k' does not match")
+        return real(model, spec)
+
+    real = setup.cost
+    monkeypatch.setattr(setup, "cost", cost)
+    gla, other, mamba = cells.plan(request(text, tmp_path, {"mixer": "gla,mamba", "seed": "0,1"}))[:3]
+    assert "ValueError: size of label 'k' does not match (tests/sweeps/test_sweep.py, line " in gla.error
+    assert other.error == gla.error and mamba.error is None and mamba.cost.parameters > 0
+    assert capsys.readouterr().err.count("Traceback") == 1
 
 
 def test_plots(text, tmp_path, monkeypatch):
@@ -194,110 +290,27 @@ def test_intervals():
     assert report.interval([math.inf, 3.0])[1] is None
 
 
-@dataclasses.dataclass(frozen=True)
-class Script(Cell):
-    """A cell whose commands are Python texts, each done when it has made its file."""
-
-    texts: tuple[str, ...] = ()
-
-    def todo(self):
-        todo = enumerate(self.texts)
-        return [
-            [sys.executable, "-c", t, str(self.workdir / f"{i}")]
-            for i, t in todo
-            if not (self.workdir / f"{i}").exists()
-        ]
-
-
-DONE = "import sys; open(sys.argv[1], 'w')"
-WAIT = "import os, time; [time.sleep(.01) for _ in iter(lambda: os.path.exists(other), True)]; "
-
-
-def script(folder, name, *texts):
-    return Script({}, (), folder / name, {}, texts=texts)
-
-
-def test_local_processes(tmp_path):
-    """Commands in order, cells side by side; a failure is its last error, and stops nothing but its cell."""
-    # Each of the first two waits for the other, so they must run at the same time.
-    meet = "me, other = {!r}, {!r}; open(me, 'w'); " + WAIT + DONE
-    a, b = str(tmp_path / "a-was-here"), str(tmp_path / "b-was-here")
-    todo = [
-        script(tmp_path, "a", meet.format(a, b), DONE),
-        script(tmp_path, "b", meet.format(b, a)),
-        script(tmp_path, "bad", DONE, "print('about to'); raise ValueError('it broke')"),
-        script(tmp_path, "said", "import sys; sys.exit('error: no such thing')"),
-        script(tmp_path, "dead", "import os; os.kill(os.getpid(), 9)"),
-        script(tmp_path, "idle", "pass"),
-    ]
-    found = {r.cell.name: (r.status, r.error) for r in LocalLauncher(2, tmp_path / ".lock").run(todo)}
-    assert found == {
-        "a": ("finished", None),
-        "b": ("finished", None),
-        "bad": ("failed", "ValueError: it broke"),
-        "said": ("failed", "no such thing"),
-        "dead": ("failed", "killed by SIGKILL, perhaps for want of memory"),
-        "idle": ("interrupted", None),
-    }
-    assert "about to" in (tmp_path / "bad" / "log.txt").read_text()
-
-
-def test_stopping(tmp_path):
-    """The first signal goes on to the cells, and no other is started; the directory is locked until they have ended."""
-    wait = "import sys, time; open(sys.argv[1] + '-on', 'w'); time.sleep(60)"
-    todo = [script(tmp_path, name, wait) for name in ("a", "b", "never")]
-    blocked = []
-
-    def disturb():
-        while not all((tmp_path / name / "0-on").exists() for name in "ab"):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    engine = LocalLauncher(2, tmp_path / ".lock")
-    threading.Thread(target=disturb).start()
-    results = []
-    for result in engine.run(todo):
-        results.append(result)
-        with pytest.raises(ValueError, match="another sweep"):
-            list(LocalLauncher(1, tmp_path / ".lock").run(todo))
-        blocked.append(True)
-    assert {(r.cell.name, r.status) for r in results} == {("a", "interrupted"), ("b", "interrupted")} and blocked
-    assert not (tmp_path / "never").exists()
-    with pytest.raises(ValueError, match="at least one worker"):
-        LocalLauncher(0, tmp_path / ".lock")
-
-
-def test_workers_share_the_machine(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5")
-    text = "import os, sys; open(sys.argv[1], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
-    wait = f"other = {str(tmp_path / 'b' / '0')!r}; " + WAIT + DONE
-    todo = [script(tmp_path, "a", text, wait), script(tmp_path, "b", text)]
-    assert {r.status for r in LocalLauncher(2, tmp_path / ".lock").run(todo)} == {"finished"}
-    assert (tmp_path / "a" / "0").read_text() == "3,5" and (tmp_path / "b" / "0").read_text() == "4"
-
-
-def test_from_end_to_end(text, tmp_path):
-    """The command trains, scores at the best checkpoint, reports; and then finds that all is done."""
+def test_from_end_to_end(text, tmp_path, monkeypatch):
+    """The command trains, scores at the best checkpoint, reports, from any directory; and then finds that all is done."""
+    monkeypatch.chdir(text.parent)
+    settings = SMALL | {"train.eval_every": "2", "train.checkpoint_every": "2"}
     arguments = [
-        "sweep.py",
         "--config=configs/lm.py",
         "--over",
         "mixer=gla",
         "seed=5",
         f"--workdir={tmp_path / 'sweep'}",
+        "--lengths=32",
     ]
-    arguments += ["--lengths=32", "--set", f"corpus=file:{text}", *(f"{key}={value}" for key, value in SMALL.items())]
-    arguments += ["train.eval_every=2", "train.checkpoint_every=2"]
+    arguments += ["--set", f"corpus=file:{text.name}", *(f"{key}={value}" for key, value in settings.items())]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "MIXOLOGY_CACHE": str(tmp_path / "cache")}
-    options = {"cwd": ROOT, "env": environment, "text": True, "capture_output": True}
-    run = subprocess.run([sys.executable, *arguments], **options)
+    options = {"env": environment, "text": True, "capture_output": True}
+    run = subprocess.run([sys.executable, str(ROOT / "sweep.py"), *arguments], **options)
     folder = tmp_path / "sweep" / "mixer=gla,seed=5"
     assert run.returncode == 0, run.stderr + ((folder / "log.txt").read_text() if folder.exists() else "")
     result = json.loads((folder / "result.json").read_text())
     assert result["step"] in (2, 4) and set(result["test"]) == {"16", "32"} and result["floors"]["uniform"] == 8
     assert "`gla`" in (tmp_path / "sweep" / "report.md").read_text()
-    asked = command.request(command.parse(arguments[1:]))
-    (cell,) = cells.plan(dataclasses.replace(asked, config=str(ROOT / "configs/lm.py")))
-    assert cell.config == json.loads((folder / "config.json").read_text()) and cell.todo() == []
-    with pytest.raises(ValueError, match=r"train\.stpes"):
-        command.main([*arguments[1:], "train.stpes=3"])
+    (cell,) = cells.plan(entry.requested(entry.parser().parse_args(arguments), (32,)))
+    assert cell.config == json.loads((folder / "config.json").read_text()) and cell.data == result["data"]
+    assert cell.todo() == []

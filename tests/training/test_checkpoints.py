@@ -64,7 +64,7 @@ def saved(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("saved") / "checkpoints"
     checkpoints = Checkpoints(directory)
     for step in (1, 2):
-        checkpoints.save(step, STATES[step], {"tokens": 10 * step, "name": "x"}, metric=1.0 / step)
+        checkpoints.save(step, STATES[step], {"tokens": 10 * step, "name": "x"}, score=1.0 / step)
     checkpoints.close()
     return directory
 
@@ -88,7 +88,7 @@ def restores_first(directory: Path, capsys, why: str) -> None:
         and "from checkpoint 1" in printed
     )
     assert checkpoints.steps() == [1] and sum(path.is_file() for path in (directory / "2.damaged").rglob("*")) == before
-    checkpoints.save(2, STATES[2], {}, metric=0.1)
+    checkpoints.save(2, STATES[2], {}, score=0.1)
     checkpoints.close()
     assert checkpoints.steps() == [1, 2] and checkpoints.best_step() == 2
     assert same(Checkpoints(directory).restore(HERE).state, STATES[2])
@@ -236,18 +236,27 @@ def test_keeps_the_newest_and_the_best(tmp_path):
             assert checkpoints.steps() == on_disk[step]
     assert checkpoints.best_step() == 8 and Checkpoints(tmp_path).best_step() == 8
     checkpoints.close()
-    assert Checkpoints(tmp_path, best_mode="max").best_step() == 10
+    assert Checkpoints(tmp_path, higher_is_better=True).best_step() == 10
 
 
-def test_without_best(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=False)
-    for step, metric in {1: 1.0, 2: 5.0}.items():
-        checkpoints.save(step, {"params": {"w": jnp.float32(step)}}, {}, metric)
-    checkpoints.close()
-    assert checkpoints.steps() == [2]
-    for options in ({"keep": 0}, {"best_mode": "lowest"}):
-        with pytest.raises(ValueError, match=next(iter(options))):
-            Checkpoints(tmp_path, **options)
+def test_which_score_improves(tmp_path):
+    """Only a finite score that is better than all before, in the metric's own direction."""
+    with pytest.raises(ValueError, match="keep must be at least 1"):
+        Checkpoints(tmp_path, keep=0)
+    for higher, better, worse in ((False, 0.5, 1.5), (True, 1.5, 0.5)):
+        checkpoints = Checkpoints(tmp_path / str(higher), higher_is_better=higher)
+        assert checkpoints.improves(1.0) and not checkpoints.improves(float("nan"))
+        checkpoints.save(1, {"params": {"w": jnp.ones(1)}}, {}, 1.0)
+        found = [checkpoints.improves(score) for score in (better, worse, 1.0, float("inf"), float("-inf"))]
+        assert found == [True, False, False, False, False]
+        checkpoints.close()
+
+
+def test_scores_of_older_code(tmp_path):
+    """It wrote minus the score where a higher one is better."""
+    checkpoints = Checkpoints(tmp_path, higher_is_better=True)
+    assert checkpoints._score({"metric": -0.75}) == 0.75 and checkpoints._score({"metric": None}) is None
+    assert Checkpoints(tmp_path)._score({"metric": 1.5}) == 1.5
 
 
 def test_no_metric_no_best(tmp_path):
@@ -255,7 +264,7 @@ def test_no_metric_no_best(tmp_path):
     checkpoints.save(1, {"params": {"w": jnp.ones(2)}}, {})
     checkpoints.close()
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* has a metric"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* has a score"):
         checkpoints.restore_params({"w": jax.ShapeDtypeStruct((2,), jnp.float32, sharding=sharding)}, "best")
     with pytest.raises(ValueError, match="abstract leaf params/w has no sharding"):
         checkpoints.restore_params({"w": jax.ShapeDtypeStruct((2,), jnp.float32)})
@@ -368,6 +377,6 @@ def test_metadata_must_be_json(tmp_path):
 
 def test_record_on_disk(directory):
     record = json.loads((directory / "2" / "metadata" / "metadata").read_text())["record"]
-    assert record["step"] == 2 and record["metric"] == 0.5 and record["metadata"] == {"tokens": 20, "name": "x"}
+    assert record["step"] == 2 and record["score"] == 0.5 and record["metadata"] == {"tokens": 20, "name": "x"}
     assert record["leaves"]["params/w"]["type"] == "float32[8,512]" and record["leaves"]["rng"]["type"] == "key<fry>[]"
     assert len(record["leaves"]) == 8

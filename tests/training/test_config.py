@@ -1,6 +1,7 @@
 """Configurations: complete, typed, and nothing in them ignored."""
 
 import importlib
+import json
 
 import pytest
 
@@ -33,6 +34,19 @@ def test_resolved_config_is_complete(config):
     assert resolve(resolved.raw).model == resolved.model
 
 
+def test_what_is_resolved_is_what_is_used(config):
+    """Nothing is left to be derived: what was None has its value, and the same configuration comes of it."""
+    config.model.update(
+        {"causal": None, "length": None, "tie_embeddings": None, "norm_eps": None, "channel_size": None}
+    )
+    raw = resolve(config).raw
+    found = {key: raw["model"][key] for key in ("causal", "length", "tie_embeddings", "norm_eps", "channel_size")}
+    assert found == {"causal": True, "length": 16, "tie_embeddings": True, "norm_eps": 1e-6, "channel_size": 341}
+    assert raw["model"]["position_embedding"] == "none" and raw["model"]["mixer"]["mamba"]["dt_rank"] == 8
+    assert raw["task"]["corpus"].startswith("file:/") and raw["optimizer"]["group_scale"]["default"] == 1.0
+    assert json.loads(json.dumps(raw)) == raw == resolve(raw).raw
+
+
 def test_placeholders_are_typed(config):
     """A hyperparameter whose default is None can be set from a flag, with its type checked."""
     config.lock()
@@ -58,9 +72,21 @@ def test_locked_typo_suggests(config):
         ("task.name", "language_modle", "language_model"),
         ("task.corpus", "file:/nowhere/text.txt", "/nowhere/text.txt"),
         ("task.lenght", 4, "length"),
-        ("train.compute_dtype", "float16", "float32, bfloat16"),
+        ("train.compute_dtype", "float16", "did you mean 'bfloat16' or 'float32'"),
         ("train.accumulation", 3, "not divisible"),
         ("optimizer.schedule", "cosin", "cosine"),
+        ("optimizer.learning_rate", float("nan"), "config.optimizer.learning_rate is not a number"),
+        ("optimizer.warmup_steps", -1, "optimizer.warmup_steps must be"),
+        ("train.steps", 0, "train.steps must be at least 1, got 0"),
+        ("train.eval_batches", -1, "train.eval_batches must be at least 0, got -1"),
+        ("train.log_every", -1, "train.log_every must be at least 0, got -1"),
+        ("train.z_loss", -0.1, "train.z_loss must be at least 0"),
+        ("train.implementation", "chunkd", "chunked"),
+        ("model.width", 0, "model.width must be at least 1"),
+        ("model.depth", 0, "model.depth must be at least 1"),
+        ("seed", -1, "config.seed must be a whole number from 0 to 4294967295, got -1"),
+        ("seed", 2**32, "config.seed must be"),
+        ("mesh.data", 0, "mesh"),
         ("model.mixer.mamba.sate", 4, None),
     ],
 )
@@ -73,7 +99,7 @@ def test_bad_values(config, path, value, message):
     with node.unlocked():
         node[last] = value
     if message is None:  # a mixer's own keys are checked by its constructor
-        from training.loop import build
+        from training.setup import build
 
         with pytest.raises(ValueError, match="did you mean 'state'"):
             build(resolve(config))

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from models import mixer as mixers
-from models.sequence_model import ModelConfig, SequenceModel
+from models.config import ModelConfig
+from models.sequence_model import SequenceModel
 from tests.collection import one_of_each_primitive
 from tests.tolerance import assert_close
 from training import optimizer, sharding, state
@@ -83,12 +84,11 @@ def test_facts_reach_the_optimizer():
 
 @pytest.mark.parametrize("name", mixers.names())
 def test_sensitive_parameters(name):
-    """No decay on vectors, filters and what sets time scales; these also stay in float32."""
+    """Neither vectors nor what belongs to a state space decays; there, all but the maps of the input stays in float32."""
     abstract = sketch(name)
     for path, variable in nnx.to_flat_state(nnx.state(abstract)):
         facts = variable.get_metadata()
-        leaf = str(path[-1])
         if len(facts["axes"]) < 2 or facts["group"] != "default":
             assert not facts["decay"], path
-        if any(mark in leaf for mark in ("a_log", "log_a", "dt_bias", "log_dt", "nu_log", "theta_log")):
-            assert facts["keep_float32"] and not facts["decay"], path
+        if facts["group"] == "ssm" and "embed" not in facts["axes"]:
+            assert facts["keep_float32"], path

@@ -1,5 +1,7 @@
 """Runs from end to end: exact resume, evaluation, sampling, and what bad input gets."""
 
+import errno
+import io
 import json
 import os
 import pathlib
@@ -9,14 +11,18 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from configs import lm
-from evaluation import scoring
 from models import mixer as mixers
-from training import loop
+from training import loop, setup
+from training.actions import Action, every
+from training.checkpoints import Checkpoints
 from training.config import resolve
+from training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -49,7 +55,7 @@ def losses(workdir) -> dict[int, float]:
 def finished(text, tmp_path_factory):
     """A run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, loop.train(resolve(small(text)), workdir)
+    return workdir, loop.train(resolve(small(text)), workdir).result
 
 
 def test_a_run_leaves_everything(finished):
@@ -127,34 +133,11 @@ def test_kill_and_terminate(finished, text, tmp_path):
         return process, process.communicate()[0]
 
     process, output = launch_until(3, signal.SIGTERM)
-    assert process.returncode == 0, output
-    assert "run the same command to go on" in output or "step      12" in output
+    assert process.returncode == 75 and "run the same command to go on" in output, output
     launch_until(8, signal.SIGKILL)
     last = subprocess.run(arguments, capture_output=True, **options)
     assert last.returncode == 0, last.stderr
     assert losses(workdir) == losses(finished[0])
-
-
-def test_evaluation_and_sampling(finished, capsys):
-    """A checkpoint is scored at several lengths beside its floors, and sampled from, reproducibly."""
-    workdir, result = finished
-    model = scoring.load(workdir, "latest")
-    assert model.step == 12
-    (length, at_training), _ = scoring.score(model, "valid", [24, 48], batches=2)
-    assert length == 24
-    assert at_training["bits_per_byte"] == pytest.approx(result["bits_per_byte"], rel=1e-5)
-    printed = capsys.readouterr().out
-    assert "uniform" in printed and "5-gram" in printed and "model" in printed
-    scoring.score(model, "test", [48], batches=1)
-    assert "5-gram" in capsys.readouterr().out, "the floors are beside every score, at any length"
-    first, again, other = (scoring.sample(model, "the quick", 20, seed=seed) for seed in (0, 0, 1))
-    assert first == again != other and first.startswith("the quick")
-    assert (workdir / "samples" / "step12-seed0.txt").read_text() == first
-    greedy = scoring.sample(model, "the quick", 5, temperature=0.0)
-    # The likeliest token, from the whole sequence at once, is what the carry gives step by step.
-    ids = model.config.task.encode(greedy)
-    logits, _ = jax.jit(model.built.apply)(model.params, ids[None, :-1])
-    assert (np.argmax(logits[0], -1)[-5:] == ids[-5:]).all()
 
 
 def test_documents(tmp_path):
@@ -167,22 +150,134 @@ def test_documents(tmp_path):
     config.task.update({"corpus": f"file:{folder}", "packing": "documents"})
     resolved = resolve(config)
     assert resolved.task.spec.packed
-    result = loop.train(resolved, tmp_path / "run")
+    result = loop.train(resolved, tmp_path / "run").result
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
-    valid = loop.Batches(resolved, loop.build(resolved), "valid", 8)
+    valid = setup.batches(resolved, setup.build(resolved), "valid", 8)
     assert max(int(valid[i]["segment_ids"].max()) for i in range(len(valid))) > 1
     assert result["tokens"] == sum(float(valid[i]["weights"].sum()) for i in range(len(valid)))
+
+
+def test_best_is_the_best_evaluation(text, tmp_path):
+    """Wherever checkpoints fall, the evaluation that is best is one, after a resume, too."""
+    seen = {}
+
+    def spoil(run):
+        """After step 6, whose evaluation is the best then, the model forgets everything."""
+        if run.step == 7:
+            run.state = {**run.state, "params": jax.tree.map(jnp.zeros_like, run.state["params"])}
+
+    config = resolve(small(text, eval_every=2, checkpoint_every=5, steps=9))
+    note = Action(every(1), lambda run: seen.update({run.scored: run.result.get("bits_per_byte")}))
+    loop.train(config, tmp_path / "run", Action(every(1), spoil), note)
+    best = min((step for step in seen if step), key=seen.get)
+    assert best == 6
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoints.best_step() == 6 and checkpoints.steps() == [6, 9]
+
+
+def test_actions_of_ones_own(text, tmp_path):
+    """They see each step that they are due at, may write to the record, and may end the run, which then is saved."""
+    steps = []
+
+    def act(run):
+        steps.append(run.step)
+        run.record.write(run.step, "mine", {"twice": 2 * float(run.metrics["loss"])})
+        if run.step == 6:
+            run.stop()
+
+    ended = loop.train(resolve(small(text)), tmp_path / "run", Action(every(3), act))
+    assert steps == [3, 6] and not ended.finished
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == 6
+    lines = read_metrics(tmp_path / "run")
+    found = {(line["split"], line["step"]): line for line in lines}
+    assert found["mine", 6]["twice"] == pytest.approx(2 * found["train", 6]["loss"], rel=1e-6)
+    assert loop.train(resolve(small(text)), tmp_path / "run").finished
+
+
+def test_a_run_that_cannot_learn_has_diverged(text, tmp_path):
+    """All its updates are left out: that is an error at its end, and when it is asked for again; its record is whole."""
+    config = small(text, steps=4, log_every=2)
+    config.optimizer.update({"learning_rate": 1e30, "clip_norm": 0.0, "warmup_steps": 0, "name": "sgd"})
+    for _ in range(2):
+        with pytest.raises(loop.Diverged, match=r"diverged: .*run"):
+            loop.train(resolve(config), tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4]
+    assert [line["step"] for line in lines if line["split"] == "valid"] == [4]
+
+
+@pytest.mark.parametrize(
+    "skipped, why",
+    [
+        ({10: 0, 20: 0}, None),
+        ({10: 3, 18: 3, 20: 4}, None),
+        ({10: 0, 18: 0, 19: 1, 20: 2}, "after step 18"),
+        ({10: 10, 20: 20}, "after step 10"),
+        ({20: 20}, "after step 0"),
+        ({20: 19}, None),
+    ],
+)
+def test_which_runs_have_diverged(tmp_path, skipped, why):
+    lines = [{"step": step, "split": "train", "skipped": count} for step, count in skipped.items()]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = loop.diverged(tmp_path, 20, "accuracy")
+    assert (found is None) if why is None else why in found
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 20, "split": "valid", "accuracy": "NaN"}) + "\n")
+    assert "accuracy on the validation split is nan" in loop.diverged(tmp_path, 20, "accuracy")
+
+
+def test_a_full_disk_is_one_error(text, tmp_path, monkeypatch):
+    """What closing the files has to say after it is not said."""
+
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        name = "metrics.jsonl"
+        close = flush
+
+    def fill(run):
+        run.record._file = Full()
+
+    with pytest.raises(UserError, match=r"cannot write to metrics\.jsonl: No space left on device"):
+        loop.train(resolve(small(text)), tmp_path / "run", Action(every(2), fill))
+
+
+def test_other_data_is_refused(finished, text, tmp_path):
+    """A text that was cut since is not resumed with."""
+    workdir, _ = finished
+    other = tmp_path / "text.txt"
+    other.write_text(text.read_text()[:9000])
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name != ".lock"}
+    with pytest.raises(UserError, match="is not the data that is here now"):
+        loop.train(resolve(small(other)), workdir)
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name != ".lock"} == before
+
+
+def test_choices_of_forms(text, tmp_path):
+    """A form that the model's primitives do not have is refused before anything is written."""
+    for choice, message in {
+        "attention=reference": "does not use attention",
+        "linear_attention=associative": "associative",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            loop.train(resolve(small(text, implementation=choice)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert loop.train(
+        resolve(small(text, implementation="linear_attention=reference", steps=2)), tmp_path / "run"
+    ).finished
 
 
 def test_workdir_of_another_run(finished, text):
     """A work directory that holds another configuration's run is refused, and stays as it is."""
     workdir, _ = finished
-    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name != ".lock"}
     config = small(text)
     config.model.width = 32
     with pytest.raises(ValueError, match=r"model\.width"):
         loop.train(resolve(config), workdir)
-    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name != ".lock"} == before
 
 
 def test_bad_input_before_anything_is_written(text, tmp_path, monkeypatch):
@@ -206,7 +301,6 @@ def test_command_line_errors(text, tmp_path):
     """The user sees one message, not a traceback."""
     cases = [
         (["train.py", "--config=configs/lm.py:mixer=mambo", f"--workdir={tmp_path}"], "mamba"),
-        (["eval.py", f"--workdir={tmp_path}"], "is not a run directory"),
         ([*flags(text, tmp_path), "--config.model.widht=3"], "width"),
     ]
     for arguments, message in cases:

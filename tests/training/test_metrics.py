@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from data.metrics import ACCURACY, bits_per
 from training.metrics import MetricWriter, Progress, peak_flops, read_metrics
 
 
@@ -17,17 +18,21 @@ def lines(root):
     return [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
 
 
-def scalars(root):
-    """(tag, step) -> value of all event files: length, 4 bytes, record, 4 bytes, and so on."""
-    found = {}
-    for path in sorted(root.glob("events.out.tfevents.*")):
-        data = path.read_bytes()
-        while data:
-            size = int.from_bytes(data[:8], "little")
-            event = event_pb2.Event.FromString(data[12 : 12 + size])
-            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-            data = data[16 + size :]
+def events(path):
+    """What an event file holds: length, 4 bytes, record, 4 bytes, and so on."""
+    found, data = [], path.read_bytes()
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
     return found
+
+
+def scalars(root):
+    """(tag, step) -> value of all event files."""
+    paths = sorted(root.glob("events.out.tfevents.*"))
+    told = [(event, value) for path in paths for event in events(path) for value in event.summary.value]
+    return {(value.tag, event.step): value.simple_value for event, value in told}
 
 
 def test_record(tmp_path):
@@ -38,11 +43,11 @@ def test_record(tmp_path):
     writer.close()
     assert lines(tmp_path)[1] == {"step": 1, "split": "validation", "loss": 2.5, "done": 1}
     assert read_metrics(tmp_path) == lines(tmp_path)
-    events = scalars(tmp_path)
-    assert set(events) == {
+    found = scalars(tmp_path)
+    assert set(found) == {
         (t, 1) for t in ("train/loss", "train/tokens", "train/rate", "validation/loss", "validation/done")
     }
-    assert events["validation/loss", 1] == 2.5
+    assert found["validation/loss", 1] == 2.5
 
 
 def test_numbers_that_json_lacks(tmp_path):
@@ -73,6 +78,20 @@ def test_resume(tmp_path):
     assert [(x["split"], x["step"], x["loss"]) for x in lines(tmp_path)] == [*kept, ("train", 30, 31.0)]
     MetricWriter(tmp_path).close()
     assert lines(tmp_path) == []
+
+
+def test_tensorboard_forgets_what_is_told_again(tmp_path):
+    """After a kill before the first checkpoint, too, when nothing of the record is kept: a new session begins at that step."""
+    writer = MetricWriter(tmp_path)
+    writer.write(5, "train", {"loss": 1.0})
+    writer.close()
+    before = set(tmp_path.glob("events.out.tfevents.*"))
+    for path in before:  # files are named by the second
+        path.rename(path.with_name(f"{path.name}.first"))
+    MetricWriter(tmp_path, resume_step=0).close()
+    (path,) = (p for p in tmp_path.glob("events.out.tfevents.*") if not p.name.endswith(".first"))
+    starts = [e.step for e in events(path) if e.session_log.status == event_pb2.SessionLog.START]
+    assert starts == [1]
 
 
 def test_cut_line(tmp_path, capsys):
@@ -119,15 +138,25 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
 
 def test_progress():
     now = [100.0]
-    progress = Progress(1000, tokens_per_step=4096, flops_per_step=2e12, peak=40e12, clock=lambda: now[0])
+    progress = Progress(
+        1000,
+        tokens_per_step=4096,
+        metrics=(bits_per("byte"), ACCURACY),
+        flops_per_step=2e12,
+        peak=40e12,
+        clock=lambda: now[0],
+    )
     assert progress.rates(1) == {} and progress.line(1, {"loss": 9.0}) == "step    1/1000  loss 9.0000"
     now[0] = 300.0  # compilation does not count
     progress.start(2)
     now[0] = 301.0
     rates = progress.rates(12)
     assert rates == pytest.approx({"tokens_per_second": 40960.0, "mfu": 0.5})
-    line = progress.line(12, {"loss": 2.34567, "bits_per_byte": 1.5, "grad_norm": 3.0} | rates)
-    assert line == "step   12/1000  loss 2.3457  bits/byte 1.5000  40,960 tokens/s  MFU 50.0%  ETA 0:01:39"
+    line = progress.line(12, {"loss": 2.34567, "accuracy": 0.25, "bits_per_byte": 1.5, "grad_norm": 3.0} | rates)
+    assert (
+        line
+        == "step   12/1000  loss 2.3457  1.5000 bits per byte  accuracy 25.00 %  40,960 tokens/s  MFU 50.0%  ETA 0:01:39"
+    )
     assert progress.rates(12) == {}  # no step since
     now[0] = 1301.0
     assert progress.rates(112) == pytest.approx({"tokens_per_second": 409.6, "mfu": 0.005})

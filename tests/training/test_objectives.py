@@ -7,12 +7,14 @@ import pytest
 from flax import nnx
 
 from configs import lm, lra, recall
+from data import metrics
 from data.task import Spec
 from models import mixer as mixers
+from models.config import ModelConfig
 from models.heads import pool
-from models.sequence_model import ModelConfig, SequenceModel
+from models.sequence_model import SequenceModel
 from tests.tolerance import assert_close
-from training import loop, validation
+from training import loop, setup
 from training.config import resolve
 from training.step import class_sums, real_sums
 
@@ -36,8 +38,8 @@ def test_run(objective, tmp_path):
         config[section].update(options)
     resolved = resolve(config)
     assert resolved.task.spec.objective == objective
-    result = loop.train(resolved, tmp_path / "run")
-    assert np.isfinite(result[resolved.task.spec.metric]) and np.isfinite(result["loss"])
+    result = loop.train(resolved, tmp_path / "run").result
+    assert np.isfinite(result[resolved.task.spec.metric.name]) and np.isfinite(result["loss"])
     assert (tmp_path / "run" / "config.json").exists()
 
 
@@ -66,10 +68,10 @@ def test_sums_of_rows():
     logits = jnp.zeros((3, 2, 4)).at[:, :, 1].set(1.0)
     targets = jnp.array([[1, 1], [1, 0], [0, 0]])
     weights = jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
-    sums = class_sums(logits, targets, weights)
-    assert sums["rows"] == 2 and sums["rows_correct"] == 1 and sums["correct"] == 3
     spec = Spec(vocab_size=4, channels=None, targets=4, objective="token_labels", length=2, causal=True)
-    result = validation.summary(spec, {key: float(value) for key, value in sums.items()})
+    sums = class_sums(logits, targets, weights, spec.metrics)
+    assert sums["rows"] == 2 and sums["rows_correct"] == 1 and sums["correct"] == 3
+    result = metrics.summary(spec, {key: float(value) for key, value in sums.items()})
     assert result["accuracy"] == 0.75 and result["row_accuracy"] == 0.5
 
 
@@ -80,7 +82,7 @@ def test_angles():
         -np.stack([np.cos(a[:, 0]) * np.sin(a[:, 1]), np.sin(a[:, 0]), np.cos(a[:, 0]) * np.cos(a[:, 1])], 1)
     )
     expected = np.degrees(np.arccos((vector(found) * vector(true)).sum(1)[0]))
-    sums = real_sums(jnp.asarray(found), jnp.zeros(2), jnp.asarray(true), jnp.ones(2))
+    sums = real_sums(jnp.asarray(found), jnp.zeros(2), jnp.asarray(true), jnp.ones(2), (metrics.ANGULAR_ERROR,))
     np.testing.assert_allclose(sums["angle"], expected, rtol=1e-5)
 
 
@@ -97,12 +99,12 @@ def test_models_that_do_not_fit_their_task():
 
 def test_mixers_that_do_not_fit_the_rows(monkeypatch):
     """Padded rows are for mixers that honour padding, packed rows for those that keep segments apart."""
-    padded = resolve(lra.get_config("task=listops,mixer=hyena"))
-    loop.check_capabilities(padded)
+    padded = lra.get_config("task=listops,mixer=hyena")
+    setup.check_capabilities(resolve(padded))
     monkeypatch.setattr(mixers.find("hyena"), "padding", False)
     with pytest.raises(ValueError, match="are padded, and mixer 'hyena' has padding=False"):
-        loop.check_capabilities(padded)
+        setup.check_capabilities(resolve(padded))
     packed = lm.get_config("mixer=hyena,corpus=stdlib")
     packed.task.packing = "documents"
     with pytest.raises(ValueError, match="hold several segments, and mixer 'hyena' has packing=False"):
-        loop.check_capabilities(resolve(packed))
+        setup.check_capabilities(resolve(packed))

@@ -48,7 +48,9 @@ def update(config, grads, params, steps=1):
 
 
 def plain(name, **kwargs):
-    return OptimizerConfig(name=name, schedule="constant", learning_rate=PEAK, **{"clip_norm": 0.0, **kwargs})
+    return OptimizerConfig(
+        name=name, schedule="constant", learning_rate=PEAK, **{"clip_norm": 0.0, "group_scale": {"ssm": 1.0}, **kwargs}
+    )
 
 
 def closed_form(name, count):
@@ -87,7 +89,8 @@ def test_schedule_without_warmup_starts_at_the_peak(name):
 
 
 def test_optimizer_uses_and_reports_the_schedule():
-    config = OptimizerConfig(name="sgd", schedule="linear", learning_rate=PEAK, b1=0.0, weight_decay=0.0, clip_norm=0.0)
+    none = {"b1": 0.0, "weight_decay": 0.0, "clip_norm": 0.0}
+    config = OptimizerConfig(name="sgd", schedule="linear", learning_rate=PEAK, final_fraction=0.1, **none)
     tx = optimizer.build(config, 4, METADATA)
     params = tree(0)
     step = jax.jit(lambda state: tx.update(params, state, params))

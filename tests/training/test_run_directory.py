@@ -1,39 +1,45 @@
 """The run directory: complete records, and no run overwritten by another."""
 
 import json
+import re
 import subprocess
 
 import jax
 import pytest
 
+from common.errors import UserError
 from common.files import write_atomically
+from configs import recall
 from training import run_directory
-from training.run_directory import RunDirectoryError, open_run, read_config
-
-CONFIG = {
-    "model": {"mixer": {"state": 16, "name": "s4d"}, "pattern": ("a", "b"), "extra": {}},
-    "train": {"steps": 100, "log_every": 10, "batch_size": 8},
-    "mesh": {"data": -1},
-    "seed": 0,
-}
+from training.config import resolve
+from training.run_directory import RunDirectoryError, check_data, locate, read_config, recorded_data
 
 
 def changed(**values):
-    config = json.loads(json.dumps(CONFIG))
+    """A resolved configuration of a small task, with some of its keys changed."""
+    config = recall.get_config("task=adding,mixer=s4d")
+    config.train.update({"steps": 100, "log_every": 10, "batch_size": 8})
+    config.optimizer.warmup_steps = 2
     for path, value in values.items():
         *sections, key = path.split("__")
         section = config
         for name in sections:
             section = section[name]
-        if value is None:
-            del section[key]
-        else:
-            section[key] = value
-    return config
+        section[key] = value
+    return resolve(config)
+
+
+CONFIG = changed()
+
+
+def open_run(workdir, config, **options):
+    """Opens a run and closes it again."""
+    with run_directory.open_run(config, workdir, **options) as run:
+        return run
 
 
 def content(root):
-    return {path.name: path.read_bytes() for path in root.iterdir()}
+    return {path.name: path.read_bytes() for path in root.iterdir() if path.is_file() and path.name != ".lock"}
 
 
 def launches(run):
@@ -41,11 +47,11 @@ def launches(run):
 
 
 def test_new_run(tmp_path):
-    run = open_run(tmp_path / "a" / "b", CONFIG, environment_extra={"data": {"sha256": "1f"}})
-    assert read_config(run.root) == json.loads(json.dumps(CONFIG))
+    run = open_run(tmp_path / "a" / "b", CONFIG)
+    assert read_config(run.root) == json.loads(json.dumps(CONFIG.raw))
     assert set(content(run.root)) == {"config.json", "environment.json"}
     (launch,) = launches(run)
-    assert launch["data"] == {"sha256": "1f"} and launch["config_changes"] == {}
+    assert launch["fingerprint"] == CONFIG.task.fingerprint() and launch["config_changes"] == {}
     assert launch["packages"]["jax"] == jax.__version__ and launch["packages"]["orbax-checkpoint"]
     assert launch["devices"] == {"platform": "cpu", "kind": "cpu", "count": 8, "processes": 1}
     assert launch["time"].endswith("+00:00") and launch["command"][0] and launch["python"].count(".") == 2
@@ -62,24 +68,21 @@ def test_resume_adds_a_launch(tmp_path):
 
 def test_resumable_changes(tmp_path, capsys):
     open_run(tmp_path, CONFIG)
-    run = open_run(tmp_path, changed(train__steps=200, train__log_every=5, mesh={"data": 2, "fsdp": 4}))
+    run = open_run(tmp_path, changed(train__steps=200, train__log_every=5, mesh__data=2, mesh__fsdp=4))
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and "train.steps: 100 -> 200" in printed
     assert read_config(tmp_path)["train"]["steps"] == 200
     changes = launches(run)[1]["config_changes"]
-    assert changes["train.steps"] == {"from": 100, "to": 200} and changes["mesh.fsdp"] == {"from": "absent", "to": 4}
+    assert changes["train.steps"] == {"from": 100, "to": 200} and changes["mesh.fsdp"] == {"from": 1, "to": 4}
     assert set(changes) == {"train.steps", "train.log_every", "mesh.data", "mesh.fsdp"}
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"model__mixer__state": 32}, ["model.mixer.state: 16 -> 32"]),
-        ({"seed": 1, "train__batch_size": 16, "train__steps": 7}, ["seed: 0 -> 1", "train.batch_size: 8 -> 16"]),
-        ({"model__pattern": ["a"]}, ["model.pattern: ['a', 'b'] -> ['a']"]),
-        ({"model__mixer__name": None}, ["model.mixer.name: 's4d' -> 'absent'"]),
-        ({"model__extra": {"new": 1}}, ["model.extra.new: 'absent' -> 1"]),
-        ({"train__steps_per_epoch": 3}, ["train.steps_per_epoch: 'absent' -> 3"]),
+        ({"model__mixer__s4d__state": 32}, ["model.mixer.s4d.state: 64 -> 32"]),
+        ({"seed": 1, "train__batch_size": 16, "train__steps": 70}, ["seed: 0 -> 1", "train.batch_size: 8 -> 16"]),
+        ({"task__length": 9}, ["task.length: "]),
     ],
 )
 def test_other_configuration(tmp_path, change, said):
@@ -91,6 +94,88 @@ def test_other_configuration(tmp_path, change, said):
     assert str(tmp_path) in message and all(text in message for text in said) and "\n" not in message
     assert "train.steps:" not in message
     assert content(tmp_path) == before
+
+
+def test_the_record_of_older_code(tmp_path):
+    """A key that did not exist then, and a value that was left to be derived, are what they are now by default; a key that
+    does not exist any more is another configuration."""
+    run = open_run(tmp_path, CONFIG)
+    old = read_config(tmp_path)
+    del (
+        old["train"]["profile_step"],
+        old["model"]["remat"],
+        old["model"]["mixer"]["s4d"]["dt_min"],
+        old["mesh"]["tensor"],
+    )
+    del old["optimizer"]["group_scale"]
+    old["model"].update({"causal": None, "norm_eps": None, "channel_size": None})
+    old["model"] |= {"channel_mixer": "auto", "position_embedding": "auto"}
+    run.environment.write_text(json.dumps([{"data": "made in another way"}]))
+    run.config.write_text(json.dumps(old))
+    open_run(tmp_path, CONFIG)
+    assert launches(run)[1]["config_changes"] == {}
+    run.config.write_text(json.dumps(old | {"model": old["model"] | {"gone": 3}}))
+    with pytest.raises(RunDirectoryError, match=r"model\.gone: 3 -> 'absent'"):
+        open_run(tmp_path, CONFIG)
+    run.config.write_text(json.dumps(old | {"model": old["model"] | {"remat": "full"}}))
+    with pytest.raises(RunDirectoryError, match=r"model\.remat: 'full' -> 'none'"):
+        open_run(tmp_path, CONFIG)
+
+
+def test_steps_of_a_run_that_has_some(tmp_path, capsys):
+    """With more steps the learning rate goes back up, which is said; with fewer nothing is touched."""
+    run = open_run(tmp_path, CONFIG)
+    (run.checkpoints / "100").mkdir(parents=True)
+    before = content(tmp_path).keys(), read_config(tmp_path)
+    with pytest.raises(RunDirectoryError, match=r"has step 100 already, and train\.steps=50 asks for fewer"):
+        open_run(tmp_path, changed(train__steps=50))
+    assert (content(tmp_path).keys(), read_config(tmp_path)) == before
+    capsys.readouterr()
+    open_run(tmp_path, changed(train__steps=400))
+    assert re.search(r"the learning rate goes back up at step 100, from 6e-05 to 0\.00\d+: ", capsys.readouterr().out)
+
+
+def test_data_is_identity(tmp_path, monkeypatch, capsys):
+    """Other data is refused before anything is written, or gone on with and recorded."""
+    own = CONFIG.task.fingerprint()
+    run = open_run(tmp_path, CONFIG)
+    assert recorded_data(tmp_path) == own
+    monkeypatch.setattr(CONFIG.task, "fingerprint", lambda: "f" * 64)
+    before = content(tmp_path)
+    with pytest.raises(RunDirectoryError, match=rf"{own[:12]}.*ffffffffffff.*--allow_other_data"):
+        open_run(tmp_path, CONFIG)
+    assert content(tmp_path) == before
+    open_run(tmp_path, CONFIG, allow_other_data=True)
+    assert "going on with it" in capsys.readouterr().out
+    assert launches(run)[1]["fingerprint"] == "f" * 64 and launches(run)[1]["fingerprint_before"] == own
+    assert recorded_data(tmp_path) == "f" * 64 and check_data(tmp_path, "f" * 64, False) is None
+    assert check_data(tmp_path / "elsewhere", own, False) is None  # there is no record to compare with
+
+
+def test_one_writer(tmp_path):
+    """A run that is being written is refused to others; the lock of a process that is gone is none."""
+    with run_directory.open_run(CONFIG, tmp_path):
+        before = content(tmp_path)
+        with pytest.raises(UserError, match=rf"another run is at work in {tmp_path} \(process \d+ on "):
+            open_run(tmp_path, CONFIG)
+        assert content(tmp_path) == before
+    open_run(tmp_path, CONFIG)
+    (tmp_path / ".lock").write_text("{")
+    open_run(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "workdir", ["", "  ", "gs://bucket/run", "s3://bucket/run", "gs:/bucket/run", "~nobody_here/run"]
+)
+def test_workdirs_that_are_none(workdir):
+    with pytest.raises(RunDirectoryError, match="--workdir"):
+        locate(workdir)
+
+
+def test_home_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("~/x") == tmp_path / "x"
+    assert locate("runs/x").is_absolute()
 
 
 def test_unwritable(tmp_path):
@@ -119,6 +204,7 @@ def test_unreadable_records(tmp_path):
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(run_directory, "_wait", lambda: None)
     assert open_run(tmp_path / "run", CONFIG).root == tmp_path / "run"
     assert not (tmp_path / "run").exists()
 

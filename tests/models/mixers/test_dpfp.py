@@ -20,7 +20,7 @@ def test_map():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="'delta' or 'sum'"):
+    with pytest.raises(ValueError, match="choose one of delta, sum"):
         mixers.create("dpfp", 16, rngs=nnx.Rngs(0), update="product")
     with pytest.raises(ValueError, match="nu"):
         mixers.create("dpfp", 16, rngs=nnx.Rngs(0), nu=8)

@@ -1,0 +1,114 @@
+"""A run with one of its checkpoints, as everything in this folder starts from."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from common.console import say
+from common.errors import UserError, near
+from ops import dispatch
+from training import setup
+from training.checkpoints import Checkpoints
+from training.config import Config, resolve
+from training.run_directory import RunDirectory, check_data, locate, read_config
+from training.state import Built
+
+NAMED = ("best", "latest")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A run and the model of one of its checkpoints.
+
+    Attributes:
+      config: of the run, on a mesh of this machine's devices.
+      built: the model's functions.
+      params: the parameters.
+      workdir: the run's directory, as an absolute path.
+      step: of the checkpoint.
+      data: the fingerprint of the data that is here.
+      other_data: the fingerprint of the data that the run was trained on where it is not that which is here, else None.
+    """
+
+    config: Config
+    built: Built
+    params: Any
+    workdir: Path
+    step: int
+    data: str
+    other_data: str | None = None
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """On the run's mesh, with its choice of the primitives' implementations."""
+        with jax.set_mesh(self.built.mesh), dispatch.implementation(self.config.train.implementation):
+            yield
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What is written beside everything that is made from the run: the step and the data, and the run's own data if that was
+        another."""
+        trained_on = {} if self.other_data is None else {"data_of_the_run": self.other_data}
+        return {"step": self.step, "data": self.data, **trained_on}
+
+
+def configuration(workdir: str | Path, **sections: Any) -> Config:
+    """The configuration of a run, `sections` in place of its own.
+
+    Raises:
+      UserError: if the directory holds no run, its `config.json` is damaged, or its data is not here.
+    """
+    root = locate(workdir)
+    raw = read_config(root)
+    damaged = not isinstance(raw, dict) or [
+        name for name in ("task", "model", "optimizer", "train", "mesh") if not isinstance(raw.get(name), Mapping)
+    ]
+    if damaged:
+        what = "is no object" if damaged is True else f"has no section {' and no section '.join(damaged)}"
+        raise UserError(
+            f"{RunDirectory(root).config} is damaged: it {what}; give back the one that the run was made with"
+        )
+    return resolve({**raw, **sections})
+
+
+def load(workdir: str | Path, checkpoint: str = "best", allow_other_data: bool = False) -> LoadedRun:
+    """Loads a checkpoint of a run onto this machine's devices, whatever it was trained on.
+
+    Args:
+      workdir: the run's directory.
+      checkpoint: "best", "latest" or a step.
+      allow_other_data: go on where the data that is here is not the data that the run was trained on.
+
+    Raises:
+      UserError: if the directory holds no run, or its data is another or not here.
+      CheckpointError: if there is no such intact checkpoint.
+    """
+    run = RunDirectory(locate(workdir))
+    config = configuration(run.root, mesh={"data": -1})
+    checkpoints = Checkpoints(run.checkpoints, higher_is_better=config.task.spec.metric.higher_is_better)
+    which = _which(checkpoint, checkpoints, run.root)
+    data = config.task.fingerprint()
+    other = check_data(run.root, data, allow_other_data)
+    built = setup.build(config, for_training=False)
+    restored = checkpoints.restore_params(built.abstract["params"], which)
+    say(f"{run.root}: checkpoint of step {restored.step}")
+    return LoadedRun(config, built, restored.state, run.root, restored.step, data, other)
+
+
+def _which(checkpoint: str, checkpoints: Checkpoints, root: Path) -> str | int:
+    """The checkpoint that a user asks for, as `Checkpoints.restore_params` takes it."""
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{root} has no checkpoint yet: train on first")
+    if checkpoint.isdecimal():
+        return int(checkpoint)
+    if checkpoint not in NAMED:
+        there = ", ".join(map(str, steps))
+        raise UserError(
+            f"--checkpoint={checkpoint} is unknown; {near(checkpoint, NAMED)} The steps that are there: {there}"
+        )
+    return checkpoint

@@ -1,0 +1,1 @@
+"""Programs to start from, one file each: `python -m examples.NAME` from the root of the repository."""

@@ -1,0 +1,82 @@
+"""The checks of hyperparameters, where a mixer is built: each raises a `UserError` that names the one to change.
+
+`head_size` and `check_rotated` of `models.mixer` belong to them.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+from common.errors import UserError
+
+
+def at_least(least: float, **given: float | None) -> None:
+    """Checks numbers against a lower bound.
+
+    Args:
+      least: the smallest number that is allowed.
+      **given: the numbers, under their hyperparameters' names; None, which stands for a default, passes.
+
+    Raises:
+      UserError: for a number that is below, or not finite.
+    """
+    for key, value in given.items():
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"`{key}` must be at least {least}, got {value}")
+
+
+def positive(**given: float | None) -> None:
+    """Raises a UserError for a number, given under its hyperparameter's name, that is not positive and finite; None passes."""
+    for key, value in given.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"`{key}` must be positive and finite, got {value}")
+
+
+def finite(**given: float | None) -> None:
+    """Raises a UserError for a number, given under its hyperparameter's name, that is not finite; None passes."""
+    for key, value in given.items():
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"`{key}` must be finite, got {value}")
+
+
+def even(**given: int) -> None:
+    """Raises a UserError for a number, given under its hyperparameter's name, that is not even or not positive."""
+    for key, value in given.items():
+        if value < 2 or value % 2:
+            raise UserError(f"`{key}` must be an even number, 2 or more, got {value}")
+
+
+def ascending(**given: float) -> None:
+    """Raises a UserError if two numbers, given under their hyperparameters' names, are not 0 < first <= second < infinity."""
+    (low, first), (high, second) = given.items()
+    if not 0 < first <= second < math.inf:
+        raise UserError(f"0 < `{low}` <= `{high}` must hold, got {low}={first} and {high}={second}")
+
+
+def scaled(width: int, **factor: float) -> int:
+    """A whole number of channels.
+
+    Args:
+      width: number of channels that is scaled.
+      **factor: one number, under its hyperparameter's name.
+
+    Returns:
+      width times the factor, rounded down.
+
+    Raises:
+      UserError: if that is less than 1, or the factor is not finite.
+    """
+    positive(**factor)
+    ((key, value),) = factor.items()
+    if int(value * width) < 1:
+        raise UserError(f"`{key}`={value} times the width {width} must be 1 or more; increase `{key}` or the width")
+    return int(value * width)
+
+
+@contextlib.contextmanager
+def about(what: str) -> Iterator[None]:
+    """Puts `what` before the message of a UserError that is raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error

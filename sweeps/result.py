@@ -1,0 +1,55 @@
+"""What a sweep asks of a run that has ended: `result.json` in the run's directory."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.console import say
+from common.errors import UserError
+from common.files import write_atomically
+from evaluation import loading, scoring
+from sweeps.cells import RESULT
+from training.metrics import read_metrics
+from training.run_directory import writing
+
+
+def write(workdir: str | Path, lengths: Sequence[int] = (), allow_other_data: bool = False) -> None:
+    """Scores the test split at the checkpoint of a run that is best on validation, and writes `result.json`.
+
+    It holds the scores by length (null at a length that the run's mixers or its task cannot have), the score on validation, the
+    floors of the same rows, and the step and the data that the scores are of, see `evaluation.loading.LoadedRun.origin`.
+
+    Args:
+      workdir: of the run.
+      lengths: to score at beside the one of training.
+      allow_other_data: whether to score a run although its data has changed.
+
+    Raises:
+      UserError: if the directory holds no run or one of other data, or cannot be written.
+      CheckpointError: if no checkpoint has a score to be the best by: the run has diverged.
+    """
+    run = loading.load(workdir, allow_other_data=allow_other_data)
+    task, spec = run.config.task, run.config.task.spec
+    scores = {}
+    for length in sorted({spec.length, *lengths}):
+        try:
+            ((_, found),) = scoring.score(run, "test", [length])
+            scores[str(length)] = found[spec.metric.name]
+        except UserError as error:
+            if length == spec.length:
+                raise
+            say(f"no score at length {length}: {error}")  # mixers and tasks that have one length only
+            scores[str(length)] = None
+    valid = {line["step"]: line[spec.metric.name] for line in read_metrics(run.workdir) if line["split"] == "valid"}
+    result = {
+        "task": task.name,
+        **spec.metric.describe(),
+        "floors": task.floors("test"),
+        "length": spec.length,
+        "steps": run.config.train.steps,
+        **run.origin,
+        "valid": valid[run.step],
+        "test": scores,
+    }
+    with writing(run.workdir):
+        write_atomically(run.workdir / RESULT, json.dumps(result, indent=1))

@@ -1,0 +1,41 @@
+"""How programs end: what a user can mend is one message, a fault of the program keeps its traceback."""
+
+import pytest
+
+from common import command
+from common.errors import UserError
+
+
+def ends(main, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["program", "--one", "two"])
+    with pytest.raises(SystemExit) as end:
+        command.run(main)
+    return end.value.code, capsys.readouterr().err
+
+
+def test_statuses(capsys, monkeypatch):
+    def wrong(arguments):
+        raise UserError("change this")
+
+    def broken(arguments):
+        raise ValueError("Size of label 'k' does not match")
+
+    assert ends(lambda arguments: None, capsys, monkeypatch) == (None, "")
+    assert ends(lambda arguments: command.STOPPED, capsys, monkeypatch) == (75, "")
+    assert ends(lambda arguments: len(arguments), capsys, monkeypatch)[0] == 2
+
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    assert ends(interrupted, capsys, monkeypatch) == (75, "stopped\n")
+    assert ends(wrong, capsys, monkeypatch) == (1, "error: change this\n")
+    with pytest.raises(ValueError, match="Size of label"):
+        command.run(broken)
+
+
+def test_the_parser_raises_user_errors():
+    parser = command.Parser("What it does.", prog="program")
+    parser.add_argument("--length", type=int)
+    for arguments in (["--length=x"], ["--lengt=3"], ["16"], ["--length"]):
+        with pytest.raises(UserError, match=r"program --help tells"):
+            parser.parse_args(arguments)

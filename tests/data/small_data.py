@@ -1,0 +1,114 @@
+"""Any task with data of a few kilobytes, written into a folder in the format that the task reads."""
+
+import pathlib
+import struct
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from data import task
+
+REVIEWS = {
+    "train": {"neg": ["bad bad film", "dull, bad \u00e9"], "pos": ["good film " * 3, "a good one"]},
+    "test": {"neg": ["so bad"], "pos": ["good good", "a film"]},
+}
+PAIRS = [
+    ("1.0", "P01", "P02", 'we "propose" a parser', "a parser"),
+    ("0.0", "P03", "P04", "", "caf\u00e9 \\ translation of long text"),
+    ("1.0", "P05", "P06", "x" * 50, "y"),
+    ("0.0", "P07", "P08", "speech", "b'quoted'"),
+]
+
+
+def pseudo_text(size: int) -> bytes:
+    """Printable bytes in which every short window is unique."""
+    state, out = 1, bytearray()
+    for _ in range(size):
+        state = (state * 1103515245 + 12345) % 2**31
+        out.append(32 + (state >> 16) % 90)
+    return bytes(out)
+
+
+def write_cifar(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Six batches of 20 made-up images; returns images and labels in order."""
+    rng = np.random.default_rng(3)
+    (folder / "cifar-10-batches-bin").mkdir()
+    pixels, labels = rng.integers(0, 256, (120, 3, 32, 32)).astype(np.uint8), (np.arange(120) % 10).astype(np.uint8)
+    for batch, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        part = slice(20 * batch, 20 * batch + 20)
+        records = np.concatenate([labels[part, None], pixels[part].reshape(20, -1)], 1)
+        (folder / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(records.tobytes())
+    return pixels, labels
+
+
+def write_reviews(folder: pathlib.Path) -> None:
+    """An aclImdb of `REVIEWS`."""
+    for split, reviews in REVIEWS.items():
+        for kind, texts in reviews.items():
+            path = folder / "aclImdb" / split / kind
+            path.mkdir(parents=True)
+            for i, text in enumerate(texts):
+                (path / f"{i}_7.txt").write_bytes(text.encode())
+
+
+def write_pairs(folder: pathlib.Path) -> None:
+    """An archive whose splits hold 4, 3 and 2 of the pairs; one file has no newline at its end."""
+    path = folder / "lra_release" / "tsv_data"
+    path.mkdir(parents=True)
+    for part, count in (("train", 4), ("eval", 3), ("test", 2)):
+        text = "".join("\t".join(pair) + "\n" for pair in PAIRS[:count])
+        (path / f"new_aan_pairs.{part}.tsv").write_bytes((text[:-1] if part == "eval" else text).encode())
+
+
+def clothes() -> dict[str, np.ndarray]:
+    """60 training and 20 test images with their labels, by the names of the files."""
+    rng, result = np.random.default_rng(1), {}
+    for split, size in (("train", 60), ("t10k", 20)):
+        result[f"{split}-images-idx3-ubyte"] = rng.integers(0, 256, (size, 28, 28)).astype(np.uint8)
+        result[f"{split}-labels-idx1-ubyte"] = (np.arange(size) % 10).astype(np.uint8)
+    return result
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The bytes of an IDX file."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_clothes(folder: pathlib.Path) -> None:
+    for name, array in clothes().items():
+        (folder / name).write_bytes(idx(array))
+
+
+# How a task's data_dir is filled, where it needs one.
+WRITERS = {"image": write_cifar, "text": write_reviews, "retrieval": write_pairs, "fashion_mnist_pixels": write_clothes}
+
+
+def reads_files(name: str) -> bool:
+    """Whether `options` writes files for the task."""
+    return name in WRITERS or "corpus" in task.defaults(name)
+
+
+def options(name: str, folder: pathlib.Path) -> dict[str, str]:
+    """Hyperparameters by which any task can be built here; its data are written into the folder."""
+    known, result = task.defaults(name), {}
+    if "corpus" in known:
+        (folder / "text.txt").write_bytes(pseudo_text(8000))
+        result["corpus"] = f"file:{folder / 'text.txt'}"
+    if "cache_dir" in known:
+        result["cache_dir"] = str(folder / "cache")
+    if name in WRITERS:
+        (folder / "data").mkdir()
+        WRITERS[name](folder / "data")
+        result["data_dir"] = str(folder / "data")
+    return result
+
+
+def create(name: str, **hyperparameters) -> task.Task:
+    """The task; the test is skipped where it needs what is not installed."""
+    try:
+        return task.create(name, **hyperparameters)
+    except UserError as error:
+        if "pip install" not in str(error):
+            raise
+        pytest.skip(str(error))

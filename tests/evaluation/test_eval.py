@@ -1,0 +1,87 @@
+"""The command line of eval.py: what it asks of the rooms, and what it refuses at the door."""
+
+import pytest
+
+import eval as entry
+from common.errors import UserError
+from evaluation import sampling
+from evaluation.loading import load
+
+pytestmark = pytest.mark.xdist_group("evaluation")  # one worker trains the run
+
+
+@pytest.fixture(autouse=True)
+def no_start(monkeypatch):
+    """The tests have prepared JAX in their own way."""
+    monkeypatch.setattr(entry.command, "start", lambda distributed: None)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--lengths=32", "16"], "unrecognized arguments: 16"),
+        (["--sample=king", "and", "queen"], "unrecognized arguments: and queen"),
+        (["--temp=1"], "unrecognized arguments: --temp=1"),
+        (["--lengths=0,x"], "--lengths: takes whole numbers of at least 1"),
+        (["--lengths="], "--lengths: takes whole numbers of at least 1"),
+        (["--split=tst"], "--split='tst' is unknown; did you mean 'test'"),
+        (["--batches=-1"], "--batches must be at least 0"),
+        (["--batches=x"], "--batches: invalid int value: 'x'"),
+        (["--sample=a", "--temperature=nan"], "--temperature must be"),
+        (["--sample=a", "--temperature=-1"], "--temperature must be"),
+        (["--sample=a", "--top_p=0"], "--top_p must be"),
+        (["--sample=a", "--top_k=-1"], "--top_k must be"),
+        (["--sample=a", "--length=0"], "--length must be"),
+        (["--sample=a", "--seed=-1"], "--seed must be"),
+        (["--sample=a", f"--seed={2**32}"], "--seed must be"),
+        (["--sample=a", "--diagnose"], "--diagnose: not allowed with argument --sample"),
+        (["--sample=a", "--split=test"], "--split does not go with --sample"),
+        (["--top_p=0.5"], "--top_p does not go with scoring"),
+        (["--diagnose", "--batches=1"], "--batches does not go with --diagnose"),
+        (["--show_config", "--checkpoint=best"], "--checkpoint does not go with --show_config"),
+    ],
+)
+def test_refused_before_anything_is_read(arguments, message):
+    with pytest.raises(UserError, match=message):
+        entry.main(["--workdir=/nowhere", *arguments])
+
+
+def test_workdir_is_needed():
+    with pytest.raises(UserError, match="--workdir"):
+        entry.main([])
+
+
+def test_scoring(trained, capsys):
+    entry.main([f"--workdir={trained}", "--split=valid", "--checkpoint=2", "--batches=1"])
+    printed = capsys.readouterr().out
+    assert "checkpoint of step 2" in printed and "valid, length 24, 1 of" in printed
+
+
+def test_sampling(trained, monkeypatch, capsys):
+    """What is not given has the defaults that the help names."""
+    asked = []
+    monkeypatch.setattr(sampling, "sample", lambda run, prompt, **settings: asked.append((prompt, settings)))
+    entry.main([f"--workdir={trained}", "--sample=king and queen", "--top_p=0.9"])
+    assert asked == [("king and queen", {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 0.9, "seed": 0})]
+
+
+def test_other_data(shorter, capsys):
+    with pytest.raises(UserError, match="--allow_other_data"):
+        entry.main([f"--workdir={shorter}"])
+    entry.main([f"--workdir={shorter}", "--allow_other_data", "--batches=1"])
+    assert "going on with it" in capsys.readouterr().out
+
+
+def test_show_config(trained, capsys):
+    entry.main([f"--workdir={trained}", "--show_config"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("--config.model.width=8 ") and "#" in line for line in lines)
+    assert load(trained).config.model.width == 8
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        entry.main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"--{name}" in printed for name in {**entry.LOADING, **entry.SCORING, **entry.SAMPLING})

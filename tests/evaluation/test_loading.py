@@ -1,0 +1,84 @@
+"""Which runs and checkpoints can be loaded, and what is said of the others."""
+
+import json
+
+import pytest
+
+from common.errors import UserError
+from evaluation.loading import configuration, load
+
+pytestmark = pytest.mark.xdist_group("evaluation")  # one worker trains the run
+
+
+def test_checkpoints_by_name_and_step(trained):
+    assert load(trained, "latest").step == 4
+    assert load(trained, "2").step == 2
+    assert load(trained).step in (2, 4)
+
+
+@pytest.mark.parametrize(
+    "checkpoint,message",
+    [
+        ("bst", r"--checkpoint=bst is unknown; did you mean 'best'\? The steps that are there: 2, 4"),
+        ("-2", "the steps that are there: 2, 4"),
+        ("3", r"there is no checkpoint 3 in .*; there are \[2, 4\]"),
+    ],
+)
+def test_checkpoints_that_are_not_there(trained, checkpoint, message):
+    with pytest.raises(UserError, match=f"(?i){message}"):
+        load(trained, checkpoint)
+
+
+def test_paths(trained, monkeypatch):
+    """`~` is the home directory, and an empty name is not the current directory."""
+    monkeypatch.setenv("HOME", str(trained.parent))
+    assert configuration("~/run").seed == 0
+    monkeypatch.chdir(trained)
+    with pytest.raises(UserError, match="--workdir is empty"):
+        load("")
+
+
+def test_a_run_that_cannot_be_used(copied, tmp_path):
+    with pytest.raises(UserError, match="is not a run directory"):
+        load(tmp_path)
+    workdir = copied()
+    for content, message in [
+        ('{"task": ', "cannot be read as JSON"),
+        ("[]", "config.json is damaged: it is no object"),
+        ('{"seed": 0, "task": 3, "train": {}}', "has no section task and no section model"),
+        (
+            '{"seed": 0, "task": {}, "model": {}, "optimizer": {}, "train": {}, "mesh": {}}',
+            "config.task.name is missing",
+        ),
+    ]:
+        (workdir / "config.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            load(workdir)
+
+
+def test_a_run_without_checkpoints(copied):
+    workdir = copied()
+    (workdir / "checkpoints").rename(workdir / "gone")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        load(workdir)
+
+
+def test_a_configuration_of_older_code(copied, trained):
+    """What a configuration lacks has its default."""
+    workdir = copied()
+    raw = json.loads((workdir / "config.json").read_text())
+    del raw["train"]["z_loss"], raw["model"]["dropout"]
+    (workdir / "config.json").write_text(json.dumps(raw))
+    assert load(workdir, "latest").config.raw == load(trained, "latest").config.raw
+
+
+def test_other_data(shorter, trained, capsys):
+    """It is refused, by its fingerprints and with the option to go on; going on is said and recorded."""
+    own, here = load(trained).data, configuration(shorter).task.fingerprint()
+    with pytest.raises(UserError, match=rf"{own[:12]}.*{here[:12]}.*--allow_other_data"):
+        load(shorter)
+    capsys.readouterr()
+    run = load(shorter, allow_other_data=True)
+    assert "going on with it" in capsys.readouterr().out
+    assert run.origin == {"step": run.step, "data": here, "data_of_the_run": own}
+    assert load(trained).origin == {"step": run.step, "data": own}

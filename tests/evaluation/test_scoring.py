@@ -1,0 +1,54 @@
+"""Scores of a checkpoint at several lengths, and the floors beside them."""
+
+import json
+
+import pytest
+
+from common.errors import UserError
+from evaluation import scoring
+
+pytestmark = pytest.mark.xdist_group("evaluation")  # one worker trains the run
+
+
+def floors(printed: str) -> list[list[str]]:
+    """The lines of each table of floors, its heading first."""
+    blocks = [block.splitlines() for block in printed.split("\n\n")]
+    return [block for block in blocks if any("<--" in line for line in block)]
+
+
+def test_lengths_and_floors(run, trained, capsys):
+    """The scores at the length of training are the loop's; floors stand beside each length, from the rows of that length."""
+    (length, at_training), (other, _) = scoring.score(run, "valid", [24, 48])
+    assert (length, other) == (24, 48)
+    first, second = floors(capsys.readouterr().out)
+    assert first[0].endswith("length 24") and second[0].endswith("length 48")
+    assert any("5-gram" in line for line in first) and any("uniform" in line for line in second)
+    # All bytes after the first are scored at every length, so these floors are the same.
+    assert [line for line in first[1:] if "<--" not in line] == [line for line in second[1:] if "<--" not in line]
+    assert at_training["tokens"] == run.config.task.text_sizes("valid")["tokens"]
+
+
+def test_a_part_of_a_split(run, trained, capsys):
+    """It has the scores of the training's own evaluation, and no floors of rows that are not scored."""
+    ((_, found),) = scoring.score(run, "valid", batches=2)
+    printed = capsys.readouterr().out
+    assert "2 of" in printed and "without floors" in printed and not floors(printed)
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    (recorded,) = [line for line in lines if line["split"] == "valid" and line["step"] == 4]
+    assert found["bits_per_byte"] == pytest.approx(recorded["bits_per_byte"], rel=1e-5)
+    scoring.score(run, "valid", batches=10**6)
+    assert len(floors(capsys.readouterr().out)) == 1
+
+
+def test_scores_that_need_the_whole_split(run, monkeypatch):
+    """Words and bytes are counted of a whole split, so a part of it has no score per word."""
+    sizes = {"tokens": 100, "bytes": 300, "words": 50}
+    monkeypatch.setattr(type(run.config.task), "text_sizes", lambda task, split: sizes)
+    ((_, whole),) = scoring.score(run, "test")
+    ((_, part),) = scoring.score(run, "test", batches=1)
+    assert "word_perplexity" in whole and "word_perplexity" not in part
+
+
+def test_what_is_not_there(run):
+    with pytest.raises(UserError, match="--split='tst' is unknown; did you mean 'test'"):
+        scoring.score(run, "tst")

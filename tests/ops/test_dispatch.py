@@ -1,0 +1,103 @@
+"""A choice of forms is obeyed or refused, never passed over."""
+
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from common.errors import UserError
+from ops import dispatch
+from ops.linear_recurrence import linear_recurrence
+from ops.running_max import running_max
+
+
+def program(**options) -> str:
+    """The text of a recurrence, traced anew."""
+    x = jax.ShapeDtypeStruct((2, 8, 3), jnp.float32)
+    return str(jax.make_jaxpr(lambda a, b: linear_recurrence(a, b, **options))(x, x))
+
+
+def test_every_primitive_declares_its_forms():
+    """All forms are declared, "reference" among them, and the function that declares them takes the choice."""
+    for name, forms in dispatch.offered().items():
+        assert "reference" in forms and len(forms) > 1, name
+        module = __import__(f"ops.{name.removesuffix('_with_logsumexp')}", fromlist=[name])
+        assert inspect.signature(getattr(module, name)).parameters["implementation"].default == "auto"
+
+
+def test_choices_are_obeyed():
+    alone = {form: program(implementation=form) for form in dispatch.offered()["linear_recurrence"]}
+    assert len(set(alone.values())) == 3
+    for form, expected in alone.items():
+        for text in (form, f"linear_recurrence={form}", f" attention = reference , linear_recurrence = {form} "):
+            with dispatch.implementation(text):
+                assert program() == expected
+                assert program(implementation="reference") == alone["reference"]  # one call's own choice goes first
+    with dispatch.implementation("reference"), dispatch.implementation("auto"):
+        assert program() == alone["sequential"]
+    assert program() == alone["sequential"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "chunkd",
+            "'chunkd' is unknown; did you mean 'chunked'.*linear_recurrence offers reference, sequential, associative",
+        ),
+        ("attention", "is a primitive: say attention=FORM; it offers reference, blockwise, library"),
+        ("linear_recurence=reference", "there is no primitive 'linear_recurence'; did you mean 'linear_recurrence'"),
+        (
+            "linear_recurrence=chunked",
+            "linear_recurrence has no form 'chunked'; it offers reference, sequential, associative",
+        ),
+        ("attention=", "attention has no form ''"),
+        ("attention=reference,", "'' should be PRIMITIVE=FORM"),
+        ("reference,attention=blockwise", "'reference' should be PRIMITIVE=FORM"),
+        ("attention=reference,attention=blockwise", "twice for attention"),
+        ("", "is unknown"),
+    ],
+)
+def test_what_does_not_exist_is_refused_at_the_door(text, message):
+    for door in (dispatch.check, lambda text: dispatch.implementation(text).__enter__()):
+        with pytest.raises(UserError, match=re.compile(message, re.DOTALL)):
+            door(text)
+
+
+def test_a_form_that_a_primitive_of_the_model_lacks_is_refused():
+    dispatch.check("chunked")
+    with dispatch.implementation("chunked"):
+        with pytest.raises(
+            UserError, match=r"linear_recurrence has no form 'chunked'.*delta_rule=chunked, linear_attention="
+        ):
+            jax.jit(lambda: program())()
+        with pytest.raises(ValueError, match="not offered here") as caught:  # an author's mistake
+            program(implementation="blockwise")
+        assert not isinstance(caught.value, UserError)
+
+
+def test_a_choice_without_effect_is_refused():
+    for text, message in (
+        (
+            "attention=reference,linear_recurrence=reference",
+            "does not use attention; it uses linear_recurrence, running_max",
+        ),
+        ("auto", None),
+        ("reference", None),
+        ("running_max=associative", None),
+    ):
+        with dispatch.implementation(text) as choice:
+            program()
+            running_max(jnp.zeros(3), jnp.zeros((2, 8, 3)))
+        assert choice.asked == {name: dispatch.offered()[name] for name in ("linear_recurrence", "running_max")}
+        if message is None:
+            choice.check_used()
+        else:
+            with pytest.raises(UserError, match=message):
+                choice.check_used()
+    with dispatch.implementation("reference") as choice:
+        pass
+    with pytest.raises(UserError, match="no effect"):
+        choice.check_used()

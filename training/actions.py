@@ -1,0 +1,135 @@
+"""What is done after steps of training. An action is a pair of when it is due and what it does, both functions of the run:
+
+train(config, workdir, Action(every(100), lambda run: print(run.step)))
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from common.console import say
+from data.loader import Loader
+from data.metrics import describe, training_summary
+from training.step import make_eval_step
+from training.validation import validate
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """What is done after a step.
+
+    Attributes:
+      when: whether it is due, given a `training.loop.Run`. All processes must agree.
+      do: called with the run; what it returns is ignored.
+    """
+
+    when: Callable[[Any], bool]
+    do: Callable[[Any], Any]
+
+
+def every(steps: int) -> Callable[[Any], bool]:
+    """Due every so many steps (0: never), and at the last."""
+    return functools.partial(_due, steps)
+
+
+def _due(steps: int, run) -> bool:
+    return run.step == run.last or (steps > 0 and run.step % steps == 0)
+
+
+class Log:
+    """Records the metrics of training, and says when an update was left out.
+
+    It is called after every step and reports a step late, so that the device always has the next step to do.
+
+    Args:
+      skipped: updates that were left out before the first step.
+    """
+
+    def __init__(self, skipped: float):
+        self._skipped = skipped
+        self._late: tuple[int, Mapping[str, jax.Array]] | None = None
+
+    def __call__(self, run) -> None:
+        self.flush(run)
+        self._late = run.step, run.metrics
+
+    def flush(self, run) -> None:
+        """Reports the last step now."""
+        if self._late is None:
+            return
+        (step, metrics), self._late = self._late, None
+        metrics = jax.device_get(metrics)
+        sums = metrics.pop("sums")
+        metrics = {key: float(value) for key, value in metrics.items()}
+        if metrics["skipped"] > self._skipped:
+            self._skipped = metrics["skipped"]
+            say(f"step {step}: the update was not finite and is left out ({self._skipped:.0f} so far)")
+        options = run.config.train
+        if step == options.steps or (options.log_every and step % options.log_every == 0):
+            metrics |= training_summary(run.config.task.spec, sums) | run.progress.rates(step)
+            run.record.write(step, "train", metrics)
+            say(run.progress.line(step, metrics))
+        elif step == run.start + 1:
+            run.progress.start(step)  # the first step compiled
+
+
+class Evaluate:
+    """Scores the validation split; `run.result` is what it finds, and `run.improved` whether that is the best so far."""
+
+    def __init__(self, run, log: Log, batches: Loader):
+        self._log = log
+        metrics, dtype = run.config.task.spec.metrics, run.config.train.compute_dtype
+        self._eval_step = make_eval_step(run.built, metrics=metrics, compute_dtype=dtype)
+        self._batches = batches
+
+    def __call__(self, run) -> None:
+        self._log.flush(run)
+        self.score(run)
+        run.record.write(run.step, "valid", run.result)
+        spec = run.config.task.spec
+        say(f"step {run.step:>{len(str(run.last))}}/{run.last}  valid  {describe(spec, run.result)}")
+        run.improved = run.checkpoints.improves(run.result[spec.metric.name])
+        run.progress.start(run.step)  # the speed of training leaves evaluations out
+
+    def score(self, run) -> None:
+        """Sets `run.result`, and nothing else."""
+        run.result = validate(self._eval_step, run.state["params"], self._batches, run.config.train.eval_batches)
+        run.scored = run.step
+
+
+class Save:
+    """Writes a checkpoint: every so many steps, at the last, where the run stops, and where an evaluation is the best so far."""
+
+    def __init__(self, log: Log):
+        self._log = log
+
+    def due(self, run) -> bool:
+        """Whether to save after this step."""
+        best = run.improved and run.scored == run.step
+        return run.stopping or best or _due(run.config.train.checkpoint_every, run)
+
+    def __call__(self, run) -> None:
+        self._log.flush(run)
+        score = run.result[run.config.task.spec.metric.name] if run.scored == run.step else None
+        run.checkpoints.save(run.step, run.state, {"config": run.config.raw}, score)
+
+
+class Profile:
+    """Traces three steps into the run's `profile/`; 0 is for none. It is called before the first step, too."""
+
+    def __init__(self, first: int):
+        self._first = first
+        self._until: int | None = None
+
+    def __call__(self, run) -> None:
+        if self._first and run.step == self._first - 1 and run.step < run.last:
+            jax.profiler.start_trace(run.directory.profile)
+            self._until = min(self._first + 2, run.last)
+        elif self._until is not None and (run.step == self._until or run.stopping):
+            jax.block_until_ready(run.metrics)
+            jax.profiler.stop_trace()
+            say(f"profile of steps {self._first} to {run.step} in {run.directory.profile}")
+            self._until = None

@@ -1,0 +1,220 @@
+"""The command line of a configuration: `--config=FILE[:ARGUMENT] --config.KEY=VALUE ...`, and how a configuration is shown."""
+
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from common import signatures
+from common.errors import UserError, near, nearest
+from data import task as tasks
+from models import mixer as mixers
+from models.config import ModelConfig
+from training.config import LEFT_TO_TASK, Config, Expect, TrainConfig, flatten
+from training.optimizer import OptimizerConfig
+
+ROOT = Path(__file__).parent.parent
+
+# What the sections of a configuration are about, as the help tells.
+SECTIONS = {
+    "seed": "of the parameters and of the order of the data",
+    "task": "what is learned: the data and how its rows are made",
+    "model": "width, depth, the pattern of mixers and their hyperparameters",
+    "optimizer": "rule, learning rate and schedule",
+    "train": "steps, batch, precision, and when to log, evaluate and save",
+    "mesh": "how the devices are arranged",
+}
+MESH = {
+    "data": "ways that the rows of a batch are split; -1 takes the devices that are left",
+    "fsdp": "ways that rows and parameters are split",
+    "tensor": "ways that heads and hidden units are split",
+    "sequence": "ways that the length is split",
+}
+
+
+def parse(arguments: Sequence[str]) -> ConfigDict:
+    """The configuration that a command line asks for.
+
+    Args:
+      arguments: `--config=FILE[:ARGUMENT]`, and `--config.KEY=VALUE` or `--config.KEY VALUE` for any key, in any order. A file
+        that is not below the current directory is looked for beside this program. An optional key takes None.
+
+    Raises:
+      UserError: for a file that is not there, a key that the configuration does not have, with the near ones, a value of another
+        type, and arguments that are left over; and what the file itself refuses.
+    """
+    source, settings = _split(arguments)
+    config = _load(source)
+    rest = []
+    for key, value, argument in settings:
+        _check_key(config, key, source)
+        if value == "None":
+            _set_none(config, key)
+        else:
+            rest += argument
+    values = flags.FlagValues()
+    line = ["train.py", *rest]
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
+    try:
+        left = values(line)[1:]
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(_explained(config, settings, error)) from error
+    if left:
+        raise UserError(f"{' '.join(left)!r} belongs to no option; a value with spaces needs quotes")
+    return holder.value
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, list[tuple[str, str | None, list[str]]]]:
+    """The file, and for each setting its key, its value (None for --config.flag alone) and its arguments."""
+    source, settings, waiting = None, [], list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        name, separator, value = argument.partition("=")
+        stripped = name.lstrip("-")
+        if stripped == "config" and name.startswith("-"):
+            source = value if separator else (waiting.pop(0) if waiting else None)
+        elif name.startswith("-") and stripped.removeprefix("no").startswith("config."):
+            given = [argument]
+            if not separator and waiting and not waiting[0].startswith("--"):
+                given, value, separator = [f"{argument}={waiting[0]}"], waiting.pop(0), "="
+            settings.append((stripped.removeprefix("no").removeprefix("config."), value if separator else None, given))
+        else:
+            raise UserError(f"{argument!r} belongs to no option; a value with spaces needs quotes")
+    if source is None:
+        raise UserError("--config=FILE is missing")
+    return source, settings
+
+
+def _load(source: str) -> ConfigDict:
+    """The configuration of FILE[:ARGUMENT]."""
+    file, _, argument = source.partition(":")
+    path = next((p for p in (Path(file).expanduser(), ROOT / file) if p.is_file()), None)
+    if path is None:
+        known = [
+            str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").rglob("*.py")) if "get_config" in p.read_text()
+        ]
+        raise UserError(f"there is no configuration file {file!r}; {near(file, known)}")
+    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("experiment", path))
+    spec.loader.exec_module(module)
+    config = module.get_config(argument)
+    config.lock()
+    return config
+
+
+def _check_key(config: ConfigDict, key: str, source: str) -> None:
+    """Raises a UserError for a key that the configuration does not have, or that is chosen elsewhere."""
+    if key in ("model.pattern", "task.name"):
+        what = "mixer" if key == "model.pattern" else "task"
+        raise UserError(
+            f"config.{key} is chosen with the file's argument, which brings the hyperparameters along: "
+            f"--config={source.partition(':')[0]}:{what}=..."
+        )
+    known = flatten(config.to_dict())
+    sections = {name[:i] for name in known for i in range(len(name)) if name[i] == "."}
+    if key in known:
+        return
+    if key in sections:
+        raise UserError(
+            f"config.{key} is a section: set one of its keys, such as config.{next(k for k in known if k.startswith(f'{key}.'))}"
+        )
+    # The key is right up to `parent`, and `wrong` is not below it.
+    parts = key.split(".")
+    depth = next(i for i in range(len(parts)) if ".".join(parts[: i + 1]) not in sections)
+    parent, wrong = ".".join([*parts[:depth], ""]), parts[depth]
+    below = sorted({name.removeprefix(parent).partition(".")[0] for name in known if name.startswith(parent)})
+    spelt_alike = [parent + name for name in nearest(wrong, below)]
+    spelt_alike = [".".join([name, *parts[depth + 1 :]]) for name in spelt_alike] + spelt_alike
+    spelt_alike = [name for name in spelt_alike if name in known] or spelt_alike
+    elsewhere = [name for name in known if name.rpartition(".")[2] == parts[-1]]
+    misspelt_elsewhere = [name for name in known if name.rpartition(".")[2] in nearest(parts[-1], _leaves(known))]
+    if wrong == parts[-1]:
+        found = elsewhere or spelt_alike or misspelt_elsewhere
+    else:
+        found = spelt_alike or elsewhere or misspelt_elsewhere
+    if found:
+        hint = f"did you mean {' or '.join(f'config.{name}' for name in dict.fromkeys(found[:3]))}?"
+    else:
+        hint = f"{f'config.{parent}'.rstrip('.')} has {', '.join(below)}"
+    raise UserError(f"{source} has no key config.{key}; {hint}")
+
+
+def _leaves(keys: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(key.rpartition(".")[2] for key in keys))
+
+
+def _set_none(config: ConfigDict, key: str) -> None:
+    """Sets an optional key to None. Raises a UserError for one that is not optional."""
+    annotation = _annotations(config).get(key)
+    left_to_task = key in [f"model.{name}" for name in LEFT_TO_TASK]
+    if not (left_to_task or signatures.is_optional(annotation)):
+        kind = getattr(annotation, "__name__", annotation)
+        raise UserError(f"config.{key} takes {kind}, and not None")
+    parent, _, leaf = key.rpartition(".")
+    section = config
+    for part in filter(None, parent.split(".")):
+        section = section[part]
+    with config.ignore_type():
+        section[leaf] = None
+
+
+def _annotations(config: ConfigDict) -> dict[str, Any]:
+    """The annotated type of each key that a dataclass or a constructor reads."""
+    return {key: parameter.annotation for key, (_, parameter, _) in _readers(config).items()}
+
+
+def _readers(config: ConfigDict) -> dict[str, tuple[Any, inspect.Parameter, str]]:
+    """By key who reads it, the parameter that takes it, and the docstring's heading that describes it."""
+    readers = {"model": ModelConfig, "optimizer": OptimizerConfig, "train": TrainConfig, "expect": Expect}
+    places = [(name, cls, inspect.signature(cls), "Attributes") for name, cls in readers.items() if name in config]
+    task = tasks.find(config.task.name)
+    places.append(("task", task, inspect.signature(task), "Args"))
+    for name in config.model.get("mixer", {}):
+        mixer = mixers.find(name)
+        places.append((f"model.mixer.{name}", mixer, inspect.signature(mixer.__init__), "Args"))
+    return {
+        f"{where}.{key}": (cls, parameter, heading)
+        for where, cls, signature, heading in places
+        for key, parameter in signature.parameters.items()
+    }
+
+
+def _explained(config: ConfigDict, settings: Sequence[tuple[str, str | None, list[str]]], error: Exception) -> str:
+    """What is wrong with a value, by its key."""
+    for key, value, _ in settings:
+        if value is not None and f"config.{key}={value}:" in str(error):
+            annotation = _annotations(config).get(key)
+            if signatures.is_optional(annotation):
+                annotation = signatures.optional_type(key, annotation)
+            kind = annotation or type(flatten(config.to_dict()).get(key))
+            return f"config.{key} takes {getattr(kind, '__name__', kind)}, got {value!r}"
+    return str(error).splitlines()[0]
+
+
+def show(config: Config) -> str:
+    """The resolved configuration: a flag for each key, with a comment that says what it is."""
+    comments = {f"mesh.{axis}": text for axis, text in MESH.items()}
+    comments["seed"], comments["task.name"] = SECTIONS["seed"], "the task, a file of data/tasks/"
+    for key, (cls, _, heading) in _readers(ConfigDict(config.raw)).items():
+        comments[key] = signatures.descriptions(cls, heading).get(key.rpartition(".")[2], "")
+    lines, section = [], None
+    flat = flatten(config.raw)
+    for key in sorted(
+        flat, key=lambda key: list(SECTIONS).index(key.partition(".")[0]) if key.partition(".")[0] in SECTIONS else 9
+    ):
+        if key.partition(".")[0] != section:
+            section = key.partition(".")[0]
+            lines += ["", f"# {section}: {SECTIONS.get(section, 'the published number that is to be found again')}"]
+        comment = comments.get(key) or comments.get(key.rpartition(".")[0], "")
+        lines.append(f"--config.{key}={_literal(flat[key])}" + (f"  # {comment}" if comment else ""))
+    return "\n".join(lines[1:])
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, list | tuple | dict):
+        return json.dumps(value)
+    return str(value)

@@ -1,0 +1,70 @@
+"""A lock on a directory: one process group writes to it at a time."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from common.errors import UserError
+
+FILE = ".lock"
+
+
+@contextlib.contextmanager
+def locked(directory: Path, what: str) -> Iterator[int]:
+    """Holds the lock of a directory, for this process and those that inherit the descriptor.
+
+    It is a lock of the operating system on the file `.lock`, which network file systems pass on to their other hosts, and which
+    ends with the processes that hold it: what a dead process has left blocks nobody. The file says who holds it. Where a file
+    system has no locks, that is said, and there is none.
+
+    Args:
+      directory: which exists and can be written.
+      what: works there, for the message.
+
+    Yields:
+      the descriptor of the file.
+
+    Raises:
+      UserError: if another process holds it; the message says which.
+    """
+    path = directory / FILE
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another {what} is at work in {directory} ({_holder(path)}): wait for it or stop it"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            print(
+                f"{directory}: its file system has no locks; see to it that one {what} at a time works there",
+                file=sys.stderr,
+            )
+        holder = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(holder).encode(), 0)
+        yield file
+    finally:
+        os.close(file)
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        return f"process {holder['process']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError):
+        return "it has not said which"

@@ -1,0 +1,110 @@
+"""What a configuration describes, built: the model on its mesh, its batches, its costs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from common.errors import UserError
+from data.loader import Loader
+from data.task import Spec, Task
+from models import accounting
+from models.accounting import Summary
+from models.config import ModelConfig
+from models.sequence_model import SequenceModel
+from ops import dispatch
+from training import optimizer, sharding, state
+from training.config import Config
+
+
+def build(config: Config, for_training: bool = True) -> state.Built:
+    """The model of a configuration on its mesh.
+
+    Raises:
+      UserError: if the mesh, the model's sizes or the mixers' capabilities do not fit.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    check_capabilities(config)
+    check_implementation(config)
+    make_optimizer = functools.partial(optimizer.build, config.optimizer, config.train.steps) if for_training else None
+    return state.build(lambda rngs: SequenceModel(config.model, rngs=rngs), make_optimizer, mesh)
+
+
+def check_capabilities(config: Config) -> None:
+    """Raises a UserError if the task packs or pads its rows and a mixer cannot honour that."""
+    spec = config.task.spec
+    for name, mixer in config.model.sketches.items():
+        if spec.packed and not mixer.packing:
+            raise UserError(
+                f"the rows of task {config.task.name!r} hold several segments, and mixer {name!r} has packing=False; "
+                "set config.task.packing='windows' or choose another mixer"
+            )
+        if spec.padded and not (mixer.padding or mixer.packing):
+            raise UserError(
+                f"the rows of task {config.task.name!r} are padded, and mixer {name!r} has padding=False; choose another "
+                "mixer"
+            )
+
+
+def check_implementation(config: Config) -> None:
+    """Raises a UserError if some of `train.implementation` is not offered by, or has no effect on, the model."""
+    if config.train.implementation == "auto":
+        return
+    abstract = nnx.eval_shape(lambda: SequenceModel(config.model, rngs=nnx.Rngs(0)))
+    with dispatch.implementation(config.train.implementation) as choice:
+        inputs = _inputs(config.model, config.task.spec)
+        ids = jax.ShapeDtypeStruct(inputs.shape[: 3 if config.model.head == "pair" else 2], jnp.int32)
+        where = {"segment_ids": ids, "positions": ids} if config.task.spec.segmented else {}
+        nnx.eval_shape(lambda model, x, where: model(x, **where)[0], abstract, inputs, where)
+    choice.check_used()
+
+
+def batches(config: Config, built: state.Built, split: str, batch_size: int, task: Task | None = None) -> Loader:
+    """The batches of a split on the mesh; `task` stands in for the configuration's own (another length, say)."""
+    task = config.task if task is None else task
+    return Loader(task, split, batch_size, config.seed, sharding.batch_sharding(built.mesh))
+
+
+def cost(model: ModelConfig, spec: Spec) -> Summary:
+    """What a model costs on a task; nothing is computed.
+
+    Args:
+      model: the model.
+      spec: of the task: the FLOPs are those of rows of its length, and the carry is to hold as many tokens.
+
+    Returns:
+      parameters, FLOPs per token of the forward pass with every primitive in its matmul form, and bytes of carry per
+      sequence (None where the model cannot stream).
+
+    Raises:
+      UserError: if the model cannot be built.
+    """
+    abstract = nnx.eval_shape(lambda: SequenceModel(model, rngs=nnx.Rngs(0)))
+    with dispatch.matmul_form():
+        return accounting.summarize(
+            "model", abstract, _inputs(model, spec), spec.length, spec.length if model.streams else None
+        )
+
+
+def _inputs(model: ModelConfig, spec: Spec) -> jax.ShapeDtypeStruct:
+    """The inputs of one row of a task."""
+    if spec.channels is not None:
+        return jax.ShapeDtypeStruct((1, spec.length, spec.channels), jnp.float32)
+    return jax.ShapeDtypeStruct((1, 2, spec.length) if model.head == "pair" else (1, spec.length), jnp.int32)
+
+
+def cost_table(config: Config) -> tuple[str, float]:
+    """What the model and each of its mixers cost, as text, and the model's forward FLOPs per token.
+
+    FLOPs are those of matrix products and Fourier transforms with every primitive in its matmul form, whatever form this
+    platform runs.
+    """
+    model, length = config.model, config.task.spec.length
+    rows = [cost(model, config.task.spec)]
+    capacity = None if rows[0].carry_bytes is None else length
+    with dispatch.matmul_form():
+        for name, mixer in model.sketches.items():
+            x = jax.ShapeDtypeStruct((1, length, model.width), jnp.float32)
+            rows.append(accounting.summarize(f"  one {name}", mixer, x, length, capacity))
+    return accounting.table(rows), rows[0].flops_per_token
