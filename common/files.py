@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import tempfile
+import uuid
 from collections.abc import Callable
 from typing import Any, NewType
 
@@ -59,16 +60,15 @@ def write_atomically(path: str | pathlib.Path, content: bytes | str) -> None:
     """Writes a file, its folder included, so that a reader, or a crash at any time, sees its old content or all of the new."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's file is its owner's alone
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -94,9 +94,3 @@ def read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -13,7 +13,7 @@ from common.errors import UserError, near
 from ops import dispatch
 from training import setup
 from training.checkpoints import Checkpoints
-from training.config import Config, resolve
+from training.config import SECTIONS, Config, resolve
 from training.run_directory import RunDirectory, check_data, locate, read_config
 from training.state import Built
 
@@ -65,7 +65,7 @@ def configuration(workdir: str | Path, **sections: Any) -> Config:
     root = locate(workdir)
     raw = read_config(root)
     damaged = not isinstance(raw, dict) or [
-        name for name in ("task", "model", "optimizer", "train", "mesh") if not isinstance(raw.get(name), Mapping)
+        name for name in SECTIONS if name != "seed" and not isinstance(raw.get(name), Mapping)
     ]
     if damaged:
         what = "is no object" if damaged is True else f"has no section {' and no section '.join(damaged)}"

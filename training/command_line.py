@@ -15,20 +15,11 @@ from common.errors import UserError, near, nearest
 from data import task as tasks
 from models import mixer as mixers
 from models.config import ModelConfig
-from training.config import LEFT_TO_TASK, Config, Expect, TrainConfig, flatten
+from training.config import LEFT_TO_TASK, SECTIONS, Config, Expect, TrainConfig, flatten
 from training.optimizer import OptimizerConfig
 
 ROOT = Path(__file__).parent.parent
 
-# What the sections of a configuration are about, as the help tells.
-SECTIONS = {
-    "seed": "of the parameters and of the order of the data",
-    "task": "what is learned: the data and how its rows are made",
-    "model": "width, depth, the pattern of mixers and their hyperparameters",
-    "optimizer": "rule, learning rate and schedule",
-    "train": "steps, batch, precision, and when to log, evaluate and save",
-    "mesh": "how the devices are arranged",
-}
 MESH = {
     "data": "ways that the rows of a batch are split; -1 takes the devices that are left",
     "fsdp": "ways that rows and parameters are split",

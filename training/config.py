@@ -114,7 +114,15 @@ class Config:
     raw: dict[str, Any]
 
 
-SECTIONS = ("seed", "task", "model", "optimizer", "train", "mesh")
+# What the sections of a configuration are about, as the help tells.
+SECTIONS = {
+    "seed": "of the parameters and of the order of the data",
+    "task": "what is learned: the data and how its rows are made",
+    "model": "width, depth, the pattern of mixers and their hyperparameters",
+    "optimizer": "rule, learning rate and schedule",
+    "train": "steps, batch, precision, and when to log, evaluate and save",
+    "mesh": "how the devices are arranged",
+}
 # Fields of `ModelConfig` that the task decides.
 FROM_TASK = ("vocab_size", "channels", "targets", "head")
 # Fields that are None in a configuration until the task decides them.
