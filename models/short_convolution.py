@@ -47,10 +47,11 @@ class ConvolvedProjection(nnx.Module):
 def convolve(
     projections: Sequence[ConvolvedProjection],
     x: Float[Array, "B T D"],
-    states: Sequence[Float[Array, "B past C"]] | None,
+    states: Sequence[Float[Array, "B _ _"]] | None,
     segment_ids: Int[Array, "B T"] | None,
-) -> tuple[list[Float[Array, "B T H K"]], list[Float[Array, "B past C"]]]:
-    """What several projections make of x, such as queries, keys and values, and their next states."""
+) -> tuple[list[Float[Array, "B T _ _"]], list[Float[Array, "B _ _"]]]:
+    """What several projections make of x, such as queries, keys and values of their own heads and sizes, and their next
+    states."""
     states = [None] * len(projections) if states is None else states
     made = [projection(x, state, segment_ids) for projection, state in zip(projections, states, strict=True)]
     return [heads for heads, _ in made], [state for _, state in made]
