@@ -59,7 +59,7 @@ def torch_program(
     return program
 
 
-def _fla(file: str, name: str) -> Callable:
+def fla(file: str, name: str) -> Callable:
     """A function of flash-linear-attention, from its file: importing the package itself wants a GPU."""
     return getattr(_module_of_file(str(pathlib.Path(importlib.util.find_spec("fla").origin).parent / file)), name)
 
@@ -120,11 +120,11 @@ def _torch_squared_relu(length, q, k, v):
 
 
 def _fla_scalar(length, q, k, v, g):
-    return _fla("ops/simple_gla/naive.py", "naive_chunk_simple_gla")(q, k, v, g)[0]
+    return fla("ops/simple_gla/naive.py", "naive_chunk_simple_gla")(q, k, v, g)[0]
 
 
 def _fla_vector(length, q, k, v, g):
-    return _fla("ops/gla/naive.py", "naive_recurrent_gla")(q, k, v, g)[0]
+    return fla("ops/gla/naive.py", "naive_recurrent_gla")(q, k, v, g)[0]
 
 
 def _mamba2(length, q, k, v, g):
@@ -134,7 +134,7 @@ def _mamba2(length, q, k, v, g):
 
 
 def _fla_gated_delta(length, q, k, v, beta, g):
-    return _fla("ops/gated_delta_rule/naive.py", "naive_chunk_gated_delta_rule")(q, k, v, g, beta)[0]
+    return fla("ops/gated_delta_rule/naive.py", "naive_chunk_gated_delta_rule")(q, k, v, g, beta)[0]
 
 
 def _qwen3_next(length, q, k, v, beta, g):
@@ -143,12 +143,12 @@ def _qwen3_next(length, q, k, v, beta, g):
 
 def _fla_kimi_delta(length, q, k, v, beta, g):
     chunk = min(64, length)
-    return _fla("ops/kda/naive.py", "naive_chunk_kda")(q, k, v, g, beta, chunk_size=chunk)[0]
+    return fla("ops/kda/naive.py", "naive_chunk_kda")(q, k, v, g, beta, chunk_size=chunk)[0]
 
 
 def _fla_dplr(length, q, k, v, g, a, b):
     q, k, v, g, a, b = (x.transpose(1, 2) for x in (q, k, v, g, a, b))
-    function = _fla("ops/generalized_delta_rule/dplr/naive.py", "dplr_chunkwise")
+    function = fla("ops/generalized_delta_rule/dplr/naive.py", "dplr_chunkwise")
     return function(q, k, v, b, a, g, chunk_size=min(32, length))[0].transpose(1, 2)
 
 
@@ -172,7 +172,7 @@ def _mambapy(length, a, b):
 
 
 def _fla_hgrn(length, a, b):
-    return _fla("ops/hgrn/naive.py", "naive_recurrent_hgrn")(b, a.log())[0]
+    return fla("ops/hgrn/naive.py", "naive_recurrent_hgrn")(b, a.log())[0]
 
 
 # Selective scan: x, dt, A, B, C. State space scan: x and the parts of a, b, c.

@@ -3,13 +3,13 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
+from ops.projection import project, project_each
 
 
 class MLP(nnx.Module):
@@ -33,8 +33,8 @@ class MLP(nnx.Module):
         self.b_out = param(rngs, zeros, (width,), (None,)) if bias else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        h = constrain(_plus(x @ self.w_in[...], self.b_in), "batch", "length", "mlp")
-        return _plus(jax.nn.gelu(h) @ self.w_out[...], self.b_out)
+        h = constrain(_plus(project(x, self.w_in[...]), self.b_in), "batch", "length", "mlp")
+        return _plus(project(jax.nn.gelu(h), self.w_out[...]), self.b_out)
 
 
 class GLU(nnx.Module):
@@ -61,10 +61,11 @@ class GLU(nnx.Module):
         self.b_out = param(rngs, zeros, (width,), (None,)) if bias else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        h = _plus(jnp.einsum("btd,dgf->btgf", x, self.w_in[...]), self.b_in)
-        gate, value = jnp.moveaxis(h, 2, 0)
+        gate, value = project_each(x, self.w_in[...])
+        if self.b_in is not None:
+            gate, value = gate + self.b_in[0], value + self.b_in[1]
         h = constrain(self.activation(gate) * value, "batch", "length", "mlp")
-        return _plus(h @ self.w_out[...], self.b_out)
+        return _plus(project(h, self.w_out[...]), self.b_out)
 
 
 def _checked(hidden: int, expansion: float) -> int:

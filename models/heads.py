@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from common.errors import UserError
 from models.params import dense, param, zeros
 from models.real_nvp import RealNVP
+from ops.projection import project
 
 POOLINGS = ("mean", "last", "first")
 LOSSES = ("squared", "absolute", "laplace", "rle")
@@ -43,8 +44,8 @@ class PairHead(nnx.Module):
     def __call__(self, x: Float[Array, "B 2 D"]) -> Float[Array, "B V"]:
         a, b = x[:, 0], x[:, 1]
         features = jnp.stack([a, b, a - b, a * b], 1)
-        hidden = jax.nn.gelu(jnp.einsum("bfd,fdh->bh", features, self.w_1[...]) + self.b_1[...])
-        return (hidden @ self.w_2[...] + self.b_2[...]).astype(jnp.float32)
+        hidden = jax.nn.gelu(project(features, self.w_1[...], inputs=2) + self.b_1[...])
+        return (project(hidden, self.w_2[...]) + self.b_2[...]).astype(jnp.float32)
 
 
 class Regression(nnx.Module):
@@ -95,7 +96,7 @@ class Regression(nnx.Module):
         self, x: Float[Array, "... D"], targets: Float[Array, "... K"] | None = None
     ) -> Float[Array, "... K"] | tuple[Float[Array, "... K"], Float[Array, "..."]]:
         """Returns the predictions in float32; given targets, also the loss."""
-        predictions = (x @ self.w[...] + self.b[...]).astype(jnp.float32)
+        predictions = (project(x, self.w[...]) + self.b[...]).astype(jnp.float32)
         if targets is None:
             return predictions
         error = targets - predictions
@@ -103,7 +104,9 @@ class Regression(nnx.Module):
             return predictions, jnp.sum(jnp.square(error), -1)
         if self.loss == "absolute":
             return predictions, jnp.sum(jnp.abs(error), -1)
-        scale = jax.nn.softplus((x @ self.w_scale[...] + self.b_scale[...]).astype(jnp.float32)) + SMALLEST_SCALE
+        scale = (
+            jax.nn.softplus((project(x, self.w_scale[...]) + self.b_scale[...]).astype(jnp.float32)) + SMALLEST_SCALE
+        )
         residual = error / scale
         loss = jnp.sum(jnp.abs(residual) + jnp.log(2 * scale), -1)
         if self.loss == "rle":

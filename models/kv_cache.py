@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from common.errors import UserError
+from ops.segments import zero_padding
 
 
 def check_capacity(capacity: int) -> None:
@@ -24,14 +26,15 @@ def buffers(batch: int, capacity: int, **shapes: tuple[int, ...]) -> dict[str, A
       **shapes: for each buffer by name, the shape of what it holds of one token.
 
     Returns:
-      the buffers, float32 zeros [batch, capacity, *shape]; "segment" [batch, capacity], the segment of the token in each slot
-      (0 where the slot is empty); and "length", the number of tokens held.
+      the buffers, float32 zeros [batch, capacity, *shape], or, of several rows and for a shape (heads, channels), [batch, heads,
+      capacity, channels]: so attention reads them, and need not turn the whole cache over at every token; "segment" [batch,
+      capacity], the segment of the token in each slot (0 where the slot is empty); and "length", the number of tokens held.
 
     Raises:
       UserError: if the capacity is less than 1.
     """
     check_capacity(capacity)
-    state = {name: jnp.zeros((batch, capacity, *shape), jnp.float32) for name, shape in shapes.items()}
+    state = {name: _heads_first(jnp.zeros((batch, capacity, *shape), jnp.float32)) for name, shape in shapes.items()}
     return state | {"segment": jnp.zeros((batch, capacity), jnp.int32), "length": jnp.zeros((), jnp.int32)}
 
 
@@ -40,17 +43,35 @@ def extend(state: dict[str, Array], new: dict[str, Array]) -> dict[str, Array]:
 
     Args:
       state: as `buffers` or the last call returned it.
-      new: a piece [batch, length, *shape] for each buffer, and "segment" [batch, length].
+      new: a piece [batch, length, *shape] for each buffer, and "segment" [batch, length]. Of padding, zeros are written.
 
     Returns:
-      the cache after the piece. Beyond its capacity all of it is NaN, so that nothing is forgotten silently.
+      the cache after the piece. Beyond its capacity what is written is NaN, and with it all that reads it, so that nothing is
+      forgotten silently.
     """
     length = state["length"] + new["segment"].shape[1]
     full = length > state["segment"].shape[1]
 
     def write(buffer, piece):
-        start = (0, state["length"]) + (0,) * (buffer.ndim - 2)
-        buffer = jax.lax.dynamic_update_slice(buffer, piece.astype(buffer.dtype), start)
-        return jnp.where(full, jnp.nan, buffer) if jnp.issubdtype(buffer.dtype, jnp.floating) else buffer
+        piece = _heads_first(zero_padding(piece, new["segment"]).astype(buffer.dtype))
+        if jnp.issubdtype(buffer.dtype, jnp.floating):
+            piece = jnp.where(full, jnp.nan, piece)
+        return jax.lax.dynamic_update_slice_in_dim(buffer, piece, state["length"], axis=2 if _turns(buffer) else 1)
 
     return {name: write(state[name], piece) for name, piece in new.items()} | {"length": length}
+
+
+def held(state: dict[str, Array], name: str, dtype: DTypeLike) -> Array:
+    """What a cache holds in one of its buffers: [batch, capacity, *shape]."""
+    return _heads_first(state[name]).astype(dtype)
+
+
+def _heads_first(buffer):
+    """[batch, tokens, heads, channels] to [batch, heads, tokens, channels], and back; other buffers as they are."""
+    return jnp.swapaxes(buffer, 1, 2) if _turns(buffer) else buffer
+
+
+def _turns(buffer):
+    """Integers are labels, which masks read as they are; and of a single row XLA, which drops its axis, would write the cache
+    twice at every token."""
+    return buffer.ndim == 4 and buffer.shape[0] > 1 and jnp.issubdtype(buffer.dtype, jnp.floating)

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models.params import param, uniform
+from ops.projection import project_blocks
 
 COUPLINGS = 6
 HIDDEN = 64
@@ -43,8 +44,8 @@ class RealNVP(nnx.Module):
     def _coupling(self, i: int, kept: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """s and t of coupling i."""
         h = jax.nn.leaky_relu(kept[..., None, None] * self.w_1[i] + self.b_1[i])
-        h = jax.nn.leaky_relu(jnp.einsum("...nh,nhk->...nk", h, self.w_2[i], precision="highest") + self.b_2[i])
-        s, t = jnp.moveaxis(jnp.einsum("...nk,nk->...n", h, self.w_3[i], precision="highest") + self.b_3[i], -1, 0)
+        h = jax.nn.leaky_relu(project_blocks(h, self.w_2[i]) + self.b_2[i])
+        s, t = jnp.moveaxis(project_blocks(h, self.w_3[i]) + self.b_3[i], -1, 0)
         return jnp.tanh(s), t
 
     def from_noise(self, z: Float[Array, "... 2"]) -> Float[Array, "... 2"]:

@@ -15,6 +15,7 @@ from models.norms import Statistics, normalize
 from models.params import constant, dense, normal, param
 from models.partitioning import constrain
 from models.stack import Stack
+from ops.projection import project
 
 
 def sinusoids(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
@@ -88,7 +89,7 @@ class SequenceModel(nnx.Module):
         if self.pair is not None:
             return self.pair(x.reshape(-1, 2, x.shape[-1]))
         head = self.embedding[...].T if self.head is None else self.head[...]
-        logits = jnp.einsum("...d,dv->...v", x, head, preferred_element_type=jnp.float32)
+        logits = project(x, head, dtype=jnp.float32)
         if self.logit_cap:
             logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
         return constrain(logits, "batch", *("length",) * (self.kind == "token"), "vocab")
@@ -110,7 +111,7 @@ class SequenceModel(nnx.Module):
         statistics = {}
         place, _, positions = mixers.locate(inputs.shape[:2], carry, segment_ids, positions)
         if self.real_inputs:
-            x = inputs.astype(self.embedding.dtype) @ self.embedding[...]
+            x = project(inputs.astype(self.embedding.dtype), self.embedding[...])
         else:
             x = self.embedding_scale * constrain(self.embedding[...], "vocab", "activation")[inputs]
         if self.position_scale is not None:

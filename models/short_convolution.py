@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from models.params import conv_taps, dense
 from models.partitioning import constrain
+from ops.projection import project
 from ops.short_convolution import short_convolution
 
 
@@ -34,7 +35,7 @@ class ConvolvedProjection(nnx.Module):
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B past C"]]:
         """Returns the heads and the next state: the last inputs of the convolution. For the arguments see
         `ops.short_convolution`."""
-        u = constrain(x @ self.weight[...], "batch", "length", "heads")
+        u = constrain(project(x, self.weight[...]), "batch", "length", "heads")
         u, state = short_convolution(u, self.taps[...], initial_state=state, segment_ids=segment_ids)
         return jax.nn.silu(u).reshape(*u.shape[:2], -1, self.size), state
 

@@ -116,7 +116,7 @@ class Stack(nnx.Module):
 
         Args:
           x: [batch, length, width].
-          carry: None or the stacked carries of `initial_carry`.
+          carry: None or the carries of `initial_carry`.
           segment_ids: as in `Mixer.__call__`.
           positions: [batch, length].
           key: source of random numbers in training (dropout, mixers that are `random`); None in evaluation.
@@ -139,11 +139,30 @@ class Stack(nnx.Module):
         streams = {
             name: shared(x, segment_ids=segment_ids, positions=positions) for name, shared in self.shared.items()
         }
-        inputs = (self.stacked, carry, keys, jnp.arange(self.repeats))
-        (x, _), (carry, statistics) = jax.lax.scan(repeat, (x, streams), inputs)
-        return x, carry, {"stacked": statistics}
+        layers, passing = (self.stacked, keys, jnp.arange(self.repeats)), (x, streams)
+        join = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        if carry is not None and x.shape[1] == 1:
+            # A scan would copy what every repeat carries out of a stack and into another; a long cache is then all that
+            # decoding does.
+            results = []
+            for i, own in enumerate(carry):
+                pattern, key, index = repeat_of(layers, i)
+                passing, result = repeat(passing, (pattern, own, key, index))
+                results.append(result)
+            return passing[0], [own for own, _ in results], {"stacked": join([statistics for _, statistics in results])}
+        pattern, keys, indices = layers
+        inputs = (pattern, None if carry is None else join(carry), keys, indices)
+        (x, _), (new, statistics) = jax.lax.scan(repeat, passing, inputs)
+        if carry is not None:
+            new = [repeat_of(new, i) for i in range(self.repeats)]
+        return x, new, {"stacked": statistics}
 
-    def initial_carry(self, batch: int, capacity: int) -> Any:
-        """The carries of all blocks before the first token, stacked like the parameters."""
+    def initial_carry(self, batch: int, capacity: int) -> list:
+        """The carries of all blocks before the first token, a list with one item for each repeat of the pattern."""
         make = lambda pattern: [block.initial_carry(batch, capacity) for block in pattern.blocks]
-        return jax.vmap(make)(self.stacked)
+        return [make(repeat_of(self.stacked, i)) for i in range(self.repeats)]
+
+
+def repeat_of(stacked: Any, repeat: int) -> Any:
+    """One repeat of the pattern, of what is stacked over all of them."""
+    return jax.tree.map(lambda leaf: leaf[repeat], stacked)

@@ -77,7 +77,8 @@ def attention(
         if there are none.
       segment_ids: segments of the queries, and of the keys unless key_segment_ids is given; 0 is padding.
       key_segment_ids: segments of the keys, where they differ from the queries'.
-      query_offset: an integer, or a traced int32 scalar (decoding into a buffer of keys and values).
+      query_offset: an integer, or a traced int32 scalar (decoding into a buffer of keys and values). A single query at a traced
+        offset multiplies padding by 0 instead of leaving it out, which would copy the buffer: there it must be finite.
       implementation: "reference" holds all scores; "blockwise" is linear in memory (with a traced query_offset it
         goes over blocks of queries, each against all keys); "library" is `jax.nn.dot_product_attention`, cuDNN for
         16-bit types on a GPU, offered for the softmax without slopes or mask, K equal to V and query_offset 0.
@@ -88,7 +89,6 @@ def attention(
 
     Raises:
       ValueError: if shapes or options do not fit together.
-      UserError: for a window or blocks below 1, or heads that are no multiple of the key heads.
       UserError: for an unknown activation, a window or blocks below 1, or heads that are no multiple of the key heads.
     """
     labels = (query_labels, key_labels)
@@ -163,7 +163,8 @@ def merge(
 def _inputs(q, k, v, slopes, segment_ids, key_segment_ids, query_offset, form, labels):
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     q = zero_padding(q, segment_ids)
-    k, v = zero_padding(k, key_segment_ids), zero_padding(v, key_segment_ids)
+    if q.shape[1] > 1 or isinstance(query_offset, int | np.integer):
+        k, v = zero_padding(k, key_segment_ids), zero_padding(v, key_segment_ids)
     queries, keys = labels
     if form.mask is not None:
         if queries is None:

@@ -81,6 +81,10 @@ def _to_blocks(x, groups, size):
     B, L, H, *rest = x.shape
     count = -(-L // size)
     x = jnp.pad(x, ((0, 0), (0, count * size - L)) + ((0, 0),) * (x.ndim - 2))
+    if (
+        count == 1 and groups == H
+    ):  # this way it undoes a swap of the caller's, such as that of a cache with heads first
+        return jnp.swapaxes(x, 1, 2)[None]
     x = x.reshape(B, count, size, groups, H // groups, *rest)
     x = x.transpose(1, 0, 3, 4, 2, *range(5, x.ndim))
     return x.reshape(count, B, groups, H // groups * size, *rest)

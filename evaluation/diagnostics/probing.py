@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models.sequence_model import SequenceModel
+from models.stack import repeat_of
 from training.step import score
 
 
@@ -33,7 +34,7 @@ class Unrolled(nnx.Module):
         where = {"segment_ids": segment_ids, "positions": positions}
         streams = {name: shared(x, **where) for name, shared in self.stack.shared.items()}
         for repeat in range(self.stack.repeats):
-            pattern, carries = layer_of((self.stack.stacked, carry), repeat)
+            pattern, carries = repeat_of(self.stack.stacked, repeat), None if carry is None else carry[repeat]
             for i, block in enumerate(pattern.blocks):
                 layer = repeat * len(pattern.blocks) + i
                 block.mixer = Tapped(block.mixer, functools.partial(self.tap, layer))
@@ -44,13 +45,8 @@ class Unrolled(nnx.Module):
 @jax.jit
 def unstack(model: SequenceModel) -> list[nnx.Module]:
     """The mixers, layer by layer."""
-    patterns = [layer_of(model.stack.stacked, repeat) for repeat in range(model.stack.repeats)]
+    patterns = [repeat_of(model.stack.stacked, repeat) for repeat in range(model.stack.repeats)]
     return [block.mixer for pattern in patterns for block in pattern.blocks]
-
-
-def layer_of(stacked, repeat: int):
-    """One repeat of what is stacked over the repeats of the pattern."""
-    return jax.tree.map(lambda leaf: leaf[repeat], stacked)
 
 
 @jax.jit

@@ -6,12 +6,13 @@ from jaxtyping import Array, Float
 
 from common.errors import check_choice
 from models.checks import at_least, positive
-from models.kv_cache import buffers, extend
+from models.kv_cache import buffers, extend, held
 from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
 from models.norms import RMSNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
+from ops.projection import project
 from ops.rotary import alibi_slopes, rotary
 
 
@@ -77,7 +78,7 @@ class Attention(Mixer):
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
         q, k = self.queries_and_keys(x, positions)
-        v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "kv_heads", None)
+        v = constrain(project(x, self.w_v[...]), "batch", "length", "kv_heads", None)
         slopes = self.slopes()
         if state is None:
             y = attention(q, k, v, causal=self.causal, slopes=slopes, segment_ids=segment_ids)
@@ -86,14 +87,14 @@ class Attention(Mixer):
             state = extend(state, {"key": k, "value": v, "segment": segment_ids})
             y = attention(
                 q,
-                state["key"].astype(q.dtype),
-                state["value"].astype(v.dtype),
+                held(state, "key", q.dtype),
+                held(state, "value", v.dtype),
                 slopes=slopes,
                 segment_ids=segment_ids,
                 key_segment_ids=state["segment"],
                 query_offset=offset,
             )
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state
 
     def slopes(self) -> Float[Array, "H"] | None:
         """ALiBi's slopes of the query heads, where positions enter by it."""
@@ -101,8 +102,8 @@ class Attention(Mixer):
 
     def queries_and_keys(self, x, positions):
         """[B, T, H, K] and [B, T, G, K], normalised and rotated as the hyperparameters say."""
-        q = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_q[...]), "batch", "length", "heads", None)
-        k = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_k[...]), "batch", "length", "kv_heads", None)
+        q = constrain(project(x, self.w_q[...]), "batch", "length", "heads", None)
+        k = constrain(project(x, self.w_k[...]), "batch", "length", "kv_heads", None)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.positions == "rotary":

@@ -10,6 +10,7 @@ from models.kernel_attention import kernel_attention, quadratic
 from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
 from models.params import dense, residual_output
 from models.partitioning import constrain
+from ops.projection import project, project_each
 
 
 class Based(Mixer):
@@ -48,14 +49,16 @@ class Based(Mixer):
     def mix(
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, MatrixState | None]:
-        qk = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qk[...]), "batch", None, "length", "heads", None)
-        v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "heads", None)
-        phi = taylor(qk.astype(jnp.float32))
+        q, k = (
+            taylor(constrain(a, "batch", "length", "heads", None).astype(jnp.float32))
+            for a in project_each(x, self.w_qk[...])
+        )
+        v = constrain(project(x, self.w_v[...]), "batch", "length", "heads", None)
         # The floor is f's minimum: it binds only where rounding errors of large terms leave less.
         y, state = kernel_attention(
-            phi[:, 0], phi[:, 1], v, causal=self.causal, floor=0.5, initial_state=state, segment_ids=segment_ids
+            q, k, v, causal=self.causal, floor=0.5, initial_state=state, segment_ids=segment_ids
         )
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

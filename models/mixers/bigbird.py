@@ -13,6 +13,7 @@ from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
+from ops.projection import project
 
 
 class BigBird(Mixer):
@@ -73,12 +74,11 @@ class BigBird(Mixer):
         self, x: Tokens, state: None, *, segment_ids: Ids | None, positions: Ids, context: Context
     ) -> tuple[Tokens, None, Any]:
         q, k, v = (
-            constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-            for w in (self.w_q, self.w_k, self.w_v)
+            constrain(project(x, w[...]), "batch", "length", "heads", None) for w in (self.w_q, self.w_k, self.w_v)
         )
         bits = self.bits(-(-x.shape[1] // self.block), context.layer)
         y = self.gathered(q, k, v, bits) if segment_ids is None else self.masked(q, k, v, bits, segment_ids)
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
+        return project(y, self.w_o[...], inputs=2), state, context.stream
 
     def bits(self, blocks, layer):
         """Random integers [heads, blocks, r], those of a block the same whatever the number of blocks."""

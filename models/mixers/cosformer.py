@@ -12,6 +12,7 @@ from models.kernel_attention import kernel_attention
 from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
 from models.params import dense, residual_output
 from models.partitioning import constrain
+from ops.projection import project, project_each
 
 
 class CosFormer(Mixer):
@@ -57,21 +58,20 @@ class CosFormer(Mixer):
     def mix(
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, MatrixState | None]:
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         angle = math.pi / (2 * self.length) * jnp.minimum(positions + 1, self.length).astype(jnp.float32)
         cos, sin = (f(angle)[:, :, None, None] for f in (jnp.cos, jnp.sin))
         phi = lambda a: jnp.concatenate([jax.nn.relu(a) * cos, jax.nn.relu(a) * sin], -1)
         y, state = kernel_attention(
             phi(q), phi(k), v, causal=self.causal, floor=self.eps, initial_state=state, segment_ids=segment_ids
         )
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state
 
     def attention_scores(
         self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Float[Array, "B H T T"], str]:
         """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
-        q, k = jax.nn.relu(jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2]))
+        q, k = (jax.nn.relu(a) for a in project_each(x, self.w_qkv[:, :2]))
         place = jnp.minimum(positions + 1, self.length)
         angle = math.pi / (2 * self.length) * (place[:, :, None] - place[:, None])
         return jnp.einsum("bthk,bshk->bhts", q, k) * jnp.cos(angle)[:, None], "sum"

@@ -12,6 +12,7 @@ from models.norms import RMSNorm, l2_normalize
 from models.params import dense, residual_output
 from models.short_convolution import ConvolvedProjection, convolve
 from ops.delta_rule import delta_rule
+from ops.projection import project
 
 
 class DeltaNet(Mixer):
@@ -59,7 +60,7 @@ class DeltaNet(Mixer):
     ) -> tuple[Tokens, dict | None]:
         conv = None if state is None else state["conv"]
         (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
-        beta = self.beta_scale * jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32))
+        beta = self.beta_scale * jax.nn.sigmoid(project(x, self.w_b[...]).astype(jnp.float32))
         o, memory = delta_rule(
             l2_normalize(q),
             l2_normalize(k),
@@ -69,7 +70,7 @@ class DeltaNet(Mixer):
             initial_state=None if state is None else state["memory"],
             segment_ids=segment_ids,
         )
-        y = jnp.einsum("bthv,hvd->btd", self.norm(o), self.w_o[...])
+        y = project(self.norm(o), self.w_o[...], inputs=2)
         return y, {"conv": conv, "memory": memory}
 
     def initial_state(self, batch: int, capacity: int) -> dict:

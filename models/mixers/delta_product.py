@@ -12,6 +12,7 @@ from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_of, residual_output, step_bias, time_scale, uniform
 from models.short_convolution import ConvolvedProjection, convolve
 from ops.delta_rule import delta_rule
+from ops.projection import project
 
 
 class DeltaProduct(Mixer):
@@ -75,10 +76,10 @@ class DeltaProduct(Mixer):
         conv = None if state is None else state["conv"]
         (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
         k, v = self.as_steps(k), self.as_steps(v)
-        beta = self.beta_scale * jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32))
+        beta = self.beta_scale * jax.nn.sigmoid(project(x, self.w_b[...]).astype(jnp.float32))
         log_decay = None
         if self.gated:
-            dt = jax.nn.softplus((x @ self.w_a[...]).astype(jnp.float32) + self.dt_bias[...])
+            dt = jax.nn.softplus(project(x, self.w_a[...]).astype(jnp.float32) + self.dt_bias[...])
             log_decay = self.among_steps(-jnp.exp(self.a_log[...]) * dt, 0)
         o, memory = delta_rule(
             self.among_steps(l2_normalize(q), self.steps - 1),
@@ -92,8 +93,8 @@ class DeltaProduct(Mixer):
         )
         o = self.norm(o[:, self.steps - 1 :: self.steps])
         if self.gated:
-            o = jax.nn.silu(jnp.einsum("btd,dhv->bthv", x, self.w_g[...])) * o
-        y = jnp.einsum("bthv,hvd->btd", o, self.w_o[...])
+            o = jax.nn.silu(project(x, self.w_g[...])) * o
+        y = project(o, self.w_o[...], inputs=2)
         return y, {"conv": conv, "memory": memory}
 
     def as_steps(self, x):

@@ -12,6 +12,7 @@ from models.norms import rms_normalize
 from models.params import normal, param, xavier_uniform
 from models.partitioning import constrain
 from ops.block_attention import block_attention, empty_block
+from ops.projection import project, project_each
 from ops.rotary import rotary
 
 
@@ -61,8 +62,7 @@ class DiagAttention(Mixer):
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         u = jax.lax.stop_gradient(self.u[...])
         u = u / jnp.linalg.norm(u)
 
@@ -84,7 +84,7 @@ class DiagAttention(Mixer):
         if self.version == 1:
             # The authors add an eps of 1e-8 outside of the root.
             y = rms_normalize(y.reshape(x.shape), eps=1e-16).reshape(y.shape).astype(x.dtype)
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         return empty_block(batch, self.block, self.sizes, self.sizes)

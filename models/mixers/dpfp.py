@@ -12,6 +12,7 @@ from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.delta_rule import delta_rule
+from ops.projection import project, project_each
 
 
 class FastWeights(Mixer):
@@ -57,16 +58,15 @@ class FastWeights(Mixer):
     def mix(
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, MatrixState | None]:
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         q, k = dpfp(q.astype(jnp.float32), self.nu), dpfp(k.astype(jnp.float32), self.nu)
         where = {"initial_state": state, "segment_ids": segment_ids}
         if self.w_b is None:
             y, state = kernel_attention(q, k, v, causal=True, eps=1e-5, **where)
         else:
-            beta = jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32))
+            beta = jax.nn.sigmoid(project(x, self.w_b[...]).astype(jnp.float32))
             y, state = delta_rule(q, k, v, beta, **where)
-        return jnp.einsum("bthk,hkd->btd", y / math.sqrt(v.shape[-1]), self.w_o[...]), state
+        return project(y / math.sqrt(v.shape[-1]), self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

@@ -14,6 +14,7 @@ from models.state_space import from_lag_one, look_ahead, pair, unit
 from ops import segments
 from ops.hippo import normal_plus_low_rank
 from ops.long_convolution import long_convolution, vandermonde_kernel
+from ops.projection import project
 from ops.state_space_scan import state_space_scan
 
 State = tuple[Float[Array, "B N D"], Float[Array, "B N D"]]
@@ -113,7 +114,7 @@ class DSS(Mixer):
                 z, _ = state_space_scan(backwards, a, pair(w[1]), unit(step), segment_ids=segment_ids)
                 y = y + look_ahead(z, segment_ids)
         y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
-        return y @ self.w_out[...], state
+        return project(y, self.w_out[...]), state
 
     def initial_state(self, batch: int, capacity: int) -> State:
         width, size = self.w.shape[2:]

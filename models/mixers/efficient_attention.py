@@ -11,6 +11,7 @@ from models.partitioning import constrain
 from ops import segments
 from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
+from ops.projection import project, project_each
 from ops.running_max import NOTHING
 
 
@@ -41,15 +42,14 @@ class EfficientAttention(Mixer):
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         q, k = jax.nn.softmax(q.astype(jnp.float32), -1), k.astype(jnp.float32)
         v = v.astype(jnp.float32)
         if self.causal:
             y, state = causal(q, k, v, state, segment_ids)
         else:
             y = two_sided(q, softmax_over_positions(k, segment_ids), v, segment_ids)
-        return jnp.einsum("bthk,hkd->btd", y.astype(x.dtype), self.w_o[...]), state
+        return project(y.astype(x.dtype), self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size = self.sizes

@@ -12,6 +12,7 @@ from models.partitioning import constrain
 from ops.block_attention import block_attention, block_ids, empty_block
 from ops.dispatch import matmul_precision
 from ops.linear_attention import linear_attention
+from ops.projection import project
 from ops.rotary import rotary
 
 
@@ -70,9 +71,9 @@ class Flash(Mixer):
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
-        u = constrain(jax.nn.silu(x @ self.w_u[...]), "batch", "length", "mlp")
-        v = constrain(jax.nn.silu(x @ self.w_v[...]), "batch", "length", "mlp")[:, :, None]
-        z = jax.nn.silu(x @ self.w_z[...])
+        u = constrain(jax.nn.silu(project(x, self.w_u[...])), "batch", "length", "mlp")
+        v = constrain(jax.nn.silu(project(x, self.w_v[...])), "batch", "length", "mlp")[:, :, None]
+        z = jax.nn.silu(project(x, self.w_z[...]))
         # Heads of one [B, T, 6, key_size]: the four copies of z, then a and c of the bias.
         copies = z[:, :, None] * self.gamma[...] + self.beta[...]
         bias = jnp.broadcast_to(self.bias[...].astype(z.dtype), (*z.shape[:2], *self.bias.shape))
@@ -108,7 +109,7 @@ class Flash(Mixer):
             linear = linear - own
             far = {"whole": whole, "chunk": chunk}
         y = (quadratic + linear / self.chunk)[:, :, 0].astype(x.dtype)
-        return (u * y) @ self.w_o[...], None if state is None else {"near": near, **far}
+        return project(u * y, self.w_o[...]), None if state is None else {"near": near, **far}
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         key, hidden = self.sizes

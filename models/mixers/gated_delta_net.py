@@ -12,6 +12,7 @@ from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_of, residual_output, step_bias, time_scale, uniform
 from models.short_convolution import ConvolvedProjection, convolve
 from ops.delta_rule import delta_rule
+from ops.projection import project
 
 
 class GatedDeltaNet(Mixer):
@@ -63,8 +64,8 @@ class GatedDeltaNet(Mixer):
     ) -> tuple[Tokens, dict | None]:
         conv = None if state is None else state["conv"]
         (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
-        beta = self.beta_scale * jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32))
-        dt = jax.nn.softplus((x @ self.w_a[...]).astype(jnp.float32) + self.dt_bias[...])
+        beta = self.beta_scale * jax.nn.sigmoid(project(x, self.w_b[...]).astype(jnp.float32))
+        dt = jax.nn.softplus(project(x, self.w_a[...]).astype(jnp.float32) + self.dt_bias[...])
         o, memory = delta_rule(
             l2_normalize(q),
             l2_normalize(k),
@@ -75,8 +76,8 @@ class GatedDeltaNet(Mixer):
             initial_state=None if state is None else state["memory"],
             segment_ids=segment_ids,
         )
-        g = jnp.einsum("btd,dhv->bthv", x, self.w_g[...])
-        y = jnp.einsum("bthv,hvd->btd", jax.nn.silu(g) * self.norm(o), self.w_o[...])
+        g = project(x, self.w_g[...])
+        y = project(jax.nn.silu(g) * self.norm(o), self.w_o[...], inputs=2)
         return y, {"conv": conv, "memory": memory}
 
     def initial_state(self, batch: int, capacity: int) -> dict:

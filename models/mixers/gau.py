@@ -8,12 +8,13 @@ from flax import nnx
 
 from common.errors import UserError, check_choice
 from models.checks import even, scaled
-from models.kv_cache import buffers, extend
+from models.kv_cache import buffers, extend, held
 from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, normal, ones, param, zeros
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
+from ops.projection import project
 from ops.rotary import rotary
 
 
@@ -79,9 +80,9 @@ class GatedAttentionUnit(Mixer):
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
-        u = constrain(jax.nn.silu(x @ self.w_u[...]), "batch", "length", "mlp")
-        v = constrain(jax.nn.silu(x @ self.w_v[...]), "batch", "length", "mlp")[:, :, None]
-        z = jax.nn.silu(x @ self.w_z[...])
+        u = constrain(jax.nn.silu(project(x, self.w_u[...])), "batch", "length", "mlp")
+        v = constrain(jax.nn.silu(project(x, self.w_v[...])), "batch", "length", "mlp")[:, :, None]
+        z = jax.nn.silu(project(x, self.w_z[...]))
         q, k, count = *self.queries_and_keys(z, positions), self.count(segment_ids, positions)[..., None]
         options = {"activation": "relu2", "scale": 1.0}
         if self.normalizer == "softmax":
@@ -92,13 +93,11 @@ class GatedAttentionUnit(Mixer):
             y = attention(q, k, v, **options, causal=self.causal, segment_ids=segment_ids)
         else:
             offset = state["length"]
-            # Shifted and biased, keys are not 0 at padding.
-            new = {"key": segments.zero_padding(k, segment_ids), "value": v, "segment": segment_ids}
-            state = extend(state, new)
+            state = extend(state, {"key": k, "value": v, "segment": segment_ids})
             y = attention(
                 q,
-                state["key"].astype(q.dtype),
-                state["value"].astype(v.dtype),
+                held(state, "key", q.dtype),
+                held(state, "value", v.dtype),
                 **options,
                 segment_ids=segment_ids,
                 key_segment_ids=state["segment"],
@@ -107,7 +106,7 @@ class GatedAttentionUnit(Mixer):
         y = y[:, :, 0]
         if self.normalizer == "count":
             y = (y / count).astype(x.dtype)
-        return (u * y) @ self.w_o[...], state
+        return project(u * y, self.w_o[...]), state
 
     def queries_and_keys(self, z, positions):
         """The rotated copies of z, with the bias (if any) as further channels: [q, rope(a)] . [k, rope(c)] = q . k + b."""

@@ -12,6 +12,7 @@ from models.norms import RMSNorm
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
+from ops.projection import project
 
 
 class GatedLinearAttention(Mixer):
@@ -62,14 +63,14 @@ class GatedLinearAttention(Mixer):
     def mix(
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, MatrixState | None]:
-        project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-        q, k, v, g = project(self.w_q), project(self.w_k), project(self.w_v), project(self.w_g)
-        gate = jnp.einsum("btr,rhk->bthk", x @ self.w_decay_in[...], self.w_decay_out[...])
+        to_heads = lambda w: constrain(project(x, w[...]), "batch", "length", "heads", None)
+        q, k, v, g = to_heads(self.w_q), to_heads(self.w_k), to_heads(self.w_v), to_heads(self.w_g)
+        gate = project(project(x, self.w_decay_in[...]), self.w_decay_out[...])
         log_decay = jax.nn.log_sigmoid(gate.astype(jnp.float32) + self.b_decay[...]) / self.gate_temperature
         o, state = linear_attention(
             q, k, v, log_decay, scale=1 / math.sqrt(q.shape[-1]), initial_state=state, segment_ids=segment_ids
         )
-        return jnp.einsum("bthv,hvd->btd", jax.nn.silu(g) * self.norm(o), self.w_o[...]), state
+        return project(jax.nn.silu(g) * self.norm(o), self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

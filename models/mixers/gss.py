@@ -10,6 +10,7 @@ from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, normal, param, residual_output, time_scale
 from models.partitioning import constrain
 from ops.long_convolution import long_convolution, vandermonde_kernel
+from ops.projection import project
 from ops.state_space_scan import state_space_scan
 
 State = tuple[Float[Array, "B N C"], Float[Array, "B N C"]]
@@ -62,8 +63,8 @@ class GatedStateSpace(Mixer):
     def mix(
         self, x: Tokens, state: State | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, State | None]:
-        u = constrain(jax.nn.gelu(x @ self.w_u[...]), "batch", "length", "mlp")
-        v = jax.nn.gelu(x @ self.w_v[...]).astype(jnp.float32)
+        u = constrain(jax.nn.gelu(project(x, self.w_u[...])), "batch", "length", "mlp")
+        v = jax.nn.gelu(project(x, self.w_v[...])).astype(jnp.float32)
         v = constrain(v, "batch", None, "activation")
         a = jax.lax.complex(-jnp.exp(self.log_a_real[...]), jnp.exp(self.log_a_imag[...]))
         # The operations take twice the real part, for conjugate pairs; these modes stand alone.
@@ -77,7 +78,7 @@ class GatedStateSpace(Mixer):
                 v, every(jnp.exp(a)), one, every(c), initial_state=state, segment_ids=segment_ids
             )
         y = (constrain(y, "batch", None, "activation") + self.d[...] * v).astype(x.dtype)
-        return ((y @ self.w_g[...]) * u) @ self.w_o[...], state
+        return project(project(y, self.w_g[...]) * u, self.w_o[...]), state
 
     def initial_state(self, batch: int, capacity: int) -> State:
         _, inner, size = self.c.shape

@@ -12,6 +12,7 @@ from models.params import constant, dense, fan_in_uniform, log_step, normal, par
 from models.partitioning import constrain
 from models.state_space import pair, unit
 from ops.long_convolution import long_convolution, vandermonde_kernel
+from ops.projection import project, project_each
 from ops.short_convolution import short_convolution
 from ops.state_space_scan import state_space_scan
 
@@ -72,8 +73,9 @@ class H3(Mixer):
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
         heads, size, _ = self.sizes
-        qkv = jnp.einsum("btd,dge->gbte", x, self.w_qkv[...]).astype(jnp.float32)
-        q, k, v = constrain(qkv, None, "batch", None, "activation")
+        q, k, v = (
+            constrain(a.astype(jnp.float32), "batch", None, "activation") for a in project_each(x, self.w_qkv[...])
+        )
         by_head = lambda u: u.reshape(*u.shape[:2], heads, size)
         whole = state is None and segment_ids is None
         new = {}
@@ -107,7 +109,7 @@ class H3(Mixer):
             )
         y = constrain(y, "batch", None, "activation") + spread(self.d[...]) * kv
         o = jnp.einsum("bthi,bthij->bthj", by_head(q), y.reshape(*x.shape[:2], heads, size, size))
-        return o.reshape(x.shape).astype(x.dtype) @ self.w_o[...], new
+        return project(o.reshape(x.shape).astype(x.dtype), self.w_o[...]), new
 
     def discretize(self):
         """log(Abar) and C Bbar, complex [heads, N/2]."""

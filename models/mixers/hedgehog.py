@@ -9,6 +9,7 @@ from models.kernel_attention import kernel_attention
 from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
 from models.params import constant, dense, param, residual_output
 from models.partitioning import constrain
+from ops.projection import project, project_blocks, project_each
 
 
 class Hedgehog(Mixer):
@@ -45,19 +46,19 @@ class Hedgehog(Mixer):
     def mix(
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, MatrixState | None]:
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        qk = jnp.einsum("bsthk,shkf->bsthf", qkv[:, :2], self.map[...]).astype(jnp.float32)
-        qk = jax.nn.softmax(jnp.concatenate([qk, -qk], -1), axis=-1)
+        *qk, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
+        qk = (project_blocks(a, w).astype(jnp.float32) for a, w in zip(qk, self.map[...], strict=True))
+        q, k = (jax.nn.softmax(jnp.concatenate([a, -a], -1), axis=-1) for a in qk)
         y, state = kernel_attention(
-            qk[:, 0],
-            qk[:, 1],
-            qkv[:, 2],
+            q,
+            k,
+            v,
             causal=self.causal,
             eps=self.eps,
             initial_state=state,
             segment_ids=segment_ids,
         )
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

@@ -13,6 +13,7 @@ from models.norms import LayerNorm
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.linear_recurrence import linear_recurrence
+from ops.projection import project, project_each
 
 State = tuple[Float[Array, "B D"], Float[Array, "B D"]] | Float[Array, "B D"]
 
@@ -51,11 +52,13 @@ class HGRN(Mixer):
         self, x: Tokens, state: State | None, *, segment_ids: Ids | None, positions: Ids, context: Context
     ) -> tuple[Tokens, State | None, Any]:
         bound = context.stream[context.layer]
-        maps = jnp.einsum("btd,dge->gbte", x, self.w_in[...]).astype(jnp.float32) + self.b_in[...][:, None, None]
-        maps = constrain(maps, None, "batch", "length", "mlp")
-        c, mu, g = jax.nn.silu(maps[: self.parts]), maps[self.parts], jax.nn.sigmoid(maps[self.parts + 1 :])
+        maps = [
+            constrain(a.astype(jnp.float32) + b, "batch", "length", "mlp")
+            for a, b in zip(project_each(x, self.w_in[...]), self.b_in[...], strict=True)
+        ]
+        mu, gates = maps[self.parts], maps[self.parts + 1 :]
         decay = bound + (1 - bound) * jax.nn.sigmoid(mu)
-        c = (1 - bound) * jax.nn.sigmoid(-mu) * c
+        c = [(1 - bound) * jax.nn.sigmoid(-mu) * jax.nn.silu(a) for a in maps[: self.parts]]
         where = {"initial_state": state, "segment_ids": segment_ids}
         if self.parts == 2:
             a = (decay * jnp.cos(self.theta[...]), decay * jnp.sin(self.theta[...]))
@@ -63,8 +66,8 @@ class HGRN(Mixer):
         else:
             h, state = linear_recurrence(decay, c[0], **where)
             h = (h,)
-        h = jnp.concatenate([g * h for g, h in zip(g, h, strict=True)], -1).astype(x.dtype)
-        return self.norm(h) @ self.w_o[...] + self.b_o[...], state, context.stream
+        h = jnp.concatenate([jax.nn.sigmoid(g) * h for g, h in zip(gates, h, strict=True)], -1).astype(x.dtype)
+        return project(self.norm(h), self.w_o[...]) + self.b_o[...], state, context.stream
 
     def initial_state(self, batch: int, capacity: int) -> State:
         h = jnp.zeros((batch, self.w_o.shape[1]), jnp.float32)

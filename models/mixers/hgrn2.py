@@ -12,6 +12,7 @@ from models.norms import RMSNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
+from ops.projection import project
 
 
 class LowerBoundsOfHeads(LowerBounds):
@@ -48,15 +49,15 @@ class HGRN2(Mixer):
     def mix(
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids, context: Context
     ) -> tuple[Tokens, MatrixState | None, Any]:
-        project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-        q, v = jax.nn.silu(project(self.w_q)), project(self.w_v)
-        z = project(self.w_f).astype(jnp.float32)
+        to_heads = lambda w: constrain(project(x, w[...]), "batch", "length", "heads", None)
+        q, v = jax.nn.silu(to_heads(self.w_q)), to_heads(self.w_v)
+        z = to_heads(self.w_f).astype(jnp.float32)
         bound = context.stream[context.layer].reshape(z.shape[2:])
         # f = (1 + gamma e^-z) / (1 + e^-z); the floor keeps log gamma and its gradient finite in the first layer.
         log_f = jax.nn.softplus(jnp.log(jnp.maximum(bound, 1e-30)) - z) - jax.nn.softplus(-z)
         k = (1 - bound) * jax.nn.sigmoid(-z)
         o, state = linear_attention(q, k, v, log_f, initial_state=state, segment_ids=segment_ids)
-        return self.norm(o.reshape(x.shape)) @ self.w_o[...], state, context.stream
+        return project(self.norm(o.reshape(x.shape)), self.w_o[...]), state, context.stream
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

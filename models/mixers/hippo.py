@@ -11,6 +11,7 @@ from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.hippo import MEASURES
 from ops.hippo_memory import hippo_memory
+from ops.projection import project
 
 
 class HiPPO(Mixer):
@@ -61,7 +62,7 @@ class HiPPO(Mixer):
     def mix(
         self, x: Tokens, state: Float[Array, "B S N"] | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, Float[Array, "B S N"] | None]:
-        f = constrain(x @ self.w_f[...], "batch", "length", None)
+        f = constrain(project(x, self.w_f[...]), "batch", "length", None)
         c, state = hippo_memory(
             f,
             self.measure,
@@ -71,7 +72,7 @@ class HiPPO(Mixer):
             segment_ids=segment_ids,
             positions=None if state is None and segment_ids is None else positions,
         )
-        return jnp.einsum("bthn,hnd->btd", c.astype(x.dtype), self.w_o[...]), state
+        return project(c.astype(x.dtype), self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> Float[Array, "B S N"]:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

@@ -10,6 +10,7 @@ from models.mixer import Ids, Mixer, Tokens
 from models.params import constant, conv_taps, dense, fan_in_uniform, normal, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.long_convolution import long_convolution
+from ops.projection import project
 from ops.short_convolution import short_convolution
 from ops.windowed_convolution import windowed_convolution
 
@@ -87,7 +88,7 @@ class Hyena(Mixer):
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
         u, taps = short_convolution(
-            x @ self.w_in[...] + self.b_in[...],
+            project(x, self.w_in[...]) + self.b_in[...],
             self.conv[...],
             self.conv_bias[...],
             initial_state=None if state is None else state["conv"],
@@ -106,7 +107,7 @@ class Hyena(Mixer):
                 windows.append(window)
             v = y + self.d[n] * v
         y = constrain(gates[0] * v, "batch", None, "activation").astype(x.dtype)
-        return y @ self.w_out[...] + self.b_out[...], {"conv": taps, "windows": windows}
+        return project(y, self.w_out[...]) + self.b_out[...], {"conv": taps, "windows": windows}
 
     def filters(self, lags: int):
         """h at the first lags, [order - 1, width, lags]."""
@@ -115,11 +116,11 @@ class Hyena(Mixer):
         bands = (self.features - 1) // 2
         phase = 2 * np.pi * np.arange(lags)[:, None] / self.length * np.linspace(1e-4, bands - 1, bands)
         z = jnp.asarray(np.concatenate([t, np.cos(phase), -np.sin(phase)], -1), jnp.float32)
-        layer = lambda a, w, b: jnp.sin(self.omega[...] * (jnp.matmul(a, w, precision="highest") + b))
+        layer = lambda a, w, b: jnp.sin(self.omega[...] * (project(a, w) + b))
         a = layer(z, self.filter_in[...], self.filter_in_bias[...])
         for w, b in zip(self.filter_hidden[...], self.filter_hidden_bias[...]):
             a = layer(a, w, b)
-        h = jnp.einsum("lf,fdn->ndl", a, self.filter_out[...], precision="highest")
+        h = project(a, self.filter_out[...]).T
         decay = np.linspace(-np.log(0.01) / 1.5, -np.log(0.01) / 0.3, width * (self.order - 1), dtype=np.float32)
         return h * jnp.exp(-decay.reshape(width, -1).T[..., None] * t[:, 0])
 

@@ -13,6 +13,7 @@ from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_of, residual_output, step_bias, time_scale, uniform
 from models.short_convolution import ConvolvedProjection, convolve
 from ops.delta_rule import delta_rule
+from ops.projection import project
 
 
 class KimiDeltaAttention(Mixer):
@@ -67,19 +68,19 @@ class KimiDeltaAttention(Mixer):
     ) -> tuple[Tokens, dict | None]:
         conv = None if state is None else state["conv"]
         (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
-        low_rank = lambda w1, w2: jnp.einsum("btr,rhk->bthk", x @ w1[...], w2[...])
+        low_rank = lambda w1, w2: project(project(x, w1[...]), w2[...])
         o, memory = delta_rule(
             l2_normalize(q),
             l2_normalize(k),
             v,
-            jax.nn.sigmoid((x @ self.w_b[...]).astype(jnp.float32)),
+            jax.nn.sigmoid(project(x, self.w_b[...]).astype(jnp.float32)),
             self.log_decay(low_rank(self.w_f1, self.w_f2)),
             scale=1 / math.sqrt(q.shape[-1]),
             initial_state=None if state is None else state["memory"],
             segment_ids=segment_ids,
         )
         gate = jax.nn.sigmoid(low_rank(self.w_g1, self.w_g2))
-        y = jnp.einsum("bthv,hvd->btd", gate * self.norm(o), self.w_o[...])
+        y = project(gate * self.norm(o), self.w_o[...], inputs=2)
         return y, {"conv": conv, "memory": memory}
 
     def log_decay(self, f):

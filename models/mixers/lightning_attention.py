@@ -13,6 +13,7 @@ from models.norms import RMSNorm, rms_normalize
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
+from ops.projection import project, project_each
 
 
 class LightningAttention(Mixer):
@@ -61,16 +62,15 @@ class LightningAttention(Mixer):
         heads = self.sizes[0]
         slope = jnp.asarray(2.0 ** (-8 * np.arange(1, heads + 1) / heads), jnp.float32)
         log_decay = -slope * (1 - context.layer / (self.layers - 1 + 1e-5) + 1e-5)
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
-        gate = constrain(x @ self.w_g[...], "batch", "length", "heads")
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
+        gate = constrain(project(x, self.w_g[...]), "batch", "length", "heads")
         q, k = jax.nn.silu(q), jax.nn.silu(k)
         if self.norm is not None:
             v, gate = jax.nn.silu(v), jax.nn.sigmoid(gate)
         o, state = linear_attention(q, k, v, log_decay, initial_state=state, segment_ids=segment_ids)
         o = o.reshape(x.shape)
         o = rms_normalize(o) if self.norm is None else self.norm(o)
-        return (gate * o) @ self.w_o[...], state, context.stream
+        return project(gate * o, self.w_o[...]), state, context.stream
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

@@ -10,6 +10,7 @@ from models.kernel_attention import kernel_attention
 from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
 from models.params import dense, residual_output
 from models.partitioning import constrain
+from ops.projection import project, project_each
 
 
 class LinearAttention(Mixer):
@@ -42,19 +43,18 @@ class LinearAttention(Mixer):
     def mix(
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, MatrixState | None]:
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
         y, state = kernel_attention(
             q, k, v, causal=self.causal, eps=self.eps, initial_state=state, segment_ids=segment_ids
         )
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state
 
     def attention_scores(
         self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Float[Array, "B H T T"], str]:
         """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
-        q, k = jax.nn.elu(jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2])) + 1
+        q, k = (jax.nn.elu(a) + 1 for a in project_each(x, self.w_qkv[:, :2]))
         return jnp.einsum("bthk,bshk->bhts", q, k), "sum"
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:

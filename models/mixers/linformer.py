@@ -13,6 +13,7 @@ from models.mixer import Context, Ids, Mixer, Tokens, head_size
 from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
+from ops.projection import project, project_blocks, project_each
 
 SHARING = ("none", "headwise", "kv", "layerwise")
 
@@ -87,17 +88,17 @@ class Linformer(Mixer):
             raise UserError(
                 f"linformer was built for length {self.length}, got {x.shape[1]}; build the model for a greater one"
             )
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         e = context.stream if self.e is None else self.e[...].astype(x.dtype)
         e = jnp.moveaxis(jnp.broadcast_to(e, (2, self.heads, *e.shape[2:])), 1, 2)
         if segment_ids is None:
-            e, f = e[:, : x.shape[1]]
-            keys, values = jnp.einsum("thr,bthk->brhk", e, k), jnp.einsum("thr,bthk->brhk", f, v)
+            turn = lambda a: jnp.transpose(a, (0, 3, 2, 1))  # tokens last, and back
+            e, f = jnp.swapaxes(e[:, : x.shape[1]], 1, 2)
+            keys, values = (turn(project_blocks(turn(a), w)) for a, w in ((k, e), (v, f)))
             y = attention(q, keys, values, causal=False)
         else:
             q, k, v, e = (a.astype(jnp.float32) for a in (q, k, v, e))
             e, f = e[:, positions]
             p = jax.nn.softmax(two_sided(q * q.shape[-1] ** -0.5, k, e, segment_ids), -1)
             y = two_sided(p, f, v, segment_ids).astype(x.dtype)
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
+        return project(y, self.w_o[...], inputs=2), state, context.stream

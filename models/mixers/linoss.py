@@ -11,6 +11,7 @@ from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, fan_in_uniform, normal, param, time_scale, uniform
 from models.partitioning import constrain
 from ops.block_recurrence import block_recurrence
+from ops.projection import project, project_each
 
 
 class LinOSS(Mixer):
@@ -58,7 +59,7 @@ class LinOSS(Mixer):
         self, x: Tokens, state: Float[Array, "B 2 N"] | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, Float[Array, "B 2 N"] | None]:
         m, f = self.discretize()
-        force = jnp.einsum("btd,dcn->btcn", x, self.b[...]).astype(jnp.float32)
+        force = project(x, self.b[...]).astype(jnp.float32)
         # The real and the imaginary parts do not mix: they are states of their own.
         force = constrain(force[:, :, None] * f[:, None], "batch", "length", None, None, "state")
         both = lambda z: z.reshape(*z.shape[:-2], -1)
@@ -66,8 +67,8 @@ class LinOSS(Mixer):
             jnp.concatenate([m, m], -1), both(force), initial_state=state, segment_ids=segment_ids
         )
         real, imag = jnp.split(h[:, :, 1].astype(x.dtype), 2, axis=-1)
-        y = jax.nn.gelu(real @ self.c[0] - imag @ self.c[1] + self.d[...] * x)
-        value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
+        y = jax.nn.gelu(project(real, self.c[0]) - project(imag, self.c[1]) + self.d[...] * x)
+        value, gate = project_each(y, self.w_out[...])
         return value * jax.nn.sigmoid(gate), state
 
     def initial_state(self, batch: int, capacity: int) -> Float[Array, "B 2 N"]:

@@ -10,6 +10,7 @@ from models.mixer import Ids, Mixer, Tokens, head_size
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.attention import attention
+from ops.projection import project
 from ops.rotary import rotary
 
 
@@ -72,7 +73,7 @@ class LocalAttention(Mixer):
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
         q, k = self.queries_and_keys(x, positions)
-        v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "kv_heads", None)
+        v = constrain(project(x, self.w_v[...]), "batch", "length", "kv_heads", None)
         key_segments = segment_ids
         if state is not None:
             new = {"key": k, "value": v, "segment": segment_ids}
@@ -90,13 +91,13 @@ class LocalAttention(Mixer):
             key_segment_ids=key_segments,
             query_offset=k.shape[1] - q.shape[1],
         )
-        y = jnp.einsum("bthk,hkd->btd", y, self.w_o[...])
+        y = project(y, self.w_o[...], inputs=2)
         return (y if self.b_o is None else y + self.b_o[...]), state
 
     def queries_and_keys(self, x, positions):
         """[B, T, H, K] and [B, T, G, K], rotated."""
-        q = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_q[...]), "batch", "length", "heads", None)
-        k = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_k[...]), "batch", "length", "kv_heads", None)
+        q = constrain(project(x, self.w_q[...]), "batch", "length", "heads", None)
+        k = constrain(project(x, self.w_k[...]), "batch", "length", "kv_heads", None)
         frequencies = self.rotary_base ** (-jnp.arange(0, self.rotated, 2) / self.rotated)
         return tuple(rotary(a, positions, frequencies=frequencies) for a in (q, k))
 

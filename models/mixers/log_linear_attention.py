@@ -11,6 +11,7 @@ from models.norms import RMSNorm
 from models.params import conv_taps, dense, log_of, ones, param, residual_output, step_bias, time_scale, uniform, zeros
 from models.partitioning import constrain
 from ops.log_linear_attention import log_linear_attention
+from ops.projection import project
 from ops.short_convolution import short_convolution
 
 
@@ -92,17 +93,17 @@ class LogLinearAttention(Mixer):
 
         def branch(name, w, taps, bias):
             initial = None if state is None else state[name]
-            u = x @ w[...]
+            u = project(x, w[...])
             u, new[name] = short_convolution(u, taps[...], bias[...], initial_state=initial, segment_ids=segment_ids)
             return jax.nn.silu(u)
 
-        z = constrain(x @ self.w_z[...], "batch", "length", "heads")
+        z = constrain(project(x, self.w_z[...]), "batch", "length", "heads")
         u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias), "batch", "length", "heads")
         u = u.reshape(*u.shape[:2], heads, channels)
         bc = branch("conv_bc", self.w_bc, self.conv_bc, self.conv_bc_bias)
         b, c = (jnp.repeat(a[:, :, None], heads, axis=2) for a in jnp.split(bc, 2, axis=-1))
-        dt = jax.nn.softplus((x @ self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
-        logits = jnp.einsum("btd,dhl->bthl", x, self.w_lambda[...]).astype(jnp.float32)
+        dt = jax.nn.softplus(project(x, self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
+        logits = project(x, self.w_lambda[...]).astype(jnp.float32)
         o, new["buckets"] = log_linear_attention(
             c,
             b,
@@ -114,7 +115,7 @@ class LogLinearAttention(Mixer):
             segment_ids=segment_ids,
         )
         o = (o + self.d[...][:, None] * u).astype(x.dtype)
-        return self.norm(o.reshape(z.shape) * jax.nn.silu(z)) @ self.w_out[...], new
+        return project(self.norm(o.reshape(z.shape) * jax.nn.silu(z)), self.w_out[...]), new
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         check_capacity(capacity)

@@ -9,6 +9,7 @@ from models.mixer import Ids, Mixer, Tokens, head_size
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.attention import attention, attention_with_logsumexp, merge
+from ops.projection import project
 
 
 class Longformer(Mixer):
@@ -61,21 +62,21 @@ class Longformer(Mixer):
         self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
     def mix(self, x: Tokens, state: None, *, segment_ids: Ids | None, positions: Ids) -> tuple[Tokens, None]:
-        project = lambda x, w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-        q, k, v = (project(x, w) for w in (self.w_q, self.w_k, self.w_v))
-        k_global, v_global = project(x, self.w_k_global), project(x, self.w_v_global)
+        to_heads = lambda x, w: constrain(project(x, w[...]), "batch", "length", "heads", None)
+        q, k, v = (to_heads(x, w) for w in (self.w_q, self.w_k, self.w_v))
+        k_global, v_global = to_heads(x, self.w_k_global), to_heads(x, self.w_v_global)
         n = self.global_tokens
         local = {"mask": lambda i, j: j >= n, "window": self.window, "causal": False}
         if segment_ids is None:
             first = attention_with_logsumexp(q, k[:, :n], v[:, :n], causal=False)
             y, _ = merge([first, attention_with_logsumexp(q, k, v, **local)])
-            y_global = attention(project(x[:, :n], self.w_q_global), k_global, v_global, causal=False)
+            y_global = attention(to_heads(x[:, :n], self.w_q_global), k_global, v_global, causal=False)
             y = jnp.concatenate([y_global, y[:, n:]], axis=1)
         else:
             where = {"query_labels": positions, "segment_ids": segment_ids}
             first = attention_with_logsumexp(q, k, v, causal=False, mask=lambda i, j: j < n, **where)
             y, _ = merge([first, attention_with_logsumexp(q, k, v, **local, **where)])
-            q_global = project(x, self.w_q_global)
+            q_global = to_heads(x, self.w_q_global)
             y_global = attention(q_global, k_global, v_global, causal=False, mask=lambda i, j: i < n, **where)
             y = jnp.where((positions < n)[:, :, None, None], y_global, y)
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state

@@ -13,6 +13,7 @@ from models.mixer import Ids, Mixer, Tokens
 from models.params import constant, dense, normal, param, time_scale
 from models.partitioning import constrain
 from ops.linear_recurrence import linear_recurrence
+from ops.projection import project, project_each
 
 State = tuple[Float[Array, "B N"], Float[Array, "B N"]]
 
@@ -73,12 +74,15 @@ class LRU(Mixer):
         radius = jnp.exp(-jnp.exp(self.nu_log[...]))
         phase = jnp.exp(self.theta_log[...])
         a = (radius * jnp.cos(phase), radius * jnp.sin(phase))
-        u = jnp.einsum("btd,dcn->cbtn", x, self.b[...]).astype(jnp.float32) * jnp.exp(self.gamma_log[...])
-        b = tuple(constrain(part, "batch", "length", "state") for part in u)
+        gamma = jnp.exp(self.gamma_log[...])
+        b = tuple(
+            constrain(gamma * part.astype(jnp.float32), "batch", "length", "state")
+            for part in project_each(x, self.b[...])
+        )
         (real, imag), state = linear_recurrence(a, b, initial_state=state, segment_ids=segment_ids)
         real, imag = real.astype(x.dtype), imag.astype(x.dtype)
-        y = jax.nn.gelu(real @ self.c[0] - imag @ self.c[1] + self.d[...] * x)
-        value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
+        y = jax.nn.gelu(project(real, self.c[0]) - project(imag, self.c[1]) + self.d[...] * x)
+        value, gate = project_each(y, self.w_out[...])
         return value * jax.nn.sigmoid(gate), state
 
     def initial_state(self, batch: int, capacity: int) -> State:

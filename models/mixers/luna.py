@@ -14,6 +14,7 @@ from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.linear_attention import linear_attention
+from ops.projection import project
 
 
 class InitialMemory(nnx.Module):
@@ -89,26 +90,26 @@ class Luna(Mixer):
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids, context: Context
     ) -> tuple[Tokens, dict | None, Any]:
-        project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
+        to_heads = lambda w: constrain(project(x, w[...]), "batch", "length", "heads", None)
         p = context.stream
-        q, packed = project(self.w_q), project(self.w_pc)
+        q, packed = to_heads(self.w_q), to_heads(self.w_pc)
         if self.causal:
-            y, state = self.recur(q, packed, project(self.w_c), p, state, segment_ids, positions)
+            y, state = self.recur(q, packed, to_heads(self.w_c), p, state, segment_ids, positions)
         else:
             tokens = memory = None
             if segment_ids is not None:
                 tokens = jnp.sign(segment_ids)
                 memory = jnp.ones(p.shape[:2], tokens.dtype)
             where = {"causal": False, "segment_ids": memory, "key_segment_ids": tokens}
-            y_p = attention(jnp.einsum("bld,dhk->blhk", p, self.w_pq[...]), packed, packed, **where).reshape(p.shape)
-            c = jnp.einsum("bld,dhk->blhk", y_p, self.w_c[...])
+            y_p = attention(project(p, self.w_pq[...]), packed, packed, **where).reshape(p.shape)
+            c = project(y_p, self.w_c[...])
             y = attention(q, c, c, causal=False, segment_ids=tokens, key_segment_ids=memory)
             p = self.norm(p + y_p)
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, p
+        return project(y, self.w_o[...], inputs=2), state, p
 
     def recur(self, q, packed, c, p, state, segment_ids, positions):
         scale = q.shape[-1] ** -0.5
-        memory = scale * jnp.einsum("ld,dhk->lhk", p, self.w_pq[...])
+        memory = scale * project(p, self.w_pq[...])
         z = jnp.einsum("bthk,lhk->bthl", packed, memory, preferred_element_type=jnp.float32)
         a = jax.nn.softplus(math.log(2) * z) / math.log(2)
         count = (positions + 1)[:, :, None, None]

@@ -21,6 +21,7 @@ from models.params import (
     zeros,
 )
 from models.partitioning import constrain
+from ops.projection import project, project_each
 from ops.selective_scan import selective_scan
 from ops.short_convolution import short_convolution
 
@@ -79,7 +80,7 @@ class Mamba(Mixer):
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
         rank, size, _ = self.sizes
-        u, z = jnp.moveaxis(jnp.einsum("btd,dgi->btgi", x, self.w_in[...]), 2, 0)
+        u, z = project_each(x, self.w_in[...])
         u, z = (constrain(a, "batch", "length", "mlp") for a in (u, z))
         u, taps = short_convolution(
             u,
@@ -89,8 +90,8 @@ class Mamba(Mixer):
             segment_ids=segment_ids,
         )
         u = jax.nn.silu(u)
-        r, b, c = jnp.split(u @ self.w_x[...], (rank, rank + size), axis=-1)
-        dt = jax.nn.softplus((r @ self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
+        r, b, c = jnp.split(project(u, self.w_x[...]), (rank, rank + size), axis=-1)
+        dt = jax.nn.softplus(project(r, self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
         o, h = selective_scan(
             u,
             dt,
@@ -101,7 +102,7 @@ class Mamba(Mixer):
             initial_state=None if state is None else state["ssm"],
             segment_ids=segment_ids,
         )
-        return (o * jax.nn.silu(z)) @ self.w_out[...], {"conv": taps, "ssm": h}
+        return project(o * jax.nn.silu(z), self.w_out[...]), {"conv": taps, "ssm": h}
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         _, size, inner = self.sizes

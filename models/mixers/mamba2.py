@@ -10,6 +10,7 @@ from models.norms import rms_normalize
 from models.params import conv_taps, dense, log_of, ones, param, residual_output, step_bias, time_scale, uniform, zeros
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
+from ops.projection import project
 from ops.short_convolution import short_convolution
 
 
@@ -83,17 +84,17 @@ class Mamba2(Mixer):
 
         def branch(name, w, taps, bias):
             initial = None if state is None else state[name]
-            u = x @ w[...]
+            u = project(x, w[...])
             u, new[name] = short_convolution(u, taps[...], bias[...], initial_state=initial, segment_ids=segment_ids)
             return jax.nn.silu(u)
 
-        z = constrain(x @ self.w_z[...], "batch", "length", "heads")
+        z = constrain(project(x, self.w_z[...]), "batch", "length", "heads")
         u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias), "batch", "length", "heads")
         bc = branch("conv_bc", self.w_bc, self.conv_bc, self.conv_bc_bias)
         b, c = jnp.moveaxis(bc.reshape(*bc.shape[:2], 2, self.groups, size), 2, 0)
         b, c = (jnp.repeat(a, heads // self.groups, axis=2) for a in (b, c))
         u = u.reshape(*u.shape[:2], heads, channels)
-        dt = jax.nn.softplus((x @ self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
+        dt = jax.nn.softplus(project(x, self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
         o, new["ssm"] = linear_attention(
             c,
             b,
@@ -105,7 +106,7 @@ class Mamba2(Mixer):
         o = (o + self.d[...][:, None] * u).astype(x.dtype)
         o = o.reshape(z.shape) * jax.nn.silu(z)
         o = rms_normalize(o.astype(jnp.float32).reshape(*z.shape[:2], self.groups, -1), self.eps).reshape(z.shape)
-        return (self.norm[...] * o).astype(x.dtype) @ self.w_out[...], new
+        return project((self.norm[...] * o).astype(x.dtype), self.w_out[...]), new
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size, channels = self.sizes

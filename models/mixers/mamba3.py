@@ -15,6 +15,7 @@ from models.partitioning import constrain
 from ops import segments
 from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
+from ops.projection import project, project_each
 from ops.token_shift import token_shift
 
 
@@ -90,16 +91,16 @@ class Mamba3(Mixer):
             value, new[name] = token_shift(value, initial_state=initial[name], segment_ids=segment_ids)
             return value
 
-        project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-        z, u = project(self.w_z), project(self.w_x)
-        dt, a, mix = jnp.einsum("btd,dgh->gbth", x, self.w_gates[...]).astype(jnp.float32)
+        to_heads = lambda w: constrain(project(x, w[...]), "batch", "length", "heads", None)
+        z, u = to_heads(self.w_z), to_heads(self.w_x)
+        dt, a, mix = jnp.moveaxis(project(x, self.w_gates[...]).astype(jnp.float32), 2, 0)
         dt = jax.nn.softplus(dt + self.dt_bias[...])
         log_alpha = -dt * jnp.maximum(heavy_tail(a), 1e-4)
         mix = jax.nn.sigmoid(mix)
 
-        angle = math.pi * jnp.tanh((x @ self.w_angle[...]).astype(jnp.float32))[:, :, None] * dt[..., None]
+        angle = math.pi * jnp.tanh(project(x, self.w_angle[...]).astype(jnp.float32))[:, :, None] * dt[..., None]
         turn, new["turn"] = turns(angle, initial["turn"], segment_ids)
-        b, c = jnp.moveaxis(jnp.einsum("btd,dgn->btgn", x, self.w_bc[...]), 2, 0)
+        b, c = project_each(x, self.w_bc[...])
         by_head = lambda a, bias: a.astype(jnp.float32)[:, :, None] + bias[...]
         b = rotate(by_head(self.b_norm(b), self.b_bias), turn)
         c = rotate(by_head(self.c_norm(c), self.c_bias), turn)
@@ -116,7 +117,7 @@ class Mamba3(Mixer):
         )
         read = own * jnp.sum(b * c, -1) + self.d[...]
         o = (o + read[..., None] * u).astype(x.dtype)
-        return jnp.einsum("bthp,hpd->btd", o * jax.nn.silu(z), self.w_out[...]), new
+        return project(o * jax.nn.silu(z), self.w_out[...], inputs=2), new
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size, channels, angles = self.sizes

@@ -6,7 +6,7 @@ from flax import nnx
 
 from common.errors import check_choice
 from models.checks import at_least, even, scaled
-from models.kv_cache import buffers, extend
+from models.kv_cache import buffers, extend, held
 from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, normal, param, zeros
 from models.partitioning import constrain
@@ -14,6 +14,7 @@ from ops import segments
 from ops.attention import attention
 from ops.block_attention import block_attention, block_ids, empty_block
 from ops.long_convolution import long_convolution, vandermonde_kernel
+from ops.projection import project
 from ops.rotary import rotary
 from ops.state_space_scan import state_space_scan
 
@@ -101,9 +102,9 @@ class Mega(Mixer):
             last = jnp.take(keys["segment"], keys["length"] - 1, axis=1, mode="clip")
             ema = jnp.where((last == segment_ids[:, 0])[:, None, None], ema, 0)
         m, ema = self.moving_average(x, ema, segment_ids)
-        u, h, z = jnp.split(m @ self.w_m[...] + self.b_m[...], (width, 2 * width), axis=-1)
-        r = constrain(jax.nn.silu(m @ self.w_r[...] + self.b_r[...]), "batch", "length", "mlp")
-        v = constrain(jax.nn.silu(x @ self.w_v[...] + self.b_v[...]), "batch", "length", "mlp")[:, :, None]
+        u, h, z = jnp.split(project(m, self.w_m[...]) + self.b_m[...], (width, 2 * width), axis=-1)
+        r = constrain(jax.nn.silu(project(m, self.w_r[...]) + self.b_r[...]), "batch", "length", "mlp")
+        v = constrain(jax.nn.silu(project(x, self.w_v[...]) + self.b_v[...]), "batch", "length", "mlp")[:, :, None]
         z = jax.nn.silu(z)[:, :, None]
         q, k = (z * self.gamma[i] + self.beta[i] for i in (0, 1))
         if self.activation == "softmax":
@@ -114,7 +115,7 @@ class Mega(Mixer):
         # [q, rope(a)] . [k, rope(c)] = q . k + b
         q, k = jnp.concatenate([q, a], -1), jnp.concatenate([k, c], -1)
         y, keys = self.attend(q, k, v, keys, segment_ids, positions)
-        h = jax.nn.silu(h + (r * y[:, :, 0]) @ self.u_h[...])
+        h = jax.nn.silu(h + project(r * y[:, :, 0], self.u_h[...]))
         return jax.nn.sigmoid(u) * (h - x), None if state is None else {"ema": ema, "keys": keys}
 
     def moving_average(self, x, state, segment_ids):
@@ -155,10 +156,8 @@ class Mega(Mixer):
         if state is None:
             return attention(q, k, v, **form, causal=self.causal), None
         offset = state["length"]
-        # Shifted and biased, keys are not 0 at padding.
-        new = {"key": segments.zero_padding(k, segment_ids), "value": v, "segment": segment_ids}
-        state = extend(state, new)
-        k, v = state["key"].astype(k.dtype), state["value"].astype(v.dtype)
+        state = extend(state, {"key": k, "value": v, "segment": segment_ids})
+        k, v = held(state, "key", k.dtype), held(state, "value", v.dtype)
         return attention(q, k, v, **form, key_segment_ids=state["segment"], query_offset=offset), state
 
     def count(self, segment_ids, positions):

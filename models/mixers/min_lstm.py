@@ -9,6 +9,7 @@ from models.mixer import Ids, Mixer, Tokens
 from models.params import constant, conv_taps, dense, param, residual_output
 from models.partitioning import constrain
 from ops.linear_recurrence import linear_recurrence
+from ops.projection import project, project_each
 from ops.short_convolution import short_convolution
 
 
@@ -59,8 +60,10 @@ class MinLSTM(Mixer):
             u, new["conv"] = short_convolution(
                 x, self.conv[...], initial_state=state.get("conv"), segment_ids=segment_ids
             )
-        maps = jnp.einsum("btd,dge->gbte", u, self.w_in[...]).astype(jnp.float32) + self.b_in[...][:, None, None]
-        f, i, candidate = constrain(maps, None, "batch", "length", "mlp")
+        f, i, candidate = (
+            constrain(a.astype(jnp.float32) + b, "batch", "length", "mlp")
+            for a, b in zip(project_each(u, self.w_in[...]), self.b_in[...], strict=True)
+        )
         log_ratio = jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)
         h, new["memory"] = linear_recurrence(
             jax.nn.sigmoid(log_ratio),
@@ -68,7 +71,7 @@ class MinLSTM(Mixer):
             initial_state=state.get("memory"),
             segment_ids=segment_ids,
         )
-        return h.astype(x.dtype) @ self.w_o[...], new
+        return project(h.astype(x.dtype), self.w_o[...]), new
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         inner, width = self.w_o.shape

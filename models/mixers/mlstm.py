@@ -13,6 +13,7 @@ from models.norms import layer_normalize
 from models.params import constant, conv_taps, normal, ones, param, zeros
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
+from ops.projection import project, project_blocks, project_each
 from ops.running_max import NOTHING, running_max
 from ops.short_convolution import short_convolution
 
@@ -78,17 +79,17 @@ class MLSTM(Mixer):
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
         initial = {"conv": None, "memory": None, "maximum": None} if state is None else state
-        u, z = jnp.moveaxis(jnp.einsum("btd,dgi->btgi", x, self.w_up[...]), 2, 0)
+        u, z = project_each(x, self.w_up[...])
         u, z = (constrain(a, "batch", "length", "mlp") for a in (u, z))
         c, taps = short_convolution(
             u, self.conv[...], self.conv_bias[...], initial_state=initial["conv"], segment_ids=segment_ids
         )
         c = jax.nn.silu(c)
         q, k, v = (blockwise(a, w) for a, w in zip((c, c, u), self.w_qkv[...], strict=True))
-        gates = jnp.einsum("cbti,cigh->gbth", jnp.stack([q, k, v]).astype(jnp.float32), self.w_gates[...])
+        gates = sum(project(a.astype(jnp.float32), w) for a, w in zip((q, k, v), self.w_gates[...], strict=True))
         scaled = running_max(
-            jax.nn.log_sigmoid(gates[1] + self.b_f[...]),
-            gates[0] + self.b_i[...],
+            jax.nn.log_sigmoid(gates[:, :, 1] + self.b_f[...]),
+            gates[:, :, 0] + self.b_i[...],
             initial_state=initial["maximum"],
             segment_ids=segment_ids,
         )
@@ -109,7 +110,7 @@ class MLSTM(Mixer):
         h = layer_normalize(h, self.eps) * self.norm_weight[...]
         h = h.reshape(u.shape).astype(x.dtype)
         y = (h + self.skip[...] * c) * jax.nn.silu(z)
-        return y @ self.w_down[...], {"conv": taps, "memory": memory, "maximum": scaled.final}
+        return project(y, self.w_down[...]), {"conv": taps, "memory": memory, "maximum": scaled.final}
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size = self.sizes
@@ -122,4 +123,4 @@ class MLSTM(Mixer):
 
 def blockwise(x, w):
     """x times a block-diagonal matrix w [blocks, inputs, outputs]."""
-    return jnp.einsum("btni,nio->btno", x.reshape(*x.shape[:2], *w.shape[:2]), w).reshape(x.shape)
+    return project_blocks(x.reshape(*x.shape[:2], *w.shape[:2]), w).reshape(x.shape)

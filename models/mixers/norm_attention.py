@@ -12,6 +12,7 @@ from models.mixer import Ids, MatrixState, Mixer, Tokens, check_rotated, head_si
 from models.norms import rms_normalize
 from models.params import normal, param, xavier_uniform
 from models.partitioning import constrain
+from ops.projection import project, project_each
 from ops.rotary import rotary
 
 
@@ -55,8 +56,7 @@ class NormAttention(Mixer):
     def mix(
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, MatrixState | None]:
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         y, state = kernel_attention(
             self.feature(q, positions),
             self.feature(k, positions),
@@ -68,7 +68,7 @@ class NormAttention(Mixer):
         )
         # The authors add an eps of 1e-8 outside of the root.
         y = rms_normalize(y.reshape(x.shape), eps=1e-16).reshape(y.shape).astype(x.dtype)
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state
 
     def feature(self, a, positions):
         """f and LRPE of queries or keys [B, T, H, K]."""
@@ -82,7 +82,7 @@ class NormAttention(Mixer):
         self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Float[Array, "B H T T"], str]:
         """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
-        q, k = (self.feature(a, positions) for a in jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2]))
+        q, k = (self.feature(a, positions) for a in project_each(x, self.w_qkv[:, :2]))
         return jnp.einsum("bthk,bshk->bhts", q, k), "none"
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:

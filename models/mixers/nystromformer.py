@@ -12,6 +12,7 @@ from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.dispatch import matmul_precision
+from ops.projection import project, project_each
 from ops.short_convolution import short_convolution
 
 
@@ -67,8 +68,7 @@ class Nystromformer(Mixer):
         self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
     def mix(self, x: Tokens, state: None, *, segment_ids: Ids | None, positions: Ids) -> tuple[Tokens, None]:
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         q, k = (a * a.shape[-1] ** -0.25 for a in (q, k))
         average, exists = runs(segment_ids, positions, min(self.landmarks, x.shape[1]))
         queries, keys = (jnp.einsum("btm,bthk->bmhk", average.astype(a.dtype), a) for a in (q, k))
@@ -81,7 +81,7 @@ class Nystromformer(Mixer):
         inverse = pseudo_inverse(A, self.iterations)
         summary = jnp.einsum("bhmn,bnhv->bmhv", inverse, summary.astype(jnp.float32)).astype(v.dtype)
         y = attention(q, keys, summary, scale=1.0, causal=False, segment_ids=tokens, key_segment_ids=marks)
-        return jnp.einsum("bthk,hkd->btd", y + self.convolve(v), self.w_o[...]), state
+        return project(y + self.convolve(v), self.w_o[...], inputs=2), state
 
     def convolve(self, v):
         """The two-sided convolution, as a causal one that is read later. Padding is zero in v."""

@@ -14,6 +14,7 @@ from models.mixer import Context, Ids, Mixer, Tokens, head_size
 from models.params import dense, param, residual_output
 from models.partitioning import constrain
 from ops import segments
+from ops.projection import project, project_each
 from ops.running_max import NOTHING
 
 
@@ -82,18 +83,17 @@ class Performer(Mixer):
         w = jax.lax.stop_gradient(self.w[...])
         if self.redraw and context.key is not None:
             w = orthogonal_rows(context.key, w.shape, w.dtype)
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         q, k = (a.astype(jnp.float32) * a.shape[-1] ** -0.25 for a in (q, k))
-        project = lambda a: jnp.einsum("bthk,mk->bthm", a, w, precision="highest")
+        features = lambda a: jnp.einsum("bthk,mk->bthm", a, w, precision="highest")
         maximum, sums = (None, None) if state is None else (state["maximum"], state["sums"])
         log_decay = None
         if self.kernel == "relu":
-            q, k = (jax.nn.relu(project(a)) + self.eps for a in (q, k))
+            q, k = (jax.nn.relu(features(a)) + self.eps for a in (q, k))
         else:
-            q = project(q)  # -|q~|^2 / 2 cancels as well
+            q = features(q)  # -|q~|^2 / 2 cancels as well
             q = jnp.exp(q - jnp.max(q, -1, keepdims=True)) + self.eps
-            k = project(k) - 0.5 * jnp.sum(jnp.square(k), -1, keepdims=True)
+            k = features(k) - 0.5 * jnp.sum(jnp.square(k), -1, keepdims=True)
             largest = jnp.max(k, -1)
             if self.causal:
                 scale, log_decay = running_scale(largest, maximum, segment_ids)
@@ -104,7 +104,7 @@ class Performer(Mixer):
             k = jnp.exp(segments.zero_padding(k - scale[..., None], segment_ids))
         y, sums = kernel_attention(q, k, v, log_decay, causal=self.causal, initial_state=sums, segment_ids=segment_ids)
         state = None if state is None else {"maximum": maximum, "sums": sums}
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
+        return project(y, self.w_o[...], inputs=2), state, context.stream
 
     def attention_scores(
         self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
@@ -113,12 +113,12 @@ class Performer(Mixer):
 
         They are in the units of exp(q . k / sqrt(K)) and not of running maxima, and (softmax) they have no eps.
         """
-        q, k = jnp.einsum("btd,dshk->sbthk", x, self.w_qkv[:, :2]).astype(jnp.float32) / self.w.shape[1] ** 0.25
-        project = lambda a: jnp.einsum("bthk,mk->bthm", a, self.w[...], precision="highest")
+        q, k = (a.astype(jnp.float32) * a.shape[-1] ** -0.25 for a in project_each(x, self.w_qkv[:, :2]))
+        features = lambda a: jnp.einsum("bthk,mk->bthm", a, self.w[...], precision="highest")
         if self.kernel == "relu":
-            phi = lambda a: jax.nn.relu(project(a)) + self.eps
+            phi = lambda a: jax.nn.relu(features(a)) + self.eps
         else:
-            phi = lambda a: jnp.exp(project(a) - 0.5 * jnp.sum(jnp.square(a), -1, keepdims=True))
+            phi = lambda a: jnp.exp(features(a) - 0.5 * jnp.sum(jnp.square(a), -1, keepdims=True))
         return jnp.einsum("bthm,bshm->bhts", phi(q), phi(k)) / len(self.w[...]), "sum"
 
     def initial_state(self, batch: int, capacity: int) -> dict:

@@ -13,6 +13,7 @@ from models.mixer import Context, Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import l2_normalize
 from models.params import dense, normal, ones, param, residual_output, zeros
 from models.partitioning import constrain
+from ops.projection import project, project_blocks, project_each
 
 
 class RandomFeatureAttention(Mixer):
@@ -80,26 +81,25 @@ class RandomFeatureAttention(Mixer):
         if self.redraw and context.key is not None:
             w = jax.random.normal(context.key, w.shape, w.dtype)
         w = w * self.sigma[...][:, None]
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        qk = l2_normalize(qkv[:, :2].astype(jnp.float32))
-        angle = jnp.einsum("bsthk,hfk->bsthf", qk, w, precision="highest")
-        q, k = jnp.moveaxis(self.scale * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1), 1, 0)
+        *qk, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
+        qk = (project_blocks(l2_normalize(a.astype(jnp.float32)), jnp.swapaxes(w, 1, 2)) for a in qk)
+        q, k = (self.scale * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1) for angle in qk)
         log_decay = None
         if self.w_g is not None:
-            gate = (x @ self.w_g[...]).astype(jnp.float32) + self.b_g[...]
+            gate = project(x, self.w_g[...]).astype(jnp.float32) + self.b_g[...]
             log_decay = jax.nn.log_sigmoid(gate)
             k = k * jax.nn.sigmoid(-gate)[..., None]
         y, state = kernel_attention(
             q,
             k,
-            qkv[:, 2],
+            v,
             log_decay,
             causal=self.causal,
             floor=self.floor,
             initial_state=state,
             segment_ids=segment_ids,
         )
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
+        return project(y, self.w_o[...], inputs=2), state, context.stream
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

@@ -9,6 +9,7 @@ from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import LayerNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
+from ops.projection import project, project_each
 
 
 class ReBased(Mixer):
@@ -60,10 +61,10 @@ class ReBased(Mixer):
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, MatrixState | None]:
         heads = self.sizes[0]
-        qk = constrain(jnp.einsum("btd,dsf->bstf", x, self.w_qk[...]), "batch", None, "length", "heads")
+        q, k = (constrain(a, "batch", "length", "heads") for a in project_each(x, self.w_qk[...]))
         split = lambda a: a.astype(jnp.float32).reshape(*a.shape[:2], heads, self.feature_size)
-        q, k = split(self.norm_q(qk[:, 0])), split(self.norm_k(qk[:, 1]))
-        v = constrain(jnp.einsum("btd,dhk->bthk", x, self.w_v[...]), "batch", "length", "heads", None)
+        q, k = split(self.norm_q(q)), split(self.norm_k(k))
+        v = constrain(project(x, self.w_v[...]), "batch", "length", "heads", None)
         y, state = kernel_attention(
             quadratic(q) / self.feature_size,
             quadratic(k),
@@ -73,7 +74,7 @@ class ReBased(Mixer):
             initial_state=state,
             segment_ids=segment_ids,
         )
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

@@ -9,13 +9,14 @@ from flax import nnx
 
 from common.errors import UserError
 from models.checks import at_least
-from models.kv_cache import buffers, extend
+from models.kv_cache import buffers, extend, held
 from models.mixer import Context, Ids, Mixer, Tokens, head_size
 from models.norms import rms_normalize
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import NOTHING, attention_with_logsumexp, merge
+from ops.projection import project
 
 
 class Reformer(Mixer):
@@ -87,10 +88,7 @@ class Reformer(Mixer):
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids, context: Context
     ) -> tuple[Tokens, dict | None, Any]:
-        q, v = (
-            constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-            for w in (self.w_qk, self.w_v)
-        )
+        q, v = (constrain(project(x, w[...]), "batch", "length", "heads", None) for w in (self.w_qk, self.w_v))
         k = rms_normalize(q) * q.shape[-1] ** -0.5
         bucket = self.hashes(q, context.layer, context.key if state is None else None)
         order, rank = self.sort(bucket, segment_ids)
@@ -102,11 +100,11 @@ class Reformer(Mixer):
             new = {name: segments.zero_padding(a, segment_ids) for name, a in new.items()} | {"segment": segment_ids}
             offset, state = state["length"], extend(state, new)
             split = lambda a: [(a["bucket"][..., r], a["rank"][..., r]) for r in range(self.rounds)]
-            values = state["value"].astype(v.dtype)
+            values = held(state, "value", v.dtype)
             v = jax.lax.dynamic_slice_in_dim(values, offset, v.shape[1], axis=1)  # NaN if the buffer is full
             y, log = attention_with_logsumexp(
                 q,
-                state["key"].astype(k.dtype),
+                held(state, "key", k.dtype),
                 values,
                 scale=1.0,
                 mask=lambda i, j: functools.reduce(jnp.logical_or, map(self.meet, i, j)),
@@ -117,7 +115,7 @@ class Reformer(Mixer):
                 query_offset=offset,
             )
         y = jnp.where((log < 0.1 * NOTHING)[..., None], v, y)
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
+        return project(y, self.w_o[...], inputs=2), state, context.stream
 
     def hashes(self, q, layer, key):
         """The buckets of the tokens [B, T, H, rounds]; without a key, the fixed ones of the layer."""

@@ -13,6 +13,7 @@ from models.norms import rms_normalize
 from models.params import param, xavier_uniform
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
+from ops.projection import project
 from ops.rotary import rotary
 
 
@@ -56,14 +57,14 @@ class RetNet(Mixer):
         heads, key, _ = self.sizes
         log_decay = jnp.asarray(np.log1p(-(2.0 ** (-5 - np.arange(heads)))), jnp.float32)
         frequencies = jnp.asarray(10000.0 ** -np.linspace(0, 1, key // 2), jnp.float32)
-        project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-        q, k, v, g = project(self.w_q), project(self.w_k), project(self.w_v), project(self.w_g)
+        to_heads = lambda w: constrain(project(x, w[...]), "batch", "length", "heads", None)
+        q, k, v, g = to_heads(self.w_q), to_heads(self.w_k), to_heads(self.w_v), to_heads(self.w_g)
         q, k = (rotary(a, positions, frequencies=frequencies, layout="interleaved") for a in (q, k))
         o, state = linear_attention(
             q, k, v, log_decay, scale=1 / math.sqrt(key), initial_state=state, segment_ids=segment_ids
         )
         y = jax.nn.silu(g) * rms_normalize(o, self.eps)
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

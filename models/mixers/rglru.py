@@ -10,6 +10,7 @@ from models.mixer import Ids, Mixer, Tokens, head_size
 from models.params import dense, normal, param, residual_output, time_scale, zeros
 from models.partitioning import constrain
 from ops.linear_recurrence import linear_recurrence
+from ops.projection import project, project_blocks
 from ops.short_convolution import short_convolution
 
 
@@ -105,14 +106,13 @@ class RGLRU(Mixer):
 
 def linear(x, w, bias):
     """x w + bias, where there is one."""
-    return x @ w[...] if bias is None else x @ w[...] + bias[...]
+    return project(x, w[...]) if bias is None else project(x, w[...]) + bias[...]
 
 
 def blocks(u, w, bias):
     """Block-diagonal linear map of u [B, T, D] by w [H, D/H, D/H], plus bias [H, D/H], in float32."""
-    u = u.reshape(*u.shape[:2], *w.shape[:2])
-    y = jnp.einsum("bthi,hij->bthj", u, w).astype(jnp.float32) + bias
-    return y.reshape(*u.shape[:2], -1)
+    y = project_blocks(u.reshape(*u.shape[:2], *w.shape[:2]), w).astype(jnp.float32) + bias
+    return y.reshape(u.shape)
 
 
 @jax.custom_jvp

@@ -11,6 +11,7 @@ from models.mixer import Ids, Mixer, Tokens
 from models.params import constant, param, zeros
 from models.partitioning import constrain
 from ops.linear_recurrence import linear_recurrence
+from ops.projection import project
 from ops.running_max import NOTHING, running_max
 from ops.token_shift import token_shift
 
@@ -51,7 +52,7 @@ class RWKV4(Mixer):
         initial = {"shift": None, "sums": None, "maximum": None} if state is None else state
         before, last = token_shift(x, initial_state=initial["shift"], segment_ids=segment_ids)
         mixed = (before + mu.astype(x.dtype) * (x - before) for mu in self.mu[...])
-        k, v, r = (x @ w[...] for x, w in zip(mixed, (self.w_k, self.w_v, self.w_r), strict=True))
+        k, v, r = (project(x, w[...]) for x, w in zip(mixed, (self.w_k, self.w_v, self.w_r), strict=True))
         k, v, r = (constrain(a, "batch", "length", "mlp") for a in (k, v, r))
         k, v = k.astype(jnp.float32), v.astype(jnp.float32)
         numbers = jnp.stack([v, jnp.ones_like(v)], -1)
@@ -68,7 +69,7 @@ class RWKV4(Mixer):
         top = jax.lax.stop_gradient(jnp.maximum(scaled.before, own))
         read = jnp.exp(scaled.before - top)[..., None] * past + jnp.exp(own - top)[..., None] * numbers
         wkv = (read[..., 0] / read[..., 1]).astype(x.dtype)
-        y = (jax.nn.sigmoid(r) * wkv) @ self.w_o[...]
+        y = project(jax.nn.sigmoid(r) * wkv, self.w_o[...])
         return y, {"shift": last, "sums": final, "maximum": scaled.final}
 
     def initial_state(self, batch: int, capacity: int) -> dict:

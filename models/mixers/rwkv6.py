@@ -11,6 +11,7 @@ from models.norms import layer_normalize
 from models.params import constant, param, uniform, zeros
 from models.partitioning import constrain
 from ops.linear_attention import linear_attention
+from ops.projection import project
 from ops.token_shift import token_shift
 
 
@@ -85,13 +86,15 @@ class RWKV6(Mixer):
         initial = {"shift": None, "memory": None} if state is None else state
         before, last = token_shift(x, initial_state=initial["shift"], segment_ids=segment_ids)
         d = before - x
-        low = jnp.tanh(jnp.einsum("btd,dcr->cbtr", x + d * self.mu_x[...], self.mix_in[...]))
-        mu = self.mu[...][:, None, None] + jnp.einsum("cbtr,crd->cbtd", low, self.mix_out[...])
-        x_w, x_k, x_v, x_r, x_g = x + d * mu
+        low = jnp.tanh(project(x + d * self.mu_x[...], self.mix_in[...]))
+        x_w, x_k, x_v, x_r, x_g = (
+            x + d * (mu + project(low[:, :, i], w))
+            for i, (mu, w) in enumerate(zip(self.mu[...], self.mix_out[...], strict=True))
+        )
 
-        project = lambda x, w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-        k, v, r, g = project(x_k, self.w_k), project(x_v, self.w_v), project(x_r, self.w_r), project(x_g, self.w_g)
-        decay = jnp.einsum("btr,rhk->bthk", jnp.tanh(x_w @ self.decay_in[...]), self.decay_out[...])
+        to_heads = lambda x, w: constrain(project(x, w[...]), "batch", "length", "heads", None)
+        k, v, r, g = to_heads(x_k, self.w_k), to_heads(x_v, self.w_v), to_heads(x_r, self.w_r), to_heads(x_g, self.w_g)
+        decay = project(jnp.tanh(project(x_w, self.decay_in[...])), self.decay_out[...])
         o, memory = linear_attention(
             r,
             k,
@@ -102,7 +105,7 @@ class RWKV6(Mixer):
             segment_ids=segment_ids,
         )
         y = self.norm(o) * jax.nn.silu(g)
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), {"shift": last, "memory": memory}
+        return project(y, self.w_o[...], inputs=2), {"shift": last, "memory": memory}
 
     def norm(self, o):
         """LayerNorm of each head."""

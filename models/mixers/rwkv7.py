@@ -14,6 +14,7 @@ from models.norms import l2_normalize, layer_normalize
 from models.params import constant, ones, param, uniform, zeros
 from models.partitioning import constrain
 from ops.delta_rule import delta_rule
+from ops.projection import project
 from ops.token_shift import token_shift
 
 
@@ -123,13 +124,15 @@ class RWKV7(Mixer):
         initial = {"shift": None, "memory": None} if state is None else state
         before, last = token_shift(x, initial_state=initial["shift"], segment_ids=segment_ids)
         x_r, x_w, x_k, x_v, x_a, x_g = x + (before - x) * self.mu[...][:, None, None]
-        project = lambda x, w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-        r, k, v = project(x_r, self.w_r), project(x_k, self.w_k), project(x_v, self.w_v)
-        w = self.w_0[...] + project(jnp.tanh(x_w @ self.decay_in[...]), self.decay_out).astype(jnp.float32)
-        a = jax.nn.sigmoid(self.a_0[...] + project(x_a @ self.rate_in[...], self.rate_out).astype(jnp.float32))
-        g = project(jax.nn.sigmoid(x_g @ self.gate_in[...]), self.gate_out)
+        to_heads = lambda x, w: constrain(project(x, w[...]), "batch", "length", "heads", None)
+        r, k, v = to_heads(x_r, self.w_r), to_heads(x_k, self.w_k), to_heads(x_v, self.w_v)
+        w = self.w_0[...] + to_heads(jnp.tanh(project(x_w, self.decay_in[...])), self.decay_out).astype(jnp.float32)
+        a = jax.nn.sigmoid(self.a_0[...] + to_heads(project(x_a, self.rate_in[...]), self.rate_out).astype(jnp.float32))
+        g = to_heads(jax.nn.sigmoid(project(x_g, self.gate_in[...])), self.gate_out)
 
-        share = jax.nn.sigmoid(self.v_0[...] + project(x_v @ self.value_in[...], self.value_out).astype(jnp.float32))
+        share = jax.nn.sigmoid(
+            self.v_0[...] + to_heads(project(x_v, self.value_in[...]), self.value_out).astype(jnp.float32)
+        )
         first = context.stream.reshape(v.shape)
         later = (v + (first - v) * share).astype(v.dtype)
         v, stream = jnp.where(context.layer == 0, v, later), jnp.where(context.layer == 0, v, first)
@@ -148,7 +151,7 @@ class RWKV7(Mixer):
         )
         own = jnp.sum(r.astype(jnp.float32) * k * self.r_k[...], -1, keepdims=True) * v
         y = g * (self.norm(o) + own).astype(x.dtype)
-        y = jnp.einsum("bthk,hkd->btd", y, self.w_o[...])
+        y = project(y, self.w_o[...], inputs=2)
         return y, {"shift": last, "memory": memory}, stream.reshape(x.shape)
 
     def norm(self, o):

@@ -9,6 +9,7 @@ from models.checks import scaled
 from models.mixer import Ids, Mixer, Tokens
 from models.params import constant, dense, param, residual_output
 from models.partitioning import constrain
+from ops.projection import project
 from ops.token_shift import token_shift
 
 
@@ -54,9 +55,9 @@ class RWKVChannelMix(Mixer):
     ) -> tuple[Tokens, Float[Array, "B D"] | None]:
         before, last = token_shift(x, initial_state=state, segment_ids=segment_ids)
         k, *r = (before + mu.astype(x.dtype) * (x - before) for mu in self.mu[...])
-        k = constrain(k @ self.w_k[...], "batch", "length", "mlp")
-        y = jnp.square(jax.nn.relu(k)) @ self.w_v[...]
-        return (y if self.w_r is None else jax.nn.sigmoid(r[0] @ self.w_r[...]) * y), last
+        k = constrain(project(k, self.w_k[...]), "batch", "length", "mlp")
+        y = project(jnp.square(jax.nn.relu(k)), self.w_v[...])
+        return (y if self.w_r is None else jax.nn.sigmoid(project(r[0], self.w_r[...])) * y), last
 
     def initial_state(self, batch: int, capacity: int) -> Float[Array, "B D"]:
         return jnp.zeros((batch, self.mu.shape[-1]), jnp.float32)

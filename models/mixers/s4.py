@@ -15,6 +15,7 @@ from ops import segments
 from ops.dplr import dplr_kernel, dplr_scan
 from ops.hippo import normal_plus_low_rank
 from ops.long_convolution import long_convolution
+from ops.projection import project_each
 
 State = tuple[Float[Array, "B D N"], Float[Array, "B D N"]]
 
@@ -93,7 +94,7 @@ class S4(Mixer):
                 )
                 y = y + look_ahead(z, segment_ids)
         y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
-        value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
+        value, gate = project_each(y, self.w_out[...])
         return value * jax.nn.sigmoid(gate), state
 
     def initial_state(self, batch: int, capacity: int) -> State:

@@ -15,6 +15,7 @@ from models.state_space import from_lag_one, look_ahead, pair, unit
 from ops import segments
 from ops.hippo import normal_plus_low_rank
 from ops.long_convolution import long_convolution, vandermonde_kernel
+from ops.projection import project_each
 from ops.state_space_scan import state_space_scan
 
 State = tuple[Float[Array, "B N D"], Float[Array, "B N D"]]
@@ -97,7 +98,7 @@ class S4D(Mixer):
                 z, _ = state_space_scan(backwards, a, one, pair(c[1]), segment_ids=segment_ids)
                 y = y + look_ahead(z, segment_ids)
         y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
-        value, gate = jnp.moveaxis(jnp.einsum("btd,dge->btge", y, self.w_out[...]), 2, 0)
+        value, gate = project_each(y, self.w_out[...])
         return value * jax.nn.sigmoid(gate), state
 
     def initial_state(self, batch: int, capacity: int) -> State:

@@ -14,6 +14,7 @@ from models.partitioning import constrain
 from ops import segments
 from ops.hippo import normal_plus_low_rank
 from ops.linear_recurrence import linear_recurrence
+from ops.projection import project, project_each
 
 State = tuple[Float[Array, "B N"], Float[Array, "B N"]]
 
@@ -84,7 +85,7 @@ class S5(Mixer):
         eigenvalue = jax.lax.complex(jnp.minimum(self.a_real[...], -1e-4), self.a_imag[...])
         step = jnp.exp(self.log_dt[...]) * eigenvalue
         gain = jnp.expm1(step) / eigenvalue
-        real, imag = jnp.einsum("btd,dcn->cbtn", x, self.b[...]).astype(jnp.float32)
+        real, imag = (a.astype(jnp.float32) for a in project_each(x, self.b[...]))
         real, imag = real * gain.real - imag * gain.imag, real * gain.imag + imag * gain.real
         b = tuple(constrain(part, "batch", "length", "state") for part in (real, imag))
         a = jnp.exp(step)
@@ -96,12 +97,12 @@ class S5(Mixer):
             h, _ = linear_recurrence(a, backwards, segment_ids=segment_ids)
             y = y + self.read(tuple(segments.reverse(part, segment_ids) for part in h), 1, x.dtype)
         y = jax.nn.gelu(y)
-        return y * jax.nn.sigmoid(y @ self.w[...]), state
+        return y * jax.nn.sigmoid(project(y, self.w[...])), state
 
     def read(self, h, direction, dtype):
         """2 Re(C h)."""
         real, imag = (part.astype(dtype) for part in h)
-        return 2 * (real @ self.c[direction, 0] - imag @ self.c[direction, 1])
+        return 2 * (project(real, self.c[direction, 0]) - project(imag, self.c[direction, 1]))
 
     def initial_state(self, batch: int, capacity: int) -> State:
         size = self.a_real.shape[0]

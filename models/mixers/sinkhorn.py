@@ -9,12 +9,12 @@ from jaxtyping import Array, Bool, Float
 
 from common.errors import UserError
 from models.checks import at_least, positive
-from models.kv_cache import buffers, extend
+from models.kv_cache import buffers, extend, held
 from models.mixer import Context, Ids, Mixer, Tokens, head_size
 from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
-from ops.dispatch import matmul_precision
+from ops.projection import project, project_blocks, project_each
 
 
 class Sinkhorn(Mixer):
@@ -87,8 +87,7 @@ class Sinkhorn(Mixer):
         T, block = x.shape[1], self.block
         if T > self.length:
             raise UserError(f"sinkhorn was built for length {self.length}, got {T}; build the model for a greater one")
-        qkv = constrain(jnp.einsum("btd,dshk->bsthk", x, self.w_qkv[...]), "batch", None, "length", "heads", None)
-        q, k, v = jnp.moveaxis(qkv, 1, 0)
+        q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         if segment_ids is None:
             count = jnp.full((x.shape[0], 1), T, jnp.int32)
             q, k, v, real = (to_blocks(a, block) for a in (q, k, v, jnp.arange(T) < count))
@@ -98,7 +97,7 @@ class Sinkhorn(Mixer):
         key_segments = segment_ids
         if state is not None:
             state = extend(state, {"key": k, "value": v, "segment": segment_ids})
-            k, v, key_segments = state["key"].astype(k.dtype), state["value"].astype(v.dtype), state["segment"]
+            k, v, key_segments = held(state, "key", k.dtype), held(state, "value", v.dtype), state["segment"]
         # The document's blocks start at its first token, whatever padding is before it.
         start, count = extent(key_segments)
         slots = jnp.arange(min(k.shape[1], self.w_sort.shape[2] * block))
@@ -119,7 +118,7 @@ class Sinkhorn(Mixer):
         return self.out(jnp.where((positions < self.length)[..., None, None], y, jnp.nan)), state, context.stream
 
     def out(self, y):
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...])
+        return project(y, self.w_o[...], inputs=2)
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         shape = self.w_qkv.shape[2:]
@@ -136,7 +135,7 @@ class Sinkhorn(Mixer):
             summary = jnp.sum(k, 2) / jnp.maximum(jnp.sum(real, 2), 1)[..., None, None]
         blocks = k.shape[1]
         w = self.w_sort[..., :blocks].astype(jnp.float32)
-        logits = jnp.einsum("bihk,hkj->bhij", summary, w, precision=matmul_precision(w.dtype))
+        logits = jnp.swapaxes(project_blocks(summary, w), 1, 2)
         if self.gumbel and key is not None:
             logits += jax.random.gumbel(key, logits.shape)
         logits /= self.temperature

@@ -14,6 +14,7 @@ from models.norms import layer_normalize
 from models.params import conv_taps, normal, ones, param, zeros
 from models.partitioning import constrain
 from ops import segments
+from ops.projection import project_blocks
 from ops.running_max import NOTHING
 from ops.short_convolution import short_convolution
 from ops.token_loop import chunking, join, split
@@ -80,7 +81,7 @@ class SLSTM(Mixer):
             x, self.conv[...], self.conv_bias[...], initial_state=state["conv"], segment_ids=segment_ids
         )
         by_head = lambda a: constrain(a.reshape(*a.shape[:2], *self.sizes), "batch", "length", "heads", None)
-        gates = lambda a, w: jnp.einsum("bthd,hdge->btghe", by_head(a), w[...])
+        gates = lambda a, w: jnp.moveaxis(project_blocks(by_head(a), w[...]), 2, 3)
         gates = jnp.concatenate([gates(jax.nn.silu(c), self.w_if), gates(x, self.w_zo)], 2)
         gates = gates.astype(jnp.float32) + self.b[...]
         h, cell = recurrence(gates, self.r[...].astype(jnp.float32), state["cell"], segment_ids)
@@ -107,7 +108,7 @@ def recurrence(gates, r, cell, segment_ids):
         gates, valid, start = token
         valid, start = valid[:, None, None], start[:, None, None]
         old = {name: jnp.where(start, fresh[name], cell[name]) for name in cell}
-        i, f, z, o = jnp.moveaxis(gates + jnp.einsum("bhd,hdge->bghe", old["h"], r), 1, 0)
+        i, f, z, o = jnp.moveaxis(gates, 1, 0) + jnp.moveaxis(project_blocks(old["h"], r), 2, 0)
         kept = jax.nn.log_sigmoid(f) + old["m"]
         m = lax.stop_gradient(jnp.maximum(kept, i))  # h does not depend on the unit of c and n
         i, f = jnp.exp(i - m), jnp.exp(kept - m)

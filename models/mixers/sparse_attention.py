@@ -9,12 +9,12 @@ from flax import nnx
 
 from common.errors import UserError, check_choice
 from models.checks import at_least
-from models.kv_cache import buffers, extend
+from models.kv_cache import buffers, extend, held
 from models.mixer import Context, Ids, Mixer, Tokens, head_size
 from models.params import dense, residual_output
 from models.partitioning import constrain
-from ops import segments
 from ops.attention import attention, attention_with_logsumexp, merge
+from ops.projection import project
 
 
 class SparseAttention(Mixer):
@@ -83,8 +83,7 @@ class SparseAttention(Mixer):
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids, context: Context
     ) -> tuple[Tokens, dict | None, Any]:
         q, k, v = (
-            constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-            for w in (self.w_q, self.w_k, self.w_v)
+            constrain(project(x, w[...]), "batch", "length", "heads", None) for w in (self.w_q, self.w_k, self.w_v)
         )
         if state is None and segment_ids is None:
             attend = self.folded
@@ -92,9 +91,8 @@ class SparseAttention(Mixer):
             where = {"segment_ids": segment_ids, "query_labels": positions}
             if state is not None:
                 where["query_offset"] = state["length"]
-                place = segments.zero_padding(positions, segment_ids)
-                state = extend(state, {"key": k, "value": v, "position": place, "segment": segment_ids})
-                k, v = state["key"].astype(k.dtype), state["value"].astype(v.dtype)
+                state = extend(state, {"key": k, "value": v, "position": positions, "segment": segment_ids})
+                k, v = held(state, "key", k.dtype), held(state, "value", v.dtype)
                 where |= {"key_labels": state["position"], "key_segment_ids": state["segment"]}
             attend = lambda factors, q, k, v: attention(q, k, v, mask=functools.partial(self.seen, factors), **where)
         if self.combine == "merged":
@@ -105,7 +103,7 @@ class SparseAttention(Mixer):
         else:
             factors = (functools.partial(attend, (1,)), functools.partial(attend, (2,)))
             y = jax.lax.cond(context.layer % 2 == 0, *factors, q, k, v)
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state, context.stream
+        return project(y, self.w_o[...], inputs=2), state, context.stream
 
     def seen(self, factors, i, j):
         """Whether position i sees j <= i in one of the factors of the pattern."""

@@ -6,12 +6,13 @@ from flax import nnx
 
 from common.errors import UserError
 from models.checks import at_least
-from models.kv_cache import buffers, extend
+from models.kv_cache import buffers, extend, held
 from models.mixer import Ids, Mixer, Tokens, head_size
 from models.params import dense, normal, param, residual_output, zeros
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
+from ops.projection import project
 
 TERMS = ("dense", "random", "factorized_random", "dot_product")
 
@@ -96,26 +97,26 @@ class Synthesizer(Mixer):
             raise UserError(
                 f"synthesizer was built for length {self.length}, got {x.shape[1]}; build the model for a greater one"
             )
-        project = lambda w: constrain(jnp.einsum("btd,dhk->bthk", x, w[...]), "batch", "length", "heads", None)
-        new = {"value": project(self.w_v), "position": segments.zero_padding(positions, segment_ids)}
+        to_heads = lambda w: constrain(project(x, w[...]), "batch", "length", "heads", None)
+        new = {"value": to_heads(self.w_v), "position": segments.zero_padding(positions, segment_ids)}
         if "dot_product" in self.terms:
-            new["key"] = project(self.w_k)
+            new["key"] = to_heads(self.w_k)
         keys, offset, key_segments = new, 0, segment_ids
         if state is not None:
             offset = state["length"]
             state = extend(state, new | {"segment": segment_ids})
-            keys, key_segments = {name: state[name].astype(new[name].dtype) for name in new}, state["segment"]
+            keys, key_segments = {name: held(state, name, new[name].dtype) for name in new}, state["segment"]
 
         q, k = [], []
         if "dense" in self.terms:
-            hidden = jax.nn.relu(project(self.w_1) + self.b_1[...])
+            hidden = jax.nn.relu(to_heads(self.w_1) + self.b_1[...])
             q += [hidden, jnp.ones_like(hidden[..., :1])]
             k += [at(self.w_2[...], keys["position"]), at(self.b_2[...][..., None], keys["position"])]
         if "factorized_random" in self.terms:
             q.append(at(self.table("r_1"), positions))
             k.append(at(self.table("r_2"), keys["position"]))
         if "dot_product" in self.terms:
-            q.append(project(self.w_q) * self.size**-0.5)
+            q.append(to_heads(self.w_q) * self.size**-0.5)
             k.append(keys["key"])
         v = keys["value"]
         if "random" in self.terms:
@@ -136,7 +137,7 @@ class Synthesizer(Mixer):
                 key_segment_ids=key_segments,
                 query_offset=offset,
             )
-        return jnp.einsum("bthk,hkd->btd", y, self.w_o[...]), state
+        return project(y, self.w_o[...], inputs=2), state
 
     def table(self, name):
         value = getattr(self, name)[...]

@@ -12,6 +12,7 @@ from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_uniform, param, residual_output, time_scale, zeros
 from models.short_convolution import ConvolvedProjection, convolve
 from ops.momentum_delta_rule import momentum_delta_rule
+from ops.projection import project
 
 
 class Titans(Mixer):
@@ -70,7 +71,7 @@ class Titans(Mixer):
     ) -> tuple[Tokens, dict | None]:
         conv = None if state is None else state["conv"]
         (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
-        gate = lambda w, b: (x @ w[...]).astype(jnp.float32) + b[...]
+        gate = lambda w, b: project(x, w[...]).astype(jnp.float32) + b[...]
         o, (memory, momentum) = momentum_delta_rule(
             l2_normalize(q),
             l2_normalize(k),
@@ -82,8 +83,8 @@ class Titans(Mixer):
             initial_state=None if state is None else (state["memory"], state["momentum"]),
             segment_ids=segment_ids,
         )
-        g = jnp.einsum("btd,dhv->bthv", x, self.w_g[...])
-        y = jnp.einsum("bthv,hvd->btd", jax.nn.silu(g) * self.norm(o), self.w_o[...])
+        g = project(x, self.w_g[...])
+        y = project(jax.nn.silu(g) * self.norm(o), self.w_o[...], inputs=2)
         return y, {"conv": conv, "memory": memory, "momentum": momentum}
 
     def initial_state(self, batch: int, capacity: int) -> dict:

@@ -9,6 +9,7 @@ from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
 from models.norms import LayerNorm
 from models.params import conv_taps, dense, normal, ones, param, residual_output, zeros
 from models.partitioning import constrain
+from ops.projection import project
 from ops.rotary import rotary
 from ops.short_convolution import short_convolution
 from ops.ttt_linear import ttt_linear
@@ -77,7 +78,7 @@ class TTTLinear(Mixer):
     ) -> tuple[Tokens, dict | None]:
         heads, size = self.memory.shape[:2]
         new = {}
-        shared = constrain(x @ self.w_qk[...], "batch", "length", "heads")
+        shared = constrain(project(x, self.w_qk[...]), "batch", "length", "heads")
 
         def view(name, taps):
             initial = None if state is None else state[name]
@@ -85,12 +86,12 @@ class TTTLinear(Mixer):
             u = u.reshape(*u.shape[:2], heads, size)
             return rotary(u, positions % self.mini_batch, base=self.rope_base, layout="interleaved")
 
-        rate = jax.nn.sigmoid((x @ self.w_lr[...]).astype(jnp.float32))
+        rate = jax.nn.sigmoid(project(x, self.w_lr[...]).astype(jnp.float32))
         place = jnp.maximum(1 / jnp.arange(1.0, self.mini_batch + 1) + self.offset[...], 0)
         o, (new["start"], new["gradient"]) = ttt_linear(
             view("conv_q", self.conv_q),
             view("conv_k", self.conv_k),
-            jnp.einsum("btd,dhk->bthk", x, self.w_v[...]),
+            project(x, self.w_v[...]),
             self.base_rate / size * rate,
             place,
             self.first(),
@@ -101,7 +102,7 @@ class TTTLinear(Mixer):
             segment_ids=segment_ids,
         )
         o = self.norm(o.reshape(x.shape))
-        return (jax.nn.gelu(x @ self.w_g[...]) * o) @ self.w_o[...], new
+        return project(jax.nn.gelu(project(x, self.w_g[...])) * o, self.w_o[...]), new
 
     def first(self):
         """W and b before the first token, as one matrix."""

@@ -20,6 +20,7 @@ from evaluation.loading import LoadedRun
 from models import mixer as mixers
 from models.config import ModelConfig
 from models.sequence_model import SequenceModel
+from models.stack import repeat_of
 from tests.tolerance import assert_close
 from training import setup
 from training.config import resolve
@@ -141,7 +142,7 @@ def test_a_local_model():
     assert layer["spectrum"]["zeros"] == 1 and layer["spectrum"]["state"] == 3 * 2 * 16
     assert layer["score_gradient"]["max"] <= 0.25
 
-    block = probing.layer_of(model.stack.stacked, 0).blocks[0]
+    block = repeat_of(model.stack.stacked, 0).blocks[0]
     x = model.embedding[...][batch["inputs"]]
 
     def loss(h):

@@ -17,7 +17,7 @@ from models import mixer as mixers
 
 WIDTH, LENGTH = 32, 12
 # Widths that the usual numbers of heads divide and ones that they do not, and multiples of 4 whose heads are odd.
-WIDTHS = {"default": (1, 7, 12), "tiny": (30,)}
+WIDTHS = {"default": (1, 7), "tiny": (12,)}
 BAD = {int: (0, -1, 7), float: (-1.0, 0.0, math.nan, math.inf), str: ("?",), bool: (), tuple: ()}
 
 

@@ -39,6 +39,7 @@ def model(name: str, rngs: nnx.Rngs) -> SequenceModel:
     return SequenceModel(config, rngs=rngs)
 
 
+@functools.cache
 def sketch(name: str) -> SequenceModel:
     """The model without values."""
     return nnx.eval_shape(lambda: model(name, nnx.Rngs(0)))

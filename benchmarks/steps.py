@@ -1,0 +1,216 @@
+"""Whole training steps and decoding beside what a user would pick instead.
+
+    python -m benchmarks.steps --mixers=attention,gla --sizes=default,large --json=steps.json
+    python -m benchmarks.steps --what=decode
+
+Every program is a process of its own, all of them on the same cores, and they take turns; times are medians over the rounds.
+Ours is what `train.py` and `eval.py --sample` run: AdamW in float32, with the policies of the primitives. Peers are PyTorch as it
+is ("eager"), under torch.compile and under bfloat16 autocast, with its own attention, the mixers of transformers and the plain
+functions of flash-linear-attention, in models of the same width, depth and channel mixer; a "chunked" peer may solve an easier
+problem (one decay for each head). Peers that are not installed (`requirements-parity.txt`) are left out.
+
+Columns: milliseconds of a step or of a decoded token (CPU time on one core, wall time on more), how many times as long the peer
+took as we did, the share of the speed of large float32 matrix products that the FLOPs of the model come to, and the most
+memory that the process has held.
+"""
+
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks.timing import environment
+from benchmarks.workers import Worker, alternate, median, serve
+from common import command
+from configs import common
+from ops import dispatch
+from training import config, setup
+from training.step import make_train_step
+
+# width, depth in pairs of mixer and channel mixer, length, batch size
+SIZES = {"default": (128, 4, 256, 8), "large": (512, 6, 1024, 4)}
+PROMPTS = (8, 1024)
+BATCHES = (1, 16)
+NEW_TOKENS = 512  # for which a growing carry has room
+ALL = ("eager", "compile", "bf16")
+LOOP = ("eager",)  # a loop over tokens in Python: nothing for a compiler
+# mixer -> {peer: (kind of `benchmarks.torch_models`, modes)}
+PEERS = {
+    "attention": {"torch": ("attention", ALL)},
+    "mamba": {"transformers": ("mamba", LOOP), "mambapy": ("mamba_mambapy", LOOP)},
+    "gla": {"fla recurrent": ("gla_recurrent", LOOP), "fla chunked": ("gla_chunked", ALL)},
+    "gated_delta_net": {"transformers": ("gated_delta_net", ("eager", "bf16"))},
+    "retnet": {"fla parallel": ("retnet_parallel", ALL), "fla chunked": ("retnet_chunked", ALL)},
+    "rwkv4": {"transformers": ("rwkv4", LOOP)},
+    "s4d": {"plain torch": ("s4d", ("eager", "bf16"))},
+}
+DECODERS = ("attention", "mamba", "rwkv4")
+OTHER_DECODERS = ("gla", "gated_delta_net")  # nothing to compare with
+_PACKAGES = ("jax", "jaxlib", "torch", "transformers", "fla-core")
+
+
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
+    parser.add_argument("--what", choices=("steps", "decode"), default="steps")
+    parser.add_argument("--mixers", default="", help="names, joined by commas; by default all that there are peers of")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="of: " + ", ".join(SIZES))
+    parser.add_argument("--modes", default=",".join(ALL), help="of the peers, of: " + ", ".join(ALL))
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each program in each round")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of our configuration")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--worker", help="for its own use")
+    options = parser.parse_args(arguments)
+    if options.worker:
+        return _work(**json.loads(options.worker))
+    cores = set(sorted(os.sched_getaffinity(0))[-options.cores :])
+    clock = "cpu" if options.cores == 1 else "wall"
+    peak = _matmul_peak(cores)
+    result = {
+        "environment": environment(_PACKAGES),
+        "cores": options.cores,
+        "gflops_of_matmuls": peak / 1e9,
+        "rows": [],
+    }
+    print(
+        f"{result['environment']['device']}, {options.cores} core(s), {clock} time, products {peak / 1e9:.0f} GFLOP/s"
+    )
+    for title, jobs in _jobs(options):
+        print(f"\n{title}", flush=True)
+        workers = [Worker(name, ["-m", module, *arguments], cores) for name, module, arguments in jobs]
+        alternate(
+            workers,
+            options.rounds,
+            options.seconds,
+            NEW_TOKENS // (options.rounds + 3) if options.what == "decode" else None,
+        )
+        own = workers[0]
+        for worker in workers:
+            row = {"case": title, "program": worker.name, "error": worker.error, **worker.facts}
+            if not worker.error:
+                samples = getattr(worker, clock)
+                row |= {"milliseconds": 1e3 * median(samples), "of_rounds": samples, "megabytes": worker.megabytes}
+                row["ratio"] = median(samples) / median(getattr(own, clock)) if not own.error else None
+            result["rows"].append(row)
+            print(_line(row, peak * options.cores), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1))
+
+
+def _line(row: dict, peak: float) -> str:
+    if row["error"]:
+        return f"  {row['program']:24s} {row['error'][:90]}"
+    share = ""
+    if "flops" in row:
+        share = f"{row['flops'] / (row['milliseconds'] / 1e3) / peak:5.0%} of peak"
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:6.2f}x"
+    spread = f"[{1e3 * min(row['of_rounds']):.2f}-{1e3 * max(row['of_rounds']):.2f}]"
+    return (
+        f"  {row['program']:24s} {row['milliseconds']:9.2f} ms {spread:20s} {ratio} {row['megabytes']:7.0f} MB {share}"
+    )
+
+
+def _jobs(options):
+    """(title, [(name, module, arguments)]) of each case; the first program is ours."""
+    has_peers = importlib.util.find_spec("torch") is not None
+    ours = lambda **what: ("ours", "benchmarks.steps", ["--worker", json.dumps(what | {"keys": options.set})])
+    theirs = lambda name, way, **what: (name, "benchmarks.torch_models", [way, json.dumps(what)])
+    if options.what == "steps":
+        for size in options.sizes.split(","):
+            width, depth, length, batch = common.choose("--sizes", size, SIZES)
+            shape = {"width": width, "length": length, "batch": batch}
+            for mixer in options.mixers.split(",") if options.mixers else PEERS:
+                jobs = [ours(what="step", mixer=mixer, depth=depth, **shape)]
+                layers = common.blocks((mixer,), depth)
+                for name, (kind, modes) in PEERS.get(mixer, {}).items() if has_peers else ():
+                    for mode in [mode for mode in modes if mode in options.modes.split(",")]:
+                        jobs.append(theirs(f"{name} {mode}", "step", kind=kind, depth=layers, mode=mode, **shape))
+                yield f"{mixer}: width {width}, depth {layers}, {batch} x {length} tokens", jobs
+        return
+    width, depth, *_ = SIZES["default"]
+    for mixer in options.mixers.split(",") if options.mixers else (*DECODERS, *OTHER_DECODERS):
+        for batch in BATCHES:
+            for prompt in PROMPTS:
+                shape = {"width": width, "batch": batch, "prompt": prompt}
+                jobs = [ours(what="decode", mixer=mixer, depth=depth, **shape)]
+                if has_peers and mixer in DECODERS:
+                    layers = common.blocks((mixer,), depth)
+                    jobs.append(theirs("transformers", "decode", kind=mixer, depth=layers, **shape))
+                yield f"{mixer}: decoding, batch {batch}, prompt {prompt}", jobs
+
+
+def _matmul_peak(cores: set[int]) -> float:
+    """FLOP/s of a large float32 product on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    a = np.ones((1024, 1024), np.float32)
+    best = 0.0
+    for _ in range(10):
+        begin = time.thread_time()
+        a @ a
+        best = max(best, 2 * 1024**3 / (time.thread_time() - begin))
+    os.sched_setaffinity(0, before)
+    return best
+
+
+def _work(what: str, mixer: str, width: int, depth: int, keys: list[str], batch: int, length=256, prompt=8) -> None:
+    """Ours, as a worker."""
+    command.start()
+    chosen = common.experiment(
+        common.task_section("language_model", corpus="stdlib", length=length),
+        common.model((mixer,), width, depth),
+        common.optimizer(1e-3, 1000),
+        common.train(1000, batch),
+    )
+    for key, _, value in (text.partition("=") for text in keys):
+        with chosen.unlocked():
+            chosen.update_from_flattened_dict({key: type(chosen[key.split(".")[0]][key.split(".")[1]])(value)})
+    resolved = config.resolve(chosen)
+    begin = time.perf_counter()
+    built = setup.build(resolved, for_training=what == "step")
+    with jax.set_mesh(built.mesh), dispatch.implementation(resolved.train.implementation):
+        state = built.init(jax.random.key(0))
+        facts = {"parameters": sum(x.size for x in jax.tree.leaves(state["params"]))}
+        if what == "step":
+            step = make_train_step(built, compute_dtype=resolved.train.compute_dtype, random=resolved.model.random)
+            rows = setup.batches(resolved, built, "train", batch)[0]
+            compiled = step.lower(state, rows).compile()
+            facts["temporary_megabytes"] = compiled.memory_analysis().temp_size_in_bytes / 1e6
+            facts["flops"] = 3 * setup.cost(resolved.model, resolved.task.spec).flops_per_token * batch * length
+
+            def call(number):
+                nonlocal state
+                for _ in range(number):
+                    state, metrics = compiled(state, rows)
+                assert np.isfinite(float(metrics["loss"]))
+        else:
+            ids = np.random.default_rng(0).integers(256, size=(batch, prompt), dtype=np.int32)
+
+            def draw(params, ids, carry, key):
+                logits, carry = built.apply(params, ids, carry)
+                return jax.random.categorical(key, logits[:, -1] / 0.8)[:, None], carry
+
+            def start(params, ids, key):
+                return draw(params, ids, built.merge(params).initial_carry(batch, prompt + NEW_TOKENS), key)
+
+            token, carry = jax.jit(start)(state["params"], ids, jax.random.key(0))
+            decode, made = jax.jit(draw, donate_argnums=2), 0
+
+            def call(number):
+                nonlocal token, carry, made
+                for _ in range(number):
+                    token, carry = decode(state["params"], token, carry, jax.random.fold_in(jax.random.key(1), made))
+                    made += 1
+                assert made < NEW_TOKENS, "the carry is full"
+                jax.block_until_ready(token)
+
+        serve(facts | {"start_seconds": time.perf_counter() - begin}, call)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,105 @@
+"""Linear maps of activations: every product with a parameter matrix is made here.
+
+    y_o = sum_i x_i w_io          for any number of input axes i and output axes o
+
+The gradients are dx_i = sum_o dy_o w_io and dw_io = sum_n x_ni dy_no, summed over all places n. XLA's CPU compiler fuses what
+made dy (an activation's derivative, say) into these products, or into a transposed copy for them, and then runs them at a
+fraction of the speed of a matrix product. The form "separated" computes dy and x first, and then multiplies.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ops.dispatch import choose, matmul_precision, on_cpu, primitive
+
+
+@primitive("reference", "separated")
+def project(
+    x: Float[Array, "..."],
+    w: Float[Array, "..."],
+    *,
+    inputs: int = 1,
+    dtype: DTypeLike | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "..."]:
+    """Contracts the last `inputs` axes of x with the first axes of w.
+
+    Args:
+      x: [*places, *in].
+      w: [*in, *out]; in float32 both are multiplied in float32 on every platform, in bfloat16 with sums in float32.
+      inputs: the number of axes "in".
+      dtype: of y; by default that of x and w together.
+      implementation: "reference" (the plain product, differentiable in every mode), "separated" (gradients by products that
+        nothing is fused into; for reverse-mode differentiation only), or "auto": separated on a CPU.
+
+    Returns:
+      y [*places, *out].
+
+    Raises:
+      ValueError: if the axes do not fit together or the implementation is unknown.
+    """
+    if inputs < 1 or x.shape[-inputs:] != w.shape[:inputs]:
+        raise ValueError(f"the last {inputs} axes of x {x.shape} are not the first of w {w.shape}")
+    implementation = choose("project", implementation, "separated" if on_cpu() else "reference")
+    dtype = jnp.result_type(x, w) if dtype is None else jnp.dtype(dtype)
+    x, w = (a.astype(jnp.result_type(x, w)) for a in (x, w))
+    return (_plain if implementation == "reference" else _separated)(inputs, dtype, x, w)
+
+
+def project_each(x: Float[Array, "..."], w: Float[Array, "..."], **options) -> list[Float[Array, "..."]]:
+    """Several maps that are stacked along w's second axis, such as a gate and a value.
+
+    Args:
+      x: [*places, C].
+      w: [C, G, *out].
+      **options: as of `project`.
+
+    Returns:
+      a list of G arrays [*places, *out].
+    """
+    return [project(x, w[:, i], **options) for i in range(w.shape[1])]
+
+
+def project_blocks(x: Float[Array, "... H I"], w: Float[Array, "H I *J"]) -> Float[Array, "..."]:
+    """A map of each head by itself: a block-diagonal matrix.
+
+    Returns:
+      [*places, H, *J].
+    """
+    dtype = jnp.result_type(x, w)
+    y = jnp.einsum("...hi,hij->...hj", x, w.reshape(*w.shape[:2], -1), precision=matmul_precision(dtype))
+    return y.reshape(*y.shape[:-1], *w.shape[2:])
+
+
+def _plain(inputs, dtype, x, w):
+    axes = (tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs)))
+    precision = matmul_precision(x.dtype)
+    return jax.lax.dot_general(x, w, (axes, ((), ())), precision=precision, preferred_element_type=dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _separated(inputs, dtype, x, w):
+    return _plain(inputs, dtype, x, w)
+
+
+def _separated_forward(inputs, dtype, x, w):
+    return _plain(inputs, dtype, x, w), (x, w)
+
+
+def _separated_backward(inputs, dtype, kept, dy):
+    x, w = kept
+    x, dy = jax.lax.optimization_barrier((x, dy.astype(x.dtype)))
+    matrix = lambda a, columns: a.reshape(-1, math.prod(a.shape[a.ndim - columns :]))
+    dy = matrix(dy, w.ndim - inputs)
+    dot = lambda a, b, i, j: jax.lax.dot_general(a, b, (((i,), (j,)), ((), ())), precision=matmul_precision(a.dtype))
+    dx = dot(dy, matrix(w, w.ndim - inputs), 1, 1)
+    dw = dot(matrix(x, inputs), dy, 0, 0)
+    return dx.reshape(x.shape), dw.reshape(w.shape)
+
+
+_separated.defvjp(_separated_forward, _separated_backward)
