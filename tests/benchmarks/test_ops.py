@@ -13,6 +13,9 @@ from benchmarks.timing import Clock, Expectation, Program, measure
 pytestmark = pytest.mark.xdist_group("benchmarks.ops")  # one process makes the rows
 
 
+pytestmark = pytest.mark.xdist_group("benchmark")  # whose table is made once
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     path = tmp_path_factory.mktemp("benchmark") / "ops.json"

@@ -58,6 +58,7 @@ def finished(text, tmp_path_factory):
     return workdir, loop.train(resolve(small(text)), workdir).result
 
 
+@pytest.mark.xdist_group("finished")
 def test_a_run_leaves_everything(finished):
     """The run directory holds the configuration, the environment, metrics and checkpoints; the loss went down."""
     workdir, result = finished
@@ -69,6 +70,7 @@ def test_a_run_leaves_everything(finished):
     assert list(workdir.glob("events.out.tfevents.*")) or list(workdir.glob("*/events.out.tfevents.*"))
 
 
+@pytest.mark.xdist_group("finished")
 def test_resume_is_bit_for_bit(finished, text, tmp_path):
     """Stopped at any checkpoint and resumed, a run computes the very numbers of the undisturbed one."""
     workdir = tmp_path / "run"
@@ -117,6 +119,7 @@ def flags(text, workdir, **train):
     ]
 
 
+@pytest.mark.xdist_group("finished")
 def test_kill_and_terminate(finished, text, tmp_path):
     """SIGTERM saves and exits cleanly, kill -9 loses nothing but time: the losses are those of the undisturbed run."""
     workdir = tmp_path / "run"
@@ -244,6 +247,7 @@ def test_a_full_disk_is_one_error(text, tmp_path, monkeypatch):
         loop.train(resolve(small(text)), tmp_path / "run", Action(every(2), fill))
 
 
+@pytest.mark.xdist_group("finished")
 def test_other_data_is_refused(finished, text, tmp_path):
     """A text that was cut since is not resumed with."""
     workdir, _ = finished
@@ -269,6 +273,7 @@ def test_choices_of_forms(text, tmp_path):
     ).finished
 
 
+@pytest.mark.xdist_group("finished")
 def test_workdir_of_another_run(finished, text):
     """A work directory that holds another configuration's run is refused, and stays as it is."""
     workdir, _ = finished
