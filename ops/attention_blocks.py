@@ -81,10 +81,6 @@ def _to_blocks(x, groups, size):
     B, L, H, *rest = x.shape
     count = -(-L // size)
     x = jnp.pad(x, ((0, 0), (0, count * size - L)) + ((0, 0),) * (x.ndim - 2))
-    if (
-        count == 1 and groups == H
-    ):  # this way it undoes a swap of the caller's, such as that of a cache with heads first
-        return jnp.swapaxes(x, 1, 2)[None]
     x = x.reshape(B, count, size, groups, H // groups, *rest)
     x = x.transpose(1, 0, 3, 4, 2, *range(5, x.ndim))
     return x.reshape(count, B, groups, H // groups * size, *rest)
@@ -114,7 +110,13 @@ def _in_blocks(x, q_size, k_size):
     slopes = x.slopes
     if slopes is not None:
         slopes = jnp.repeat(slopes.astype(_wide(*x[:3])), q_size).reshape(G, -1)
-    q, k, v = _to_blocks(x.q, G, q_size), _to_blocks(x.k, G, k_size), _to_blocks(x.v, G, k_size)
+    q = _to_blocks(x.q, G, q_size)
+    if (
+        q_size == 1 and k_size == x.k.shape[1]
+    ):  # decoding from a cache that holds heads first, whose swap this one undoes
+        k, v = (jnp.swapaxes(a, 1, 2)[None] for a in (x.k, x.v))
+    else:
+        k, v = _to_blocks(x.k, G, k_size), _to_blocks(x.v, G, k_size)
     of_queries = _labels_to_blocks((x.segment_ids, x.query_labels), H, G, q_size)
     of_keys = _labels_to_blocks((x.key_segment_ids, x.key_labels), G, G, k_size)
     return Inputs(q, k, v, slopes, of_queries[0], of_keys[0], of_queries[1], of_keys[1])
