@@ -48,13 +48,22 @@ class Worker:
         line = self._process.stdout.readline()
         self.facts = json.loads(line) if line.strip() else {}
         if not self.facts:
-            self.error = (self._process.communicate()[1].strip().splitlines() or ["ended without a word"])[-1]
+            self._fail()
+
+    def _fail(self) -> None:
+        self.error = (self._process.communicate()[1].strip().splitlines() or ["ended without a word"])[-1]
 
     def run(self, calls: int) -> float:
-        """Runs the program, keeps what a call took, and returns the seconds of CPU time of a call."""
+        """Runs the program, keeps what a call took, and returns the seconds of CPU time of a call; 0 if it ended, see `error`."""
+        if self.error:
+            return 0.0
         self._process.stdin.write(f"{calls}\n")
         self._process.stdin.flush()
-        cpu, wall, self.megabytes = map(float, self._process.stdout.readline().split())
+        line = self._process.stdout.readline()
+        if not line.strip():
+            self._fail()
+            return 0.0
+        cpu, wall, self.megabytes = map(float, line.split())
         self.cpu.append(cpu / calls)
         self.wall.append(wall / calls)
         return cpu / calls
@@ -69,8 +78,9 @@ def alternate(workers: Sequence[Worker], rounds: int, seconds: float, most: int 
     are not kept."""
     calls = {}
     for worker in workers:
+        fastest = min(worker.run(1), worker.run(1))
         if not worker.error:
-            calls[worker] = max(1, round(seconds / min(worker.run(1), worker.run(1))))
+            calls[worker] = max(1, round(seconds / max(fastest, 1e-9)))
             calls[worker] = min(calls[worker], most or calls[worker])
             worker.cpu.clear()
             worker.wall.clear()

@@ -21,8 +21,10 @@ def test_turns():
     idle = worker("serve({'kind': 'idle'}, lambda number: None)")
     busy = worker("serve({'kind': 'busy'}, lambda number: [sum(range(1_000_000)) for _ in range(number)])")
     broken = worker("raise SystemExit('there is no such mixer')")
-    alternate([idle, busy, broken], rounds=3, seconds=0.01, most=5)
+    failing = worker("serve({'kind': 'failing'}, lambda number: 1 / 0)")
+    alternate([idle, busy, broken, failing], rounds=3, seconds=0.01, most=5)
     assert (idle.facts, busy.facts) == ({"kind": "idle"}, {"kind": "busy"})
     assert len(idle.cpu) == len(idle.wall) == len(busy.cpu) == 3 and not broken.cpu
     assert 0 <= max(idle.cpu) < min(busy.cpu) and busy.megabytes > 1
-    assert broken.error == "there is no such mixer" and not idle.error
+    assert (idle.error, broken.error) == ("", "there is no such mixer")
+    assert failing.error == "ZeroDivisionError: division by zero"
