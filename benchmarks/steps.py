@@ -17,6 +17,7 @@ memory that the process has held.
 import importlib.util
 import json
 import os
+import statistics
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import jax
 import numpy as np
 
 from benchmarks.timing import environment
-from benchmarks.workers import Worker, alternate, median, serve
+from benchmarks.workers import Worker, alternate, serve
 from common import command
 from configs import common
 from ops import dispatch
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each program in each round")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of our configuration")
+    parser.add_argument("--implementation", default="auto", help="our forms of primitives, as of train.implementation")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--worker", help="for its own use")
     options = parser.parse_args(arguments)
@@ -94,8 +95,9 @@ def main(arguments: list[str]) -> None:
             row = {"case": title, "program": worker.name, "error": worker.error, **worker.facts}
             if not worker.error:
                 samples = getattr(worker, clock)
-                row |= {"milliseconds": 1e3 * median(samples), "of_rounds": samples, "megabytes": worker.megabytes}
-                row["ratio"] = median(samples) / median(getattr(own, clock)) if not own.error else None
+                seconds = statistics.median(samples)
+                row |= {"milliseconds": 1e3 * seconds, "of_rounds": samples, "megabytes": worker.megabytes}
+                row["ratio"] = None if own.error else seconds / statistics.median(getattr(own, clock))
             result["rows"].append(row)
             print(_line(row, peak * options.cores), flush=True)
         if options.json:
@@ -118,7 +120,8 @@ def _line(row: dict, peak: float) -> str:
 def _jobs(options):
     """(title, [(name, module, arguments)]) of each case; the first program is ours."""
     has_peers = importlib.util.find_spec("torch") is not None
-    ours = lambda **what: ("ours", "benchmarks.steps", ["--worker", json.dumps(what | {"keys": options.set})])
+    choice = {"implementation": options.implementation}
+    ours = lambda **what: ("ours", "benchmarks.steps", ["--worker", json.dumps(what | choice)])
     theirs = lambda name, way, **what: (name, "benchmarks.torch_models", [way, json.dumps(what)])
     if options.what == "steps":
         for size in options.sizes.split(","):
@@ -158,18 +161,17 @@ def _matmul_peak(cores: set[int]) -> float:
     return best
 
 
-def _work(what: str, mixer: str, width: int, depth: int, keys: list[str], batch: int, length=256, prompt=8) -> None:
+def _work(
+    what: str, mixer: str, width: int, depth: int, implementation: str, batch: int, length: int = 256, prompt: int = 8
+) -> None:
     """Ours, as a worker."""
     command.start()
     chosen = common.experiment(
         common.task_section("language_model", corpus="stdlib", length=length),
         common.model((mixer,), width, depth),
         common.optimizer(1e-3, 1000),
-        common.train(1000, batch),
+        common.train(1000, batch, implementation=implementation),
     )
-    for key, _, value in (text.partition("=") for text in keys):
-        with chosen.unlocked():
-            chosen.update_from_flattened_dict({key: type(chosen[key.split(".")[0]][key.split(".")[1]])(value)})
     resolved = config.resolve(chosen)
     begin = time.perf_counter()
     built = setup.build(resolved, for_training=what == "step")

@@ -7,7 +7,6 @@ seconds of CPU time and of wall time that they took and the megabytes that it ha
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -89,10 +88,6 @@ def alternate(workers: Sequence[Worker], rounds: int, seconds: float, most: int 
             worker.run(calls[worker])
     for worker in workers:
         worker.end()
-
-
-def median(samples: Sequence[float]) -> float:
-    return statistics.median(samples)
 
 
 def serve(facts: dict, call: Callable[[int], None]) -> None:

@@ -3,8 +3,8 @@
     y_o = sum_i x_i w_io          for any number of input axes i and output axes o
 
 The gradients are dx_i = sum_o dy_o w_io and dw_io = sum_n x_ni dy_no, summed over all places n. XLA's CPU compiler fuses what
-made dy (an activation's derivative, say) into these products, or into a transposed copy for them, and then runs them at a
-fraction of the speed of a matrix product. The form "separated" computes dy and x first, and then multiplies.
+made dy (an activation's derivative, say) into these products, or into a transposed copy for them. The form "separated" computes
+dy and x first, and then multiplies matrices; `python -m benchmarks.steps --implementation=project=reference` is without it.
 """
 
 import functools
