@@ -1,7 +1,8 @@
-# make train    trains a byte-level language model on real text, from nothing
-# make test     runs the tests
-# make parity   compares with independent implementations (installs CPU torch, transformers, ...)
-# make lint     ruff
+# make train     trains a byte-level language model on real text, from nothing
+# make test      runs the tests
+# make thorough  runs what `make test` shows for one mixer of each primitive, for the others
+# make parity    compares with independent implementations (installs CPU torch, transformers, ...)
+# make lint      ruff
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKDIR ?= runs/first
 
-.PHONY: train test parity lint clean
+.PHONY: train test thorough parity lint clean
 
 # XLA hands large temporaries back to the system after every step; glibc can be told to keep them (some 10 % faster on a CPU).
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
@@ -18,7 +19,10 @@ train: $(VENV)/.installed
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample="KING HENRY:" --length=400
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not parity" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not thorough and not slow and not parity" $(ARGS)
+
+thorough: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "thorough and not slow" $(ARGS)
 
 # The comparisons run what XLA makes by default; the other tests do without its fusion emitters (see tests/conftest.py).
 parity: export FUSION_EMITTERS = 1

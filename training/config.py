@@ -13,7 +13,7 @@ from common.errors import UserError, check_choice, check_range, near
 from data import task as tasks
 from models.config import ModelConfig
 from ops import dispatch
-from training.optimizer import OptimizerConfig
+from training.optimizer import OptimizerConfig, schedule
 from training.sharding import AXES, check_sizes
 
 SEEDS = 2**32
@@ -149,6 +149,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
     model = section(ModelConfig, _fill(raw["model"], task), "config.model", _from_task(task.spec)).as_used()
     optimizer = section(OptimizerConfig, raw["optimizer"], "config.optimizer")
     train = section(TrainConfig, raw["train"], "config.train")
+    schedule(optimizer, train.steps)  # refuses a warm-up that does not fit into them
     expect = section(Expect, raw["expect"], "config.expect") if raw.get("expect") is not None else None
     mesh = {axis: 1 for axis in AXES} | raw["mesh"]
     model_raw = {key: value for key, value in dataclasses.asdict(model).items() if key not in FROM_TASK}
