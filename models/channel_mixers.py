@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from common.errors import UserError
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
+from ops.elementwise import gate, gelu
 from ops.projection import project, project_each
 
 
@@ -34,7 +35,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         h = constrain(_plus(project(x, self.w_in[...]), self.b_in), "batch", "length", "mlp")
-        return _plus(project(jax.nn.gelu(h), self.w_out[...]), self.b_out)
+        return _plus(project(gelu(h), self.w_out[...]), self.b_out)
 
 
 class GLU(nnx.Module):
@@ -61,10 +62,10 @@ class GLU(nnx.Module):
         self.b_out = param(rngs, zeros, (width,), (None,)) if bias else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, value = project_each(x, self.w_in[...])
+        g, v = project_each(x, self.w_in[...])
         if self.b_in is not None:
-            gate, value = gate + self.b_in[0], value + self.b_in[1]
-        h = constrain(self.activation(gate) * value, "batch", "length", "mlp")
+            g, v = g + self.b_in[0], v + self.b_in[1]
+        h = constrain(gate(self.activation, g, v), "batch", "length", "mlp")
         return _plus(project(h, self.w_out[...]), self.b_out)
 
 
