@@ -12,7 +12,6 @@ from evaluation import report
 from evaluation.loading import LoadedRun
 from training import setup
 from training.config import Config
-from training.step import make_eval_step
 from training.validation import validate
 
 
@@ -36,7 +35,7 @@ def score(
     """
     config, trained = run.config, run.config.task.spec.length
     check_choice("--split", split, config.task.splits)
-    eval_step = make_eval_step(run.built, metrics=config.task.spec.metrics, compute_dtype=config.train.compute_dtype)
+    eval_step = setup.eval_step(config, run.built)
     results, floors, ways = [], [], run.built.mesh.size
     for length in dict.fromkeys(lengths or [trained]):
         task = at_length(config, length)

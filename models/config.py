@@ -47,7 +47,8 @@ class ModelConfig:
       tie_embeddings: whether the head is the transposed embedding.
       logit_cap: c of logits = c tanh(logits / c); 0 for none.
       dropout: rate on the residual branches.
-      remat: what the backward pass recomputes: "none", "dots" (all but matmul outputs) or "full".
+      remat: what the backward pass computes again instead of keeping it: "none"; "mixer", all within the mixers; "dots", all but
+        the outputs of products with parameters; "offload", the same, with them in the host's memory meanwhile; or "full".
     """
 
     vocab_size: int | None

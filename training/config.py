@@ -27,6 +27,8 @@ class TrainConfig:
       steps: optimiser steps.
       batch_size: rows of a step, over all devices.
       accumulation: microbatches that a step is computed in.
+      loss_chunks: pieces of the length that logits and their loss are computed in, one after the other; for large vocabularies,
+        whose logits would take more memory than the model.
       z_loss: weight of the squared log-partition in the objective.
       compute_dtype: "float32" or "bfloat16"; parameters and optimiser are float32.
       implementation: of the primitives: "auto", or a choice for some of them, see `ops.dispatch`.
@@ -41,6 +43,7 @@ class TrainConfig:
     steps: int = 1000
     batch_size: int = 32
     accumulation: int = 1
+    loss_chunks: int = 1
     z_loss: float = 0.0
     compute_dtype: str = "float32"
     implementation: str = "auto"
@@ -54,7 +57,7 @@ class TrainConfig:
     def __post_init__(self):
         check_choice("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         dispatch.check(self.implementation)
-        for key in ("steps", "batch_size", "accumulation", "keep"):
+        for key in ("steps", "batch_size", "accumulation", "loss_chunks", "keep"):
             check_range(f"train.{key}", getattr(self, key), 1)
         for key in ("log_every", "eval_every", "checkpoint_every", "eval_batches", "profile_step", "z_loss"):
             check_range(f"train.{key}", getattr(self, key), 0)

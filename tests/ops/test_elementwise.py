@@ -37,7 +37,9 @@ def test_activations_and_gates(name):
         y, pull_back = jax.vjp(gated, X, V)
         np.testing.assert_allclose(y, F[name] * V, rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(pull_back(DY), [SLOPE[name] * V * DY, F[name] * DY], rtol=1e-12, atol=1e-13)
-        np.testing.assert_allclose(jax.jvp(gated, (X, V), (DY, V))[1], SLOPE[name] * V * DY + F[name] * V, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(
+            jax.jvp(gated, (X, V), (DY, V))[1], SLOPE[name] * V * DY + F[name] * V, rtol=1e-12, atol=1e-13
+        )
         h = 1e-5
         second = (jax.grad(lambda x: f(x).sum())(X + h) - jax.grad(lambda x: f(x).sum())(X - h)) / (2 * h)
         np.testing.assert_allclose(jax.grad(lambda x: jax.grad(lambda x: f(x).sum())(x).sum())(X), second, atol=1e-8)
