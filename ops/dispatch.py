@@ -32,6 +32,7 @@ _Decision = Callable[[str, Sequence[str], str], str]
 
 _declared: dict[str, _Declared] = {}
 _run_wide: contextvars.ContextVar[_Decision | None] = contextvars.ContextVar("implementation", default=None)
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 def primitive(*forms: str, matmul: str | None = None) -> Callable[[Callable], Callable]:
@@ -212,9 +213,30 @@ def _parse(text: str) -> tuple[str | None, dict[str, str]]:
     return None, chosen
 
 
+@contextlib.contextmanager
+def platform(name: str) -> Iterator[None]:
+    """Says what is traced inside is to run on: who traces for a mesh says the platform of its devices, which need not be here.
+
+    Backward passes are traced after the forward pass, so whoever differentiates says it around the whole.
+
+    Args:
+      name: of a device (`jax.Device.platform`): "cpu", "tpu", or "gpu", for which "cuda" and "rocm" stand, too.
+    """
+    token = _platform.set("gpu" if name in ("cuda", "rocm") else name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+def current_platform() -> str:
+    """The platform that is traced for, "cpu", "tpu" or "gpu": what `platform` says, else JAX's default."""
+    return _platform.get() or jax.default_backend()
+
+
 def on_cpu() -> bool:
-    """Whether computations run on the CPU by default."""
-    return jax.default_backend() == "cpu"
+    """Whether what is traced is to run on a CPU."""
+    return current_platform() == "cpu"
 
 
 def matmul_precision(dtype) -> jax.lax.Precision:
