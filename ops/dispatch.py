@@ -66,6 +66,7 @@ class Choice:
     Attributes:
       asked: the primitives that were called with "auto" while the choice was in force, and the forms that each of them offered
         at all of its calls.
+      taken: the forms that they were given.
 
     Raises:
       UserError: as `check` does.
@@ -74,6 +75,7 @@ class Choice:
     def __init__(self, text: str):
         self._everywhere, self._of = _parse(text)
         self.asked: dict[str, tuple[str, ...]] = {}
+        self.taken: dict[str, set[str]] = {}
 
     def form(self, primitive: str, forms: Sequence[str], policy: str) -> str:
         """The form that a primitive is to use.
@@ -84,8 +86,8 @@ class Choice:
         self.asked[primitive] = tuple(form for form in self.asked.get(primitive, forms) if form in forms)
         wanted = self._of.get(primitive, self._everywhere)
         if wanted is None:
-            return policy
-        if wanted not in forms:
+            wanted = policy
+        elif wanted not in forms:
             able = ", ".join(
                 f"{name}={wanted}" for name, declared in sorted(_declared.items()) if wanted in declared.forms
             )
@@ -93,6 +95,7 @@ class Choice:
                 f"implementation: {primitive} has no form {wanted!r} in this model, it offers {', '.join(forms)}; "
                 f"choose for single primitives (there is {able})"
             )
+        self.taken.setdefault(primitive, set()).add(wanted)
         return wanted
 
     def check_used(self) -> None:

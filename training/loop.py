@@ -19,7 +19,6 @@ from training.config import Config
 from training.metrics import MetricWriter, Progress, peak_flops, read_metrics
 from training.run_directory import RunDirectory, open_run
 from training.state import Built, State
-from training.step import make_train_step
 from training.stopping import GracefulStop
 
 
@@ -98,14 +97,7 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
     options = config.train
     rows = {split: setup.batches(config, built, split, options.batch_size) for split in ("train", "valid")}
     table, flops_per_token = setup.cost_table(config)
-    train_step = make_train_step(
-        built,
-        metrics=config.task.spec.metrics,
-        accumulation=options.accumulation,
-        z_loss=options.z_loss,
-        compute_dtype=options.compute_dtype,
-        random=config.model.random,
-    )
+    train_step = setup.train_step(config, built)
     with (
         open_run(config, workdir, allow_other_data=allow_other_data) as directory,
         jax.set_mesh(built.mesh),

@@ -1,6 +1,7 @@
 """What a configuration describes, built: the model on its mesh, its batches, its costs."""
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +15,22 @@ from models.accounting import Summary
 from models.config import ModelConfig
 from models.sequence_model import SequenceModel
 from ops import dispatch
-from training import optimizer, sharding, state
+from training import optimizer, sharding, state, step
 from training.config import Config
 
 
-def build(config: Config, for_training: bool = True) -> state.Built:
+def build(config: Config, for_training: bool = True, devices: Sequence[jax.Device] | None = None) -> state.Built:
     """The model of a configuration on its mesh.
+
+    Args:
+      config: the configuration.
+      for_training: whether the state has an optimiser.
+      devices: of the mesh; by default all that are here.
 
     Raises:
       UserError: if the mesh, the model's sizes or the mixers' capabilities do not fit.
     """
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     check_capabilities(config)
     check_implementation(config)
     make_optimizer = functools.partial(optimizer.build, config.optimizer, config.train.steps) if for_training else None
@@ -58,6 +64,21 @@ def check_implementation(config: Config) -> None:
         where = {"segment_ids": ids, "positions": ids} if config.task.spec.segmented else {}
         nnx.eval_shape(lambda model, x, where: model(x, **where)[0], abstract, inputs, where)
     choice.check_used()
+
+
+def train_step(
+    config: Config, built: state.Built
+) -> Callable[[state.State, step.Batch], tuple[state.State, step.Metrics]]:
+    """The step of `step.make_train_step`, as a configuration wants it."""
+    options = config.train
+    return step.make_train_step(
+        built,
+        metrics=config.task.spec.metrics,
+        accumulation=options.accumulation,
+        z_loss=options.z_loss,
+        compute_dtype=options.compute_dtype,
+        random=config.model.random,
+    )
 
 
 def batches(config: Config, built: state.Built, split: str, batch_size: int, task: Task | None = None) -> Loader:
