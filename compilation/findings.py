@@ -69,8 +69,8 @@ class Findings:
       task, pattern, parameters, rows, length, dtype: the model and its batch.
       forms: of the primitives, as they were chosen.
       memory: of one device.
-      traffic, products, kernels, loops, arrays: see `compilation.hlo`; empty where the compiler refused.
-      gathered: the arrays among `arrays` that hold the rows of all devices.
+      traffic, sent, products, kernels, loops, arrays: see `compilation.hlo`; empty where the compiler refused.
+      gathered: the collectives that collect what is no parameter from devices with other rows of the batch.
       whole: parameters that the mesh does not split although it could.
       suggestions: what would make it fit.
       refusal: what the compiler said where it refused.
@@ -92,11 +92,12 @@ class Findings:
     forms: dict[str, list[str]]
     memory: Memory
     traffic: list[hlo.Traffic]
+    sent: list[hlo.Sent]
     products: list[hlo.Products]
     kernels: list[hlo.Kernel]
     loops: list[hlo.Loop]
     arrays: list[hlo.Large]
-    gathered: list[hlo.Large]
+    gathered: list[hlo.Sent]
     whole: list[Whole]
     suggestions: list[str]
     refusal: str
@@ -141,7 +142,7 @@ def compile_step(step: Step, target: Target, **options: Any) -> Findings:
     seconds["processor"] = time.process_time() - cpu
     mesh = dict(step.built.mesh.shape)
     program = hlo.Program("" if compiled is None else compiled.as_text())
-    arrays = program.large(LARGE)
+    sent = program.sent(mesh)
     memory = _memory(step, target, compiled, refusal)
     config, params = step.config, step.built.abstract["params"]
     return Findings(
@@ -158,12 +159,13 @@ def compile_step(step: Step, target: Target, **options: Any) -> Findings:
         dtype=config.train.compute_dtype,
         forms={name: sorted(forms) for name, forms in sorted(choice.taken.items())},
         memory=memory,
-        traffic=program.collectives(mesh),
+        traffic=hlo.traffic(sent),
+        sent=sent,
         products=program.products(),
         kernels=program.kernels(),
         loops=[loop for loop in program.loops if loop.trips > LONG or loop.trips == hlo.UNKNOWN],
-        arrays=arrays,
-        gathered=list(_gathered(step, arrays)),
+        arrays=program.large(LARGE),
+        gathered=list(_gathered(step, sent)),
         whole=sorted(_whole(step), key=lambda whole: -whole.bytes),
         suggestions=[] if memory.fits else list(_suggestions(step, memory)),
         refusal=refusal,
@@ -239,17 +241,26 @@ def _whole(step: Step) -> Iterator[Whole]:
             yield Whole(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, size, axis, reason)
 
 
-def _gathered(step: Step, arrays: list[hlo.Large]) -> Iterator[hlo.Large]:
-    """Arrays with as many rows as the batch has on all devices together, where each device should hold its own."""
-    ways = sharding.batch_ways(step.built.mesh)
-    rows = step.rows // (step.config.train.accumulation if step.name == "train" else 1)
-    model = {size for leaf in jax.tree.leaves(step.built.abstract["params"]) for size in leaf.shape}
-    spec = step.config.task.spec
-    if ways == 1 or rows in model | {spec.length, spec.vocab_size, spec.targets, spec.channels}:
-        return
-    for large in arrays:
-        if rows in large.shape.sizes:
-            yield large
+def _gathered(step: Step, sent: list[hlo.Sent]) -> Iterator[hlo.Sent]:
+    """Collectives over the axes that split rows which gather or exchange something that has not the size of a parameter.
+
+    Rows do not depend on each other: beside parameters and the sums of their gradients nothing needs to go there.
+    """
+    split = {axis for axis in sharding.RULES["batch"] if step.built.mesh.shape[axis] > 1}
+    known = set()
+    for leaf, facts in zip(
+        jax.tree.leaves(step.built.abstract["params"]), jax.tree.leaves(step.built.metadata), strict=True
+    ):
+        one = math.prod(leaf.shape[len(leaf.shape) - len(facts.axes) :])
+        for layers in {1, math.prod(leaf.shape) // one}:
+            for ways in {1, step.built.mesh.shape["tensor"], step.built.mesh.shape["fsdp"]}:
+                known.add(layers * one / ways)
+    for collective in sent:
+        kinds = ("all-gather", "all-to-all", "ragged-all-to-all", "collective-permute")
+        activation = math.prod(collective.shape.sizes) not in known
+        if collective.kind in kinds and split & set(collective.axes.split(",")) and activation:
+            if collective.bytes >= LARGE:
+                yield collective
 
 
 def _suggestions(step: Step, memory: Memory) -> Iterator[str]:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -101,11 +101,30 @@ class Loop:
 
 
 @dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Collectives of a kind over the same mesh axes: places in the program, executions a step, and bytes a step.
+class Sent:
+    """One collective.
 
-    The bytes are those of the arrays as they are on one device at the larger end (what is gathered, or is to be scattered).
+    Attributes:
+      kind: the operation, such as "all-gather".
+      axes: the mesh axes that it goes over, see `over_axes`.
+      shape: of its largest result.
+      executions: in a step.
+      bytes: of a step: executions times the arrays as they are on one device at the larger end (what is gathered, or is to be
+        scattered).
+      origin: what of the program it came from.
     """
+
+    kind: str
+    axes: str
+    shape: Shape
+    executions: int
+    bytes: float
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Collectives of a kind over the same mesh axes: places in the program, executions a step, and bytes a step as of `Sent`."""
 
     kind: str
     axes: str
@@ -238,7 +257,7 @@ class Program:
                 for instruction in instructions:
                     yield instruction, by_name, times
 
-    def collectives(self, mesh: Mapping[str, int]) -> list[Traffic]:
+    def sent(self, mesh: Mapping[str, int]) -> list[Sent]:
         """Everything that is sent between devices, the most bytes first.
 
         An asynchronous collective may be written at several places, as pieces that other work is put between: places of one
@@ -247,24 +266,21 @@ class Program:
         Args:
           mesh: sizes of the mesh axes, in order; the places of a group's devices in it say over which axes it goes.
         """
-        channels: dict[tuple, tuple[int, float, str]] = {}
+        channels: dict[tuple[str, str], Sent] = {}
         for number, (instruction, by_name, times) in enumerate(self.instructions()):
             if instruction.kind not in COLLECTIVES:
                 continue
             channel = instruction.attribute(r"channel_id=(\d+)")
             key = instruction.kind, f"channel {channel}" if channel else f"place {number}"
-            # Asynchronous: the result holds operands and results.
             made = sum(shape.bytes for shape in instruction.shapes)
             given = sum(s.bytes for name in instruction.operands if name in by_name for s in by_name[name].shapes)
-            result = made - given if instruction.operation.endswith("-start") and made > given else made
-            entry = times, max(given, result), over_axes(instruction.attributes, mesh)
-            channels[key] = min(channels.get(key, entry), entry, key=lambda found: found[0])
-        groups: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0, 0.0])
-        for (kind, _), (times, size, axes) in channels.items():
-            group = groups[kind, axes]
-            group[0], group[1], group[2] = group[0] + 1, group[1] + times, group[2] + times * size
-        found = [Traffic(kind, axes, *numbers) for (kind, axes), numbers in groups.items()]
-        return sorted(found, key=lambda traffic: -traffic.bytes)
+            if instruction.operation.endswith("-start") and made > given:  # its result is operands and results
+                made -= given
+            largest = max(instruction.shapes, key=lambda shape: shape.bytes)
+            axes = over_axes(instruction.attributes, mesh)
+            found = Sent(instruction.kind, axes, largest, times, times * max(given, made), instruction.origin)
+            channels[key] = min(channels.get(key, found), found, key=lambda sent: sent.executions)
+        return sorted(channels.values(), key=lambda sent: -sent.bytes)
 
     def products(self) -> list[Products]:
         """Matrix products by the types of their operands and result and the precision that is asked for, the most work first."""
@@ -320,6 +336,18 @@ class Program:
                         places = found.setdefault(shape, [0, instruction.origin])
                         places[0] += 1
         return sorted((Large(shape, *rest) for shape, rest in found.items()), key=lambda large: -large.shape.bytes)
+
+
+def traffic(sent: Iterable[Sent]) -> list[Traffic]:
+    """Collectives by kind and axes, the most bytes first."""
+    groups: dict[tuple[str, str], list[Sent]] = collections.defaultdict(list)
+    for one in sent:
+        groups[one.kind, one.axes].append(one)
+    found = [
+        Traffic(*key, len(group), sum(one.executions for one in group), sum(one.bytes for one in group))
+        for key, group in groups.items()
+    ]
+    return sorted(found, key=lambda traffic: -traffic.bytes)
 
 
 def over_axes(attributes: str, mesh: Mapping[str, int]) -> str:

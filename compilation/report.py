@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.files import write_atomically
 from compilation.findings import LONG, MOST, Findings, amount
+from compilation.hlo import Sent
 
 MIB = 2**20
 FOLDER = "compiled"
@@ -81,6 +82,9 @@ def _lines(found: Findings) -> Iterator[str]:
         [(t.kind, t.axes, t.places, t.executions, f"{t.bytes / MIB:.1f}") for t in found.traffic],
         "no collectives",
     )
+    columns = ("over", "array", "executions", "MiB a step", "from")
+    yield from _table(("the most of it", *columns), _sent([s for s in found.sent if s not in found.gathered]))
+    yield from _table(("sent between rows, but no parameter", *columns), _sent(found.gathered))
     work = sum(p.flops for p in found.products) or 1
     yield from _table(
         ("matrix products", "result", "precision", "places", "executions", "share of FLOPs"),
@@ -100,13 +104,16 @@ def _lines(found: Findings) -> Iterator[str]:
         [(loop.trips or "unknown", loop.executions, _tail(loop.origin)) for loop in found.loops[:MOST]],
         f"no loop of more than {LONG} trips",
     )
-    if found.gathered:
-        yield from _table(
-            ("arrays with the rows of all devices", "MiB", "places", "from"),
-            [(str(a.shape), f"{a.shape.bytes / MIB:.1f}", a.places, _tail(a.origin)) for a in found.gathered[:MOST]],
-        )
     yield from _whole(found)
     yield _seconds(found)
+
+
+def _sent(sent: Sequence[Sent]) -> list[tuple]:
+    return [
+        (s.kind, s.axes, str(s.shape), s.executions, f"{s.bytes / MIB:.1f}", _tail(s.origin))
+        for s in sent[:MOST]
+        if s.bytes >= MIB / 10
+    ]
 
 
 def _whole(found: Findings) -> Iterator[str]:
@@ -136,7 +143,8 @@ def _tail(origin: str) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]], nothing: str = "") -> Iterator[str]:
     rows = [[str(cell) for cell in row] for row in rows]
     if not rows:
-        yield f"\n{nothing}"
+        if nothing:
+            yield f"\n{nothing}"
         return
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     numbers = [all(row[i][:1].isdigit() for row in rows) and i > 0 for i in range(len(head))]

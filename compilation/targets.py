@@ -190,7 +190,7 @@ def _tpus(text: str, kind: str, sizes: tuple[int, ...]) -> Target:
     tpu = TPUS[kind]
     options = dict(tpu.options)
     if math.prod(sizes) == 1:
-        options["chips_per_host_bounds"] = sizes
+        options["chips_per_host_bounds"] = (1, 1, 1)
     with _heard():
         try:
             devices = topologies.get_topology_desc(platform="tpu", topology_name=text, **options).devices
