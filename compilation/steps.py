@@ -85,7 +85,13 @@ def decode(config: Config, target: Target) -> Step | None:
     capacity = config.task.spec.length
     carry = jax.eval_shape(lambda params: built.merge(params).initial_carry(rows, capacity), params)
     return Step(
-        "decode", config, built, function, (params, token, carry, key), {"parameters": params, "carry, if not split": carry}, rows
+        "decode",
+        config,
+        built,
+        function,
+        (params, token, carry, key),
+        {"parameters": params, "carry, if not split": carry},
+        rows,
     )
 
 
