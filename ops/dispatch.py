@@ -30,8 +30,12 @@ class _Declared(NamedTuple):
 # Decides where a primitive is called with "auto": (primitive, the forms that it offers, its policy) -> form.
 _Decision = Callable[[str, Sequence[str], str], str]
 
+# Logical names of an array's axes.
+Axes = tuple[str | None, ...]
+
 _declared: dict[str, _Declared] = {}
 _run_wide: contextvars.ContextVar[_Decision | None] = contextvars.ContextVar("implementation", default=None)
+_localise: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("localise", default=None)
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
@@ -230,6 +234,31 @@ def platform(name: str) -> Iterator[None]:
         yield
     finally:
         _platform.reset(token)
+
+
+@contextlib.contextmanager
+def localised_by(localise: Callable[[Callable, Sequence[Axes], Axes], Callable]) -> Iterator[None]:
+    """Makes `local` call `localise` while tracing inside; who traces for a mesh knows which axes it splits."""
+    token = _localise.set(localise)
+    try:
+        yield
+    finally:
+        _localise.reset(token)
+
+
+def local(function: Callable, inputs: Sequence[Axes], output: Axes) -> Callable:
+    """A function that each device applies to its own part of the arguments: for what the compiler would not split itself.
+
+    Args:
+      function: of arrays to one array; what it computes must not cross an axis that is named.
+      inputs: logical names of the axes of each argument ("batch", "heads", ...), None for one that every device has whole.
+      output: likewise, of the result.
+
+    Returns:
+      the function itself where nothing is split.
+    """
+    localise = _localise.get()
+    return function if localise is None else localise(function, inputs, output)
 
 
 def current_platform() -> str:

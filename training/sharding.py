@@ -128,13 +128,22 @@ def batch_ways(mesh: Mesh) -> int:
 def tracing(mesh: Mesh) -> Iterator[None]:
     """Makes what is traced inside a program for this mesh.
 
-    `models.partitioning.constrain` follows `RULES`, and the primitives take the forms of the devices' platform, whatever this
-    process computes on.
+    `models.partitioning.constrain` and `ops.dispatch.local` follow `RULES`, and the primitives take the forms of the devices'
+    platform, whatever this process computes on.
     """
 
     def constrain(x, axes):
         target = sharding(axes, x.shape, mesh)
         return x if mesh.size == 1 else jax.lax.with_sharding_constraint(x, target)
 
-    with partitioning.constraints(constrain), dispatch.platform(mesh.devices.flat[0].platform):
+    def localise(function, inputs, output):
+        def run(*arrays):
+            in_specs = tuple(spec(axes, x.shape, mesh) for axes, x in zip(inputs, arrays, strict=True))
+            out_specs = spec(output, jax.eval_shape(function, *arrays).shape, mesh)
+            return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(*arrays)
+
+        return function if mesh.size == 1 else run
+
+    platform = mesh.devices.flat[0].platform
+    with partitioning.constraints(constrain), dispatch.localised_by(localise), dispatch.platform(platform):
         yield
