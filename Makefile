@@ -1,6 +1,7 @@
 # make train    trains a byte-level language model on real text, from nothing
 # make test     runs the tests
 # make parity   compares with independent implementations (installs CPU torch, transformers, ...)
+# make aot      compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 1.3 GB)
 # make lint     ruff
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKDIR ?= runs/first
 
-.PHONY: train test parity lint clean
+.PHONY: train test parity aot lint clean
 
 # XLA hands large temporaries back to the system after every step; glibc can be told to keep them (some 10 % faster on a CPU).
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
@@ -18,12 +19,17 @@ train: $(VENV)/.installed
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample="KING HENRY:" --length=400
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not parity" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not parity and not aot" $(ARGS)
 
 # The comparisons run what XLA makes by default; the other tests do without its fusion emitters (see tests/conftest.py).
 parity: export FUSION_EMITTERS = 1
 parity: $(VENV)/.installed-parity
 	$(BIN)/python -m pytest -n 2 -m parity tests/parity $(ARGS)
+
+# In the environment above every start of JAX would look for a TPU.
+aot: export FUSION_EMITTERS = 1
+aot: $(VENV)-aot/.installed
+	$(VENV)-aot/bin/python -m pytest -n 2 -m aot tests/compilation $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -40,9 +46,14 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
+$(VENV)-aot/.installed: requirements-aot.txt requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv $(VENV)-aot
+	$(VENV)-aot/bin/python -m pip install --quiet -r requirements-aot.txt
+	touch $@
+
 $(VENV)/.installed-parity: requirements-parity.txt $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet -r requirements-parity.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-aot

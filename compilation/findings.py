@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from common.errors import UserError
 from compilation import hlo
 from compilation.steps import Step
 from compilation.targets import GIB, GPUS, Target
@@ -128,7 +129,15 @@ def compile_step(step: Step, target: Target, **options: Any) -> Findings:
 
     refusal, compiled = "", None
     with jax.set_mesh(step.built.mesh), dispatch.implementation(step.config.train.implementation) as choice:
-        traced = step.function.trace(*step.arguments)
+        try:
+            traced = step.function.trace(*step.arguments)
+        except RuntimeError as error:  # of JAX, before it writes down a call of cuDNN
+            if "cuDNN not found" not in str(error):
+                raise
+            raise UserError(
+                f"--compile_for={target.name}: this model's attention is cuDNN's on GPUs, and cuDNN is not installed: pip "
+                "install nvidia-cudnn-cu13 (450 MB), or choose the portable form, train.implementation=attention=blockwise"
+            ) from error
         lap("trace")
         lowered = traced.lower()
         lap("lower")
