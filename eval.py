@@ -4,9 +4,13 @@
     python eval.py --workdir=runs/first --split=valid --checkpoint=latest --lengths=128,256,512,1024
     python eval.py --workdir=runs/first --sample="KING HENRY:" --length=400 --temperature=0.8 --top_p=0.95
     python eval.py --workdir=runs/first --diagnose
+    python eval.py --workdir=runs/first --compile_for=v5e:2x4
+    python eval.py --config=configs/lm.py:size=medium --compile_for=h100:8
     python eval.py --workdir=runs/first --show_config
 
 The data of a run is part of it: where other data is here, nothing is done unless --allow_other_data is given.
+--compile_for compiles the steps of scoring and of decoding for devices that need not be here, and says what they would need; it
+needs no checkpoint and no data. Exit status 1 is then also that of a step that does not fit.
 Exit status: 0, done (also where a sample is printed and cannot be kept, which is said); 1, an error.
 """
 
@@ -14,15 +18,20 @@ import argparse
 
 from common import command
 from common.errors import UserError, check_choice, check_range
+from compilation import commands, steps, targets
 from data.task import Task
 from evaluation import diagnosing, sampling, scoring
 from evaluation.loading import configuration, load
+from training import command_line
 from training.command_line import show
+from training.config import resolve
+from training.run_directory import locate
 
 # The options of each action, and what they are where they are not given.
 SCORING = {"split": "test", "lengths": [], "batches": 0}
 SAMPLING = {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
 DIAGNOSING = {"lengths": []}
+COMPILING = {"config": None}
 LOADING = {"checkpoint": "best", "allow_other_data": False}
 
 
@@ -36,9 +45,9 @@ def comma_separated(text: str) -> list[int]:
 
 def parser() -> command.Parser:
     """The command line. What is not given is not in the result, so that it can be told from what is."""
-    parser = command.Parser(__doc__, argument_default=argparse.SUPPRESS)
+    parser = command.Parser(__doc__, argument_default=argparse.SUPPRESS, usage="eval.py --workdir=DIR [options]")
     add = parser.add_argument_group("the run").add_argument
-    add("--workdir", required=True, metavar="DIR", help="the run's directory")
+    add("--workdir", metavar="DIR", help="the run's directory")
     add("--checkpoint", metavar="STEP", help="best (the default), latest or a step")
     add("--allow_other_data", action="store_true", help="go on where the data that is here is not the data of the run")
     add("--distributed", action="store_true", help="this process is one of several (a pod, several hosts)")
@@ -55,6 +64,11 @@ def parser() -> command.Parser:
     add = parser.add_argument_group("other actions, one at a time").add_mutually_exclusive_group().add_argument
     add("--sample", metavar="PROMPT", help="continue a text, print it and keep it in the run's samples/")
     add("--diagnose", action="store_true", help="measure reach, gradients and spectra of the mixers, into diagnostics/")
+    add(
+        "--compile_for",
+        metavar="DEVICES",
+        help=f"compile for TPUs ({', '.join(targets.TPUS)}) as in v5e:2x4, or GPUs ({', '.join(targets.GPUS)}) as in h100:8",
+    )
     add("--show_config", action="store_true", help="print the run's resolved configuration, with comments")
     add = parser.add_argument_group("with --sample").add_argument
     add("--length", type=int, metavar="N", help=f"number of tokens to generate ({SAMPLING['length']})")
@@ -66,24 +80,34 @@ def parser() -> command.Parser:
     add("--top_k", type=int, metavar="K", help="sample from the K likeliest tokens; 0, the default, from all")
     add("--top_p", type=float, metavar="P", help="sample from the likeliest tokens that reach this probability (1)")
     add("--seed", type=int, help="the source of the draws (0)")
+    add = parser.add_argument_group("with --compile_for").add_argument
+    add("--config", metavar="FILE[:ARGUMENT]", help="an experiment file, and --config.KEY=VALUE, where there is no run")
     return parser
 
 
 def choose(given: dict) -> tuple[str, dict]:
     """The action that is asked for and all its options. Raises a UserError for an option of another action."""
-    actions = {"sample": SAMPLING, "diagnose": DIAGNOSING, "show_config": {}}
+    actions = {"sample": SAMPLING, "diagnose": DIAGNOSING, "compile_for": COMPILING, "show_config": {}}
     action = next((name for name in actions if name in given), "score")
     options = actions.get(action, SCORING)
-    if action != "show_config":
+    if action not in ("show_config", "compile_for"):
         options = LOADING | options
+    if "workdir" not in given and "config" not in given:
+        raise UserError("--workdir=DIR is missing: it says which run")
     for name in given:
         if name not in (action, "workdir", "distributed", *options):
             raise UserError(f"--{name} does not go with {'scoring' if action == 'score' else f'--{action}'}")
     return action, options | given
 
 
-def main(arguments: list[str]) -> None:
-    action, options = choose(vars(parser().parse_args(arguments)))
+def main(arguments: list[str]) -> int | None:
+    made = parser()
+    given, keys = made.parse_known_args(arguments)
+    action, options = choose(vars(given))
+    if action == "compile_for":
+        return compile_for(options, keys)
+    if keys:
+        made.error(f"unrecognized arguments: {' '.join(keys)}")
     workdir = options["workdir"]
     settings = {name: options[name] for name in SAMPLING if name in options}
     if action == "sample":
@@ -94,7 +118,7 @@ def main(arguments: list[str]) -> None:
     command.start(options.get("distributed", False))
     if action == "show_config":
         print(show(configuration(workdir)))
-        return
+        return None
     run = load(workdir, options["checkpoint"], options["allow_other_data"])
     if action == "sample":
         sampling.sample(run, options["sample"], **settings)
@@ -102,6 +126,22 @@ def main(arguments: list[str]) -> None:
         diagnosing.diagnose(run, options["lengths"])
     else:
         scoring.score(run, options["split"], options["lengths"], options["batches"])
+    return None
+
+
+def compile_for(options: dict, keys: list[str]) -> int:
+    """What --compile_for does: the model is that of a run, on all devices by rows, or of a configuration on its own mesh."""
+    targets.parse(options["compile_for"])
+    command.start(platform="cpu", cache=False)
+    workdir = options.get("workdir")
+    if options["config"] is not None:
+        config = resolve(command_line.parse([f"--config={options['config']}", *keys]), with_data=False)
+    elif keys:
+        raise UserError(f"{' '.join(keys)!r} belongs to no option: a run has its configuration already")
+    else:
+        config = configuration(workdir, with_data=False, mesh={"data": -1})
+    target = targets.find(options["compile_for"])
+    return commands.show(config, target, [steps.score, steps.decode], workdir and locate(workdir))
 
 
 if __name__ == "__main__":

@@ -55,17 +55,19 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     sys.exit(status)
 
 
-def start(distributed: bool = False, platform: str | None = None) -> None:
+def start(distributed: bool = False, platform: str | None = None, cache: bool = True) -> None:
     """Prepares JAX; to be called before anything else uses a device.
 
     Args:
       distributed: whether this process is one of several (a pod, several hosts).
       platform: of the devices, such as "cpu"; None for JAX's own choice.
+      cache: whether what is compiled is kept for later processes.
     """
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     logging.set_verbosity(logging.WARNING)  # checkpointing tells of every file that it touches
     if platform is not None:
         jax.config.update("jax_platforms", platform)
-    compilation_cache.use()
+    if cache:
+        compilation_cache.use()
     if distributed:
         jax.distributed.initialize()

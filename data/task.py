@@ -140,6 +140,20 @@ class Task(abc.ABC):
     hyperparameters: dict[str, typing.Any] = {}
     resolved: dict[str, typing.Any] = {}
 
+    @classmethod
+    def outline(cls, **hyperparameters) -> "Task":
+        """The task as far as it is known without its data: `name` and `spec`, for a model that is only compiled.
+
+        The task itself where its constructor reads nothing. A task whose constructor reads data gives an `Outline`.
+
+        Args:
+          **hyperparameters: all keywords of the constructor.
+
+        Raises:
+          UserError: where only the data say what the spec is, and as the constructor does for its hyperparameters.
+        """
+        return cls(**hyperparameters)
+
     @abc.abstractmethod
     def num_examples(self, split: str) -> int:
         """Rows of the split; for train, rows of one epoch."""
@@ -220,6 +234,22 @@ class Task(abc.ABC):
         return self.row(split, int(_permuted(rows, seed)[index]), index // rows, seed)
 
 
+class Outline(Task):
+    """A task without its data: there is a name and a spec, and no row."""
+
+    def __init__(self, name: str, spec: Spec):
+        self.name, self.spec = name, spec
+
+    def num_examples(self, split: str) -> int:
+        raise NotImplementedError(f"{self.name} is an outline, without data")
+
+    def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
+        raise NotImplementedError(f"{self.name} is an outline, without data")
+
+    def floors(self, split: str = "test") -> dict[str, float]:
+        raise NotImplementedError(f"{self.name} is an outline, without data")
+
+
 @functools.lru_cache(maxsize=64)
 def _permuted(rows: int, seed: int) -> grain.MapDataset:
     """An endless stream of 0..rows-1 in a new order each epoch, with random access and without a table."""
@@ -248,6 +278,14 @@ def find(name: str) -> type[Task]:
 def defaults(name: str) -> config_dict.ConfigDict:
     """The hyperparameters of a task and their defaults, read from its constructor's signature."""
     return _PLUGINS.defaults(name)
+
+
+def outline(name: str, **hyperparameters) -> Task:
+    """A task as far as it is known without reading data, see `Task.outline`; arguments and errors are those of `create`."""
+    complete = _PLUGINS.complete(name, hyperparameters)
+    task = find(name).outline(**complete)
+    task.hyperparameters = complete | task.resolved
+    return task
 
 
 def create(name: str, **hyperparameters) -> Task:

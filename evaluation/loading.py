@@ -56,8 +56,13 @@ class LoadedRun:
         return {"step": self.step, "data": self.data, **trained_on}
 
 
-def configuration(workdir: str | Path, **sections: Any) -> Config:
+def configuration(workdir: str | Path, with_data: bool = True, **sections: Any) -> Config:
     """The configuration of a run, `sections` in place of its own.
+
+    Args:
+      workdir: the run's directory.
+      with_data: False reads no data, see `training.config.resolve`.
+      **sections: what takes the place of sections of the run's configuration.
 
     Raises:
       UserError: if the directory holds no run, its `config.json` is damaged, or its data is not here.
@@ -72,7 +77,7 @@ def configuration(workdir: str | Path, **sections: Any) -> Config:
         raise UserError(
             f"{RunDirectory(root).config} is damaged: it {what}; give back the one that the run was made with"
         )
-    return resolve({**raw, **sections})
+    return resolve({**raw, **sections}, with_data)
 
 
 def load(workdir: str | Path, checkpoint: str = "best", allow_other_data: bool = False) -> LoadedRun:

@@ -18,7 +18,7 @@ from common.files import write_atomically
 from evaluation.loading import LoadedRun
 from training.config import SEEDS
 from training.run_directory import RunDirectory
-from training.state import cast
+from training.state import Built, cast
 
 LARGEST = 2**31 - 1
 
@@ -63,6 +63,51 @@ def filter_logits(
     return logits
 
 
+def steps(
+    call: Callable[..., tuple[Array, Any]],
+    initial_carry: Callable[[Any, int, int], Any],
+    length: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> tuple[Callable, Callable]:
+    """The two jitted functions of `generate`, whose arguments these are.
+
+    Returns:
+      `prefill(params, ids [B, P], key)` and `step(params, token [B], carry, key)`, which consumes the carry; both give the next
+      token [B] and the carry.
+    """
+
+    def draw(logits, key):
+        if temperature == 0:
+            return jnp.argmax(logits, -1).astype(jnp.int32)
+        return jax.random.categorical(key, filter_logits(logits, temperature, top_k, top_p)).astype(jnp.int32)
+
+    def prefill(params, ids, key):
+        carry = initial_carry(params, ids.shape[0], ids.shape[1] + length)
+        logits, carry = call(params, ids, carry)
+        return draw(logits[:, -1], key), carry
+
+    def step(params, token, carry, key):
+        logits, carry = call(params, token[:, None], carry)
+        return draw(logits[:, -1], key), carry
+
+    return jax.jit(prefill), jax.jit(step, donate_argnums=2)
+
+
+def of_model(built: Built) -> tuple[Callable, Callable]:
+    """`call` and `initial_carry` of a model, as `steps` and `generate` take them."""
+
+    def call(params, ids, carry):
+        return built.apply(params, ids, carry)
+
+    def initial_carry(params, batch, capacity):
+        return built.merge(params).initial_carry(batch, capacity)
+
+    return call, initial_carry
+
+
 def generate(
     call: Callable[..., tuple[Array, Any]],
     initial_carry: Callable[[Any, int, int], Any],
@@ -98,28 +143,14 @@ def generate(
         raise UserError("the prompt is empty: generation needs at least one token to continue")
     check(length, temperature, top_k, top_p, seed)
 
-    def draw(logits, key):
-        if temperature == 0:
-            return jnp.argmax(logits, -1).astype(jnp.int32)
-        return jax.random.categorical(key, filter_logits(logits, temperature, top_k, top_p)).astype(jnp.int32)
-
-    @jax.jit
-    def prefill(params, ids, key):
-        carry = initial_carry(params, ids.shape[0], ids.shape[1] + length)
-        logits, carry = call(params, ids, carry)
-        return draw(logits[:, -1], key), carry
-
-    def step(params, token, carry, key):
-        logits, carry = call(params, token[:, None], carry)
-        return draw(logits[:, -1], key), carry
-
+    prefill, step = steps(call, initial_carry, length, temperature=temperature, top_k=top_k, top_p=top_p)
     key = jax.random.key(seed)
     ids = jnp.asarray(prompt, jnp.int32)
     prefill = prefill.lower(params, ids, key).compile()
     begin = time.perf_counter()
     token, carry = jax.block_until_ready(prefill(params, ids, key))
     prefill_seconds = time.perf_counter() - begin
-    step = jax.jit(step, donate_argnums=2).lower(params, token, carry, key).compile()
+    step = step.lower(params, token, carry, key).compile()
     tokens = [token]
     begin = time.perf_counter()
     for i in range(1, length):
@@ -165,16 +196,10 @@ def sample(
         raise UserError("the prompt is not valid UTF-8") from None
     settings = {"temperature": float(temperature), "top_k": top_k, "top_p": float(top_p), "seed": seed}
 
-    def call(params, ids, carry):
-        return built.apply(params, ids, carry)
-
-    def initial_carry(params, batch, capacity):
-        return built.merge(params).initial_carry(batch, capacity)
-
     ids = np.asarray(config.task.encode(prompt))[None]
     params = cast(run.params, built.metadata, config.train.compute_dtype)
     with run.computing():
-        new, speed = generate(call, initial_carry, params, ids, length, **settings)
+        new, speed = generate(*of_model(built), params, ids, length, **settings)
     text = prompt + config.task.decode(new[0])
     rate, prefill = speed["tokens_per_second"], 1e3 * speed["prefill_seconds"]
     say(f"{text}\n\n{rate:,.0f} {config.task.spec.unit}s/s (prefill {prefill:.1f} ms)")

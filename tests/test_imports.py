@@ -12,6 +12,7 @@ BELOW = {
     "data": ("ops", "common"),
     "training": ("models", "data", "ops", "common"),
     "evaluation": ("training", "models", "data", "ops", "common"),
+    "compilation": ("evaluation", "training", "models", "data", "ops", "common"),
     "sweeps": ("evaluation", "training", "models", "data", "ops", "common"),
     "configs": ("training", "models", "data", "common"),
 }

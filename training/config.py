@@ -132,11 +132,12 @@ FROM_TASK = ("vocab_size", "channels", "targets", "head")
 LEFT_TO_TASK = ("causal", "length", "tie_embeddings")
 
 
-def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
+def resolve(config: ConfigDict | Mapping[str, Any], with_data: bool = True) -> Config:
     """Checks a configuration and builds what it describes, up to the task.
 
     Args:
       config: from a config file and flags, or a `config.json` that was read back. What it leaves out has its default.
+      with_data: False for a model that is only compiled: the task is an outline, and nothing is read or downloaded.
 
     Raises:
       UserError: for a key that nobody reads, one that is missing, or a value that does not fit; the message says which.
@@ -148,7 +149,8 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
     name = raw["task"].get("name")
     if name is None:
         raise UserError("config.task.name is missing: it says which task to train on")
-    task = tasks.create(name, **{key: value for key, value in raw["task"].items() if key != "name"})
+    make = tasks.create if with_data else tasks.outline
+    task = make(name, **{key: value for key, value in raw["task"].items() if key != "name"})
     model = section(ModelConfig, _fill(raw["model"], task), "config.model", _from_task(task.spec)).as_used()
     optimizer = section(OptimizerConfig, raw["optimizer"], "config.optimizer")
     train = section(TrainConfig, raw["train"], "config.train")

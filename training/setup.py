@@ -1,7 +1,7 @@
 """What a configuration describes, built: the model on its mesh, its batches, its costs."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,27 @@ from training import optimizer, sharding, state, step
 from training.config import Config
 
 
-def build(config: Config, for_training: bool = True) -> state.Built:
+def build(config: Config, for_training: bool = True, devices: Sequence[jax.Device] | None = None) -> state.Built:
     """The model of a configuration on its mesh.
+
+    Args:
+      config: the configuration.
+      for_training: whether the state has an optimiser.
+      devices: of the mesh; by default all that are here.
 
     Raises:
       UserError: if the mesh, the model's sizes or the mixers' capabilities do not fit.
     """
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     check_capabilities(config)
     check_implementation(config)
     make_optimizer = functools.partial(optimizer.build, config.optimizer, config.train.steps) if for_training else None
     return state.build(lambda rngs: SequenceModel(config.model, rngs=rngs), make_optimizer, mesh)
 
 
-def train_step(config: Config, built: state.Built) -> Callable:
+def train_step(
+    config: Config, built: state.Built
+) -> Callable[[state.State, step.Batch], tuple[state.State, step.Metrics]]:
     """The step of `step.make_train_step`, as a configuration wants it."""
     return step.make_train_step(
         built,

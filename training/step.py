@@ -147,7 +147,8 @@ def make_train_step(
         return (sums["nats"] + z_loss * sums.get("squared_log_z", 0)) / total, (sums, statistics)
 
     def gradient(params, batch, total, key):
-        (_, (sums, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
+        with sharding.tracing(built.mesh):  # backward passes, too, are traced here
+            (_, (sums, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
         return jax.lax.with_sharding_constraint(grads, built.shardings["params"]), sums, statistics
 
     def accumulate(params, batch, total, key):
