@@ -7,7 +7,8 @@ all others (mixer, task, size, corpus) go into the experiment file's argument. C
 values: --over "model.group=(1,2),(3,4)". What is set for a mixer (--set model.mixer.s4d.state=32) goes to the cells that have it.
 
 The same command goes on with a sweep that was interrupted, retries what has failed, and writes report.md, results.csv and
-plots anew. What has been run keeps its configuration: other settings need another --workdir.
+plots anew. What has been run keeps its configuration: other settings need another --workdir. Other machines take the cells with
+--engine (docs/sweeps.md).
 
 Exit status: 0, all cells are finished; 1, an error, or cells that have failed or diverged; 75, stopped before the end: run the
 same command again.
@@ -17,7 +18,8 @@ import argparse
 import signal
 
 from common import command
-from sweeps import engine, request, result, sweep
+from common.errors import check_range
+from sweeps import cells, driver, engine, request, runner, sweep
 from training import run_directory
 
 
@@ -36,52 +38,80 @@ def parser() -> command.Parser:
     )
     add("--budget", type=float, metavar="N", help="of --match; by default what the first mixer has")
     add("--lengths", default="", metavar="N,N", help="score the test split at these lengths, too")
-    add(
-        "--engine",
-        default="local",
-        metavar="NAME",
-        help="what starts the cells, a file of sweeps/engines/ (default: local)",
-    )
-    add(
-        "--workers", type=int, default=1, metavar="N", help="cells at the same time, which share the cores (default: 1)"
-    )
     add("--show_config", action="store_true", help="print what would be run for each cell and exit")
     add(
         "--allow_other_data",
         action="store_true",
         help="go on with cells although their data has changed; it is recorded",
     )
-    add("--score", metavar="RUN", help="only score a run (what a sweep calls for each cell)")
+    add = made.add_argument_group("where and when it is run").add_argument
+    add(
+        "--engine",
+        default="local",
+        metavar="NAME",
+        help="what starts the cells, a file of sweeps/engines/ (default: local)",
+    )
+    add("--workers", type=int, metavar="N", help="cells at the same time; those on this machine share it (default: 1)")
+    add("--hosts", type=int, default=1, metavar="N", help="that run each cell together (default: 1)")
+    add("--accelerators", metavar="[KIND:]N", help="of each host")
+    add("--minutes", type=int, metavar="N", help="after which a cell is stopped, saved and tried again")
+    add("--retries", type=int, default=2, metavar="N", help="of a cell that was stopped or lost (default: 2)")
+    add("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="of the engine: partition, image")
+    add("--detach", action="store_true", help="submit and leave; the same command later collects and goes on")
+    add = made.add_argument_group("instead of running").add_mutually_exclusive_group().add_argument
+    add("--status", action="store_true", help="print how far the cells in --workdir are and exit")
+    add("--cancel", action="store_true", help="stop the jobs of the cells in --workdir and exit")
+    add("--cell", metavar="DIR", help="run one cell where it is (what engines start for each cell)")
     return made
 
 
 def main(arguments: list[str]) -> int:
     made = parser()
     options = made.parse_args(arguments)
-    if options.score is None and not (options.config and options.workdir is not None):
-        made.error("--config=FILE and --workdir=DIR are needed")
-    if options.score is not None and (options.config or options.workdir or options.over or options.set):
-        made.error("--score=RUN is of a run that is there, and goes with --lengths alone")
-    # A sweep itself needs no device, and leaves those that there are to its runs.
-    command.start(platform="cpu" if options.score is None else None)
+    alone = options.cell is not None or options.status or options.cancel
+    if (options.cell is None and options.workdir is None) or not (alone or options.config):
+        made.error(
+            "--workdir=DIR is needed"
+            if options.status or options.cancel
+            else "--config=FILE and --workdir=DIR are needed"
+        )
+    if alone and (options.config or options.over or options.set):
+        made.error(
+            "--cell, --status and --cancel are of a sweep that is there: no --config, --over or --set goes with them"
+        )
+    check_range("--retries", options.retries, 0)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end a sweep in the same way
-    lengths = request.whole_numbers("--lengths", options.lengths)
+    if options.cell is not None:
+        cell = cells.load(options.cell)
+        command.start(distributed=cell.hosts > 1)
+        return runner.run(cell)
+    command.start(platform="cpu")  # a sweep itself needs no device, and leaves those that there are to its runs
+    workdir = run_directory.locate(options.workdir)
+    if options.status:
+        return sweep.status(workdir)
+    resources = engine.Resources(options.hosts, options.accelerators, options.minutes)
+    settings = request.pairs("--option", options.option)
     try:
-        if options.score is not None:
-            result.write(options.score, lengths, options.allow_other_data)
+        if options.cancel:
+            chosen = engine.find(options.engine)(workdir, resources, settings, options.workers)
+            print(f"{driver.cancel(chosen, cells.here(workdir))} jobs of {options.engine} are told to stop")
             return 0
-        asked = requested(options, lengths)
-        chosen = engine.find(options.engine)(asked.workdir, options.workers)
+        asked = requested(options)
+        chosen = engine.find(options.engine)(workdir, resources, settings, options.workers)
         if options.show_config:
             sweep.show(asked, chosen)
             return 0
-        return sweep.run(asked, chosen, arguments)
+        if options.detach and not chosen.lasting:
+            made.error(
+                f"jobs of --engine={options.engine} end with the command: run it under nohup or tmux instead of --detach"
+            )
+        return sweep.run(asked, chosen, arguments, retries=options.retries, detach=options.detach)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", flush=True)
         return command.STOPPED
 
 
-def requested(options: argparse.Namespace, lengths: tuple[int, ...]) -> request.Request:
+def requested(options: argparse.Namespace) -> request.Request:
     """What the command line asks for."""
     return request.Request(
         config=options.config,
@@ -90,8 +120,9 @@ def requested(options: argparse.Namespace, lengths: tuple[int, ...]) -> request.
         settings=request.pairs("--set", options.set),
         match=options.match,
         budget=options.budget,
-        lengths=lengths,
+        lengths=request.whole_numbers("--lengths", options.lengths),
         allow_other_data=options.allow_other_data,
+        hosts=options.hosts,
     )
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.errors import UserError, check_choice
+from common.errors import UserError, check_choice, check_range
 from sweeps.sizing import MEASURES
 
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
@@ -25,6 +25,7 @@ class Request:
       budget: of the match; None for that of the first mixer of the axis `mixer`, all other values being the same.
       lengths: that the test split is scored at beside the one of training.
       allow_other_data: whether to go on with cells whose data has changed since they were run.
+      hosts: that run each cell together.
     """
 
     config: str
@@ -35,8 +36,10 @@ class Request:
     budget: float | None = None
     lengths: tuple[int, ...] = ()
     allow_other_data: bool = False
+    hosts: int = 1
 
     def __post_init__(self):
+        check_range("--hosts", self.hosts, 1)
         if clash := sorted(set(self.axes) & set(self.settings)):
             raise UserError(f"{clash[0]} is both an axis and set: choose one")
         for key, values in self.axes.items():

@@ -2,27 +2,33 @@
 
 import dataclasses
 import shlex
-import tempfile
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from common.command import STOPPED
 from common.console import say
+from common.errors import UserError
 from data.metrics import Display
 from models import accounting
-from sweeps import cells, plots, report
+from sweeps import cells, driver, jobs, plots, report
 from sweeps.cells import Cell
-from sweeps.engine import Engine, Outcome
+from sweeps.driver import Outcome
+from sweeps.engine import Engine
 from sweeps.request import Request
+from training.metrics import read_metrics
 from training.run_directory import writing
 
 
-def run(request: Request, chosen: Engine, arguments: Sequence[str]) -> int:
+def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: int = 2, detach: bool = False) -> int:
     """Runs what is left of a sweep and writes its report, plots and table.
 
     Args:
       request: what to run.
       chosen: the engine.
       arguments: of `sweep.py` that asked for it, for the report.
+      retries: how often a cell that was stopped or lost is tried again.
+      detach: submit and leave: the same command later goes on.
 
     Returns:
       the exit status: 0 if all cells are finished; `STOPPED` if some were interrupted or not started, and the same command goes
@@ -36,7 +42,8 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str]) -> int:
     cells.check_directories(grid)
     with writing(request.workdir):
         request.workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=request.workdir).close()
+        for cell in grid:
+            cell.save()
     errors = {cell.name: cell.error for cell in grid if cell.error}
     left = [cell for cell in grid if not cell.error and cell.todo()]
     say(_costs(grid))
@@ -44,7 +51,7 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str]) -> int:
     for name, error in errors.items():
         say(f"{name}: {error}")
     outcomes = []
-    for outcome in chosen.run(left) if left else ():
+    for outcome in driver.drive(chosen, left, retries, detach) if left else ():
         outcomes.append(outcome)
         if outcome.status == "failed":
             errors[outcome.cell.name] = outcome.error
@@ -56,8 +63,8 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str]) -> int:
         report.write(request, grid, errors, arguments)
         groups = report.sections(report.rows(grid))
         say(f"{request.workdir / 'report.md'}, results.csv; {plots.save(groups, request.workdir)}")
-    interrupted = len(left) - sum(outcome.status != "interrupted" for outcome in outcomes)
-    return _status(grid, errors, interrupted)
+    ended = [outcome for outcome in outcomes if outcome.status != "interrupted"]
+    return _status(grid, errors, len(left) - len(ended))
 
 
 def _status(grid: Sequence[Cell], errors: dict[str, str], interrupted: int) -> int:
@@ -76,6 +83,36 @@ def _status(grid: Sequence[Cell], errors: dict[str, str], interrupted: int) -> i
     return STOPPED if interrupted else 1
 
 
+def status(workdir: Path) -> int:
+    """Prints how far each cell of a sweep is, read from their directories; the exit status, as of `run`.
+
+    Raises:
+      UserError: if the directory holds no cells.
+    """
+    grid = cells.here(workdir)
+    if not grid:
+        raise UserError(f"{workdir} holds no cells of a sweep")
+    lines, words = [], [driver.status(cell) for cell in grid]
+    for cell, word in zip(grid, words):
+        found, made = cell.result(), jobs.attempts(cell.workdir)
+        step = max((line["step"] for line in read_metrics(cell.workdir)), default=0)
+        score = Display.read(found).show(found["test"][str(found["length"])]) if found else ""
+        hours = sum(attempt.seconds for attempt in made) / 3600
+        short = textwrap.shorten(word, 70, placeholder=" ...")
+        lines.append([cell.name, short, f"{step:,}/{cell.steps:,}", score, f"{len(made)}", f"{hours:.2f}"])
+    say(_columns([["cell", "status", "step", "test", "attempts", "hours"], *lines]))
+    say(f"{len(grid)} cells: {', '.join(f'{n} {word}' for word, n in driver.by_status(grid).items())}")
+    if all(word == "finished" for word in words):
+        return 0
+    return 1 if all(word.startswith(("finished", "failed", "diverged", "cannot")) for word in words) else STOPPED
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> str:
+    """A table of text."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
+
+
 def show(request: Request, chosen: Engine) -> None:
     """Prints what a sweep would run on an engine, and runs nothing.
 
@@ -86,18 +123,11 @@ def show(request: Request, chosen: Engine) -> None:
     cells.check_directories(grid)
     say(_costs(grid))
     for cell in grid:
-        steps = [] if cell.error else cell.todo()
-        say(f"\n# {cell.name}" + ("" if steps else f": {_state(cell)}"))
-        for step in steps:
-            say(shlex.join(chosen.command(step)))
-
-
-def _state(cell: Cell) -> str:
-    """Why nothing is to be run for a cell."""
-    if cell.error:
-        return f"cannot be run: {cell.error}"
-    why = cell.diverged()
-    return "finished" if why is None else f"diverged: {why}"
+        left = () if cell.error else cell.todo()
+        say(f"\n# {cell.name}: {' and '.join(left) if left else driver.status(cell)}")
+        if left:
+            say(shlex.join(["python", "train.py", *cell.arguments, f"--workdir={cell.workdir}"]))
+            say(shlex.join(chosen.command(cell.workdir)))
 
 
 def _costs(grid: Sequence[Cell]) -> str:
