@@ -1,6 +1,7 @@
 # make train    trains a byte-level language model on real text, from nothing
 # make test     runs the tests
 # make parity   compares with independent implementations (installs CPU torch, transformers, ...)
+# make slurm    sweeps on a SLURM cluster of one node, which is started and stopped (installs Debian's packages; as root)
 # make lint     ruff
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKDIR ?= runs/first
 
-.PHONY: train test parity lint clean
+.PHONY: train test parity slurm lint clean
 
 # XLA hands large temporaries back to the system after every step; glibc can be told to keep them (some 10 % faster on a CPU).
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
@@ -18,12 +19,17 @@ train: $(VENV)/.installed
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample="KING HENRY:" --length=400
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not parity" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not parity and not slurm" $(ARGS)
 
 # The comparisons run what XLA makes by default; the other tests do without its fusion emitters (see tests/conftest.py).
 parity: export FUSION_EMITTERS = 1
 parity: $(VENV)/.installed-parity
 	$(BIN)/python -m pytest -n 2 -m parity tests/parity $(ARGS)
+
+slurm: $(VENV)/.installed-dev
+	command -v sbatch slurmctld slurmd munged >/dev/null || \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends munge slurmctld slurmd slurm-client || true
+	$(BIN)/python -m pytest -m slurm tests/sweeps $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

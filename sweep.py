@@ -4,14 +4,15 @@
 
 Keys with a dot, and `seed`, are keys of the configuration (--over optimizer.learning_rate=1e-3,3e-3, --set train.steps=200);
 all others (mixer, task, size, corpus) go into the experiment file's argument. Commas in brackets or quotes do not separate
-values: --over "model.group=(1,2),(3,4)". What is set for a mixer (--set model.mixer.s4d.state=32) goes to the cells that have it.
+values: --over "model.group=(1,2),(3,4)". log:1e-4..1e-2:5, lin:0..0.3:4 and pow2:64..512 stand for values. What is set for a
+mixer (--set model.mixer.s4d.state=32) goes to the cells that have it.
 
 The same command goes on with a sweep that was interrupted, retries what has failed, and writes report.md, results.csv and
-plots anew. What has been run keeps its configuration: other settings need another --workdir. Other machines take the cells with
---engine (docs/sweeps.md).
+plots anew. What has been run keeps its configuration: other settings need another --workdir. docs/sweeps.md has the rest: tuning,
+clusters, what is tried again.
 
-Exit status: 0, all cells are finished; 1, an error, or cells that have failed or diverged; 75, stopped before the end: run the
-same command again.
+Exit status: 0, all cells are finished; 1, an error, or cells that have failed or diverged; 75, stopped before the end, or cells
+are still at work: run the same command again.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import signal
 
 from common import command
 from common.errors import check_range
-from sweeps import cells, driver, engine, request, runner, sweep
+from sweeps import axes, cells, driver, engine, request, runner, sweep
 from training import run_directory
 
 
@@ -29,28 +30,21 @@ def parser() -> command.Parser:
     add = made.add_argument
     add("--config", metavar="FILE[:ARGUMENT]", help="experiment file, as for train.py")
     add("--over", nargs="+", action="extend", default=[], metavar="KEY=A,B", help="axes of the grid")
+    add("--cells", metavar="FILE.py", help="a program whose cells() lists values by key, instead of or beside --over")
+    add("--draw", type=int, metavar="N", help="N points for axes that are ranges, such as KEY=log:1e-4..1e-2")
+    add("--draw_seed", type=int, default=0, metavar="N", help="of --draw (default: 0)")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="one value for all cells")
     add("--workdir", metavar="DIR", help="directory of the sweep: a run directory for each cell, and the report")
-    add(
-        "--match",
-        metavar="MEASURE",
-        help="size all mixers, by their width, to the same params, flops (per token) or state",
-    )
+    add("--match", metavar="MEASURE", help="size all mixers, by their width, to the same params, flops or state")
     add("--budget", type=float, metavar="N", help="of --match; by default what the first mixer has")
+    add("--best_of", "--best-of", default="", metavar="KEY,KEY", help="axes that are tuned on validation for each row")
+    add("--seeds_of_best", "--seeds-of-best", type=int, metavar="N", help="tune with one seed, then run N of the best")
+    add("--reference", metavar="MIXER", help="or KEY=VALUE: what the rows are compared with (default: the best)")
     add("--lengths", default="", metavar="N,N", help="score the test split at these lengths, too")
     add("--show_config", action="store_true", help="print what would be run for each cell and exit")
-    add(
-        "--allow_other_data",
-        action="store_true",
-        help="go on with cells although their data has changed; it is recorded",
-    )
+    add("--allow_other_data", action="store_true", help="go on with cells whose data has changed; it is recorded")
     add = made.add_argument_group("where and when it is run").add_argument
-    add(
-        "--engine",
-        default="local",
-        metavar="NAME",
-        help="what starts the cells, a file of sweeps/engines/ (default: local)",
-    )
+    add("--engine", default="local", metavar="NAME", help="what starts the cells: a file of sweeps/engines/")
     add("--workers", type=int, metavar="N", help="cells at the same time; those on this machine share it (default: 1)")
     add("--hosts", type=int, default=1, metavar="N", help="that run each cell together (default: 1)")
     add("--accelerators", metavar="[KIND:]N", help="of each host")
@@ -70,11 +64,7 @@ def main(arguments: list[str]) -> int:
     options = made.parse_args(arguments)
     alone = options.cell is not None or options.status or options.cancel
     if (options.cell is None and options.workdir is None) or not (alone or options.config):
-        made.error(
-            "--workdir=DIR is needed"
-            if options.status or options.cancel
-            else "--config=FILE and --workdir=DIR are needed"
-        )
+        made.error("--workdir=DIR is needed" if alone else "--config=FILE and --workdir=DIR are needed")
     if alone and (options.config or options.over or options.set):
         made.error(
             "--cell, --status and --cancel are of a sweep that is there: no --config, --over or --set goes with them"
@@ -113,9 +103,13 @@ def main(arguments: list[str]) -> int:
 
 def requested(options: argparse.Namespace) -> request.Request:
     """What the command line asks for."""
+    over, points = axes.expand(request.pairs("--over", options.over), options.draw, options.draw_seed)
+    if options.cells is not None:
+        points = [{**listed, **drawn} for listed in axes.listed(options.cells) for drawn in points or [{}]]
     return request.Request(
         config=options.config,
-        axes={key: request.split_values(values) for key, values in request.pairs("--over", options.over).items()},
+        axes=over,
+        points=points,
         workdir=run_directory.locate(options.workdir),
         settings=request.pairs("--set", options.set),
         match=options.match,
@@ -123,6 +117,9 @@ def requested(options: argparse.Namespace) -> request.Request:
         lengths=request.whole_numbers("--lengths", options.lengths),
         allow_other_data=options.allow_other_data,
         hosts=options.hosts,
+        best_of=tuple(filter(None, options.best_of.split(","))),
+        seeds_of_best=options.seeds_of_best,
+        reference=options.reference,
     )
 
 

@@ -6,7 +6,6 @@ is left of a cell is read from its directory, so a sweep goes on where it stoppe
 """
 
 import dataclasses
-import itertools
 import json
 import re
 import sys
@@ -178,7 +177,7 @@ def plan(request: Request) -> list[Cell]:
     Raises:
       UserError: for a key or value that the experiment file or its configuration refuses.
     """
-    combinations = [dict(zip(request.axes, values)) for values in itertools.product(*request.axes.values())]
+    combinations = request.combinations()
     arguments = [_arguments(request, values) for values in combinations]
     for key in request.settings:
         if "." in key and not any(f"--config.{key}=" in argument for row in arguments for argument in row):
@@ -258,7 +257,7 @@ def _sized(request: Request, values: Mapping[str, str], resolved: config.Config)
     model, spec = _as_asked(resolved, _raw(_arguments(request, values))), resolved.task.spec
     if request.budget is not None:
         return sizing.match(model, spec, request.match, request.budget)
-    reference = {**values, "mixer": request.axes["mixer"][0]}
+    reference = {**values, "mixer": request.first_mixer}
     try:
         matched = resolved if values == reference else _resolved(request, reference)
         budget = sizing.amount(matched.model, matched.task.spec, request.match)

@@ -16,7 +16,7 @@ from common.plugins import Plugins
 from training.command_line import ROOT
 
 # What a cell's processes get of the environment where it is given to an engine.
-PASSED = ("JAX_", "XLA_", "MIXOLOGY_", "LIBTPU_", "TF_CPP_", "CUDA_VISIBLE_DEVICES", "HF_", "TFDS_")
+PASSED = ("JAX_", "XLA_", "MIXOLOGY_", "LIBTPU_", "TF_CPP_", "HF_", "TFDS_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +84,14 @@ class Engine(abc.ABC):
       UserError: for what the engine does not have.
     """
 
-    name: str  # set by `find`
+    name: str  # that of its file
     poll = 2.0  # seconds between two questions
     lasting = True  # whether jobs go on when the command that submitted them has ended
     waits = True  # whether a command can wait for jobs
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.name = vars(cls).get("name", cls.__module__.rpartition(".")[2])
 
     def __init__(
         self,
@@ -151,6 +155,4 @@ def find(name: str) -> type[Engine]:
     Raises:
       UserError: if there is none of that name; the message has the near ones.
     """
-    found = _PLUGINS.find(name)
-    found.name = name
-    return found
+    return _PLUGINS.find(name)

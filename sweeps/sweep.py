@@ -11,11 +11,12 @@ from common.console import say
 from common.errors import UserError
 from data.metrics import Display
 from models import accounting
-from sweeps import cells, driver, jobs, plots, report
+from sweeps import cells, driver, jobs, plots, report, rows, tuning
 from sweeps.cells import Cell
 from sweeps.driver import Outcome
 from sweeps.engine import Engine
 from sweeps.request import Request
+from sweeps.tuning import Choice
 from training.metrics import read_metrics
 from training.run_directory import writing
 
@@ -40,16 +41,51 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: 
     """
     grid = cells.plan(request)
     cells.check_directories(grid)
+    say(_costs(grid))
+    errors = {cell.name: cell.error for cell in grid if cell.error}
+    interrupted = _run(request, chosen, arguments, grid, grid, errors, retries, detach)
+    if not interrupted and request.best_of:
+        choices = tuning.choose(request, rows.rows(grid), list(errors))
+        for choice in choices:
+            say(_told(choice, request))
+        if (more := tuning.more_seeds(request, choices)) is not None:
+            extra = cells.plan(more)
+            cells.check_directories(extra)
+            say(f"\n{request.seeds_of_best} seeds of what was chosen")
+            grid = grid + extra
+            errors |= {cell.name: cell.error for cell in extra if cell.error}
+            interrupted = _run(request, chosen, arguments, grid, extra, errors, retries, detach)
+    groups, choices = _shown(request, grid, errors)
+    with writing(request.workdir):
+        drawn = plots.save(groups, request.workdir, choices, request.best_of)
+        say(f"{request.workdir / 'report.md'}, results.csv; {drawn}")
+    return _status(grid, errors, interrupted)
+
+
+def _run(
+    request: Request,
+    chosen: Engine,
+    arguments: Sequence[str],
+    grid: Sequence[Cell],
+    some: Sequence[Cell],
+    errors: dict[str, str],
+    retries: int,
+    detach: bool,
+) -> int:
+    """Runs what is left of some cells of a grid, and writes the report of the grid as they end.
+
+    Adds to `errors`, by name, why cells have failed; returns how many are still to be run, having been interrupted or left to the
+    engine.
+    """
     with writing(request.workdir):
         request.workdir.mkdir(parents=True, exist_ok=True)
-        for cell in grid:
+        for cell in some:
             cell.save()
-    errors = {cell.name: cell.error for cell in grid if cell.error}
-    left = [cell for cell in grid if not cell.error and cell.todo()]
-    say(_costs(grid))
-    say(f"{len(grid)} cells, {len(left)} to run" + (f", {len(errors)} that cannot be" if errors else ""))
-    for name, error in errors.items():
-        say(f"{name}: {error}")
+    left = [cell for cell in some if not cell.error and cell.todo()]
+    broken = [cell for cell in some if cell.error]
+    say(f"{len(some)} cells, {len(left)} to run" + (f", {len(broken)} that cannot be" if broken else ""))
+    for cell in broken:
+        say(f"{cell.name}: {cell.error}")
     outcomes = []
     for outcome in driver.drive(chosen, left, retries, detach) if left else ():
         outcomes.append(outcome)
@@ -61,10 +97,24 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: 
             report.write(request, grid, errors, arguments)
     with writing(request.workdir):
         report.write(request, grid, errors, arguments)
-        groups = report.sections(report.rows(grid))
-        say(f"{request.workdir / 'report.md'}, results.csv; {plots.save(groups, request.workdir)}")
-    ended = [outcome for outcome in outcomes if outcome.status != "interrupted"]
-    return _status(grid, errors, len(left) - len(ended))
+    return len(left) - sum(outcome.status != "interrupted" for outcome in outcomes)
+
+
+def _shown(request: Request, grid: Sequence[Cell], errors: dict[str, str]):
+    """The rows of the report in groups that can be compared, and what was chosen."""
+    everything = rows.rows(grid)
+    choices = tuning.choose(request, everything, list(errors)) if request.best_of else []
+    return rows.sections([c.chosen for c in choices if c.chosen] if choices else everything), choices
+
+
+def _told(choice: Choice, request: Request) -> str:
+    """What was chosen, in words."""
+    label = ", ".join(f"{key}={value}" for key, value in choice.values.items()) or "all"
+    if choice.chosen is None:
+        return f"{label}: nothing can be chosen, no value has a score"
+    values = ", ".join(f"{key}={choice.chosen.values[key]}" for key in request.best_of)
+    edge = f", at the edge of the grid ({', '.join(choice.edges)}); the report has the command that extends it"
+    return f"{label}: {values}" + (edge if choice.edges else "")
 
 
 def _status(grid: Sequence[Cell], errors: dict[str, str], interrupted: int) -> int:

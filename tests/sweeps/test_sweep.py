@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -16,91 +15,10 @@ import scipy.stats
 import sweep as entry
 from common.command import STOPPED
 from common.errors import UserError
-from data.metrics import bits_per
-from sweeps import cells, jobs, plots, report, sweep
-from sweeps.engine import Engine, Seen
-from sweeps.request import Request, split_values
+from sweeps import cells, jobs, plots, rows, sweep
+from sweeps.request import split_values
+from tests.sweeps.pretender import ROOT, SMALL, Pretender, request
 from training import command_line, config, setup
-
-ROOT = pathlib.Path(__file__).parents[2]
-SMALL = {"task.length": "16", "model.width": "16", "model.depth": "2", "train.steps": "4", "train.batch_size": "8"}
-SMALL["optimizer.warmup_steps"] = "1"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    words = "the quick brown fox jumps over the lazy dog".split()
-    path.write_text(" ".join(words[i] for i in np.random.default_rng(0).integers(0, len(words), 600)))
-    return path
-
-
-@pytest.fixture
-def no_plots(monkeypatch):
-    """Plots are tested by themselves."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-
-
-def request(text, folder, axes, **options):
-    settings = {"corpus": f"file:{text}", **SMALL, **options.pop("settings", {})}
-    axes = {key: values.split(",") for key, values in axes.items()}
-    settings = {key: value for key, value in settings.items() if key not in axes or key == "train.steps"}
-    return Request(str(ROOT / "configs/lm.py"), axes, folder / "sweep", settings, **options)
-
-
-class Pretender(Engine):
-    """Writes what a run leaves. Scores are 3 + seed / 10, 1 higher for mamba; lru fails, seed 8 diverges, 9 is interrupted."""
-
-    name = "pretender"
-    poll = 0.0
-
-    def __init__(self, workdir=pathlib.Path("unused")):
-        super().__init__(workdir)
-        self.ran = []
-
-    def submit(self, given, retries):
-        for folder in given:
-            cell = cells.load(folder)
-            self.ran.append(cell.name)
-            with jobs.attempt(folder) as record:
-                if cell.values["mixer"] == "lru":
-                    record |= {"status": "failed", "error": "ValueError: it broke"}
-                elif cell.values["seed"] == "9":
-                    record |= {"status": "interrupted", "error": None}
-                elif cell.values["seed"] == "8":
-                    self.train(cell, math.nan)
-                    record |= {"status": "diverged", "error": cell.diverged()}
-                else:
-                    self.finish(cell)
-                    record |= {"status": "finished", "error": None, "devices": 4}
-        return [folder.name for folder in given]
-
-    def states(self, given):
-        return dict.fromkeys(given, Seen("ended"))
-
-    def cancel(self, given):
-        raise AssertionError("nobody stops it")
-
-    def train(self, cell, value):
-        (cell.workdir / "checkpoints" / str(cell.steps)).mkdir(parents=True)
-        (cell.workdir / "config.json").write_text(json.dumps(cell.config))
-        (cell.workdir / "environment.json").write_text(json.dumps([ENVIRONMENT | {"fingerprint": cell.data}]))
-        lines = [{"step": 2, "split": "train", "loss": 2.0, "tokens_per_second": 1000.0, "skipped": 0}]
-        for step in (2, 4):
-            score = "NaN" if math.isnan(value) else value + 1 / step
-            lines.append({"step": step, "split": "valid", "bits_per_byte": score})
-        (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-    def finish(self, cell):
-        value = 3 + int(cell.values["seed"]) / 10 + (cell.values["mixer"] == "mamba")
-        self.train(cell, value)
-        result = {"task": "text", **bits_per("byte").describe(), "data": cell.data}
-        result |= {"floors": {"uniform": 8.0, "5-gram": 3.5}, "length": 16, "steps": 4, "step": 4}
-        scores = {str(n): None if n > 40 else value + n / 1000 for n in {16, *cell.lengths}}
-        (cell.workdir / "result.json").write_text(json.dumps(result | {"valid": value, "test": scores}))
-
-
-ENVIRONMENT = {"git": None, "devices": {"count": 1, "kind": "abacus"}, "packages": {"jax": "1"}}
 
 
 def test_a_grid(text, tmp_path):
@@ -287,7 +205,7 @@ def test_plots(text, tmp_path, monkeypatch):
     grid = cells.plan(asked)
     for cell in grid:
         Pretender().finish(cell)
-    groups = report.sections(report.rows(grid))
+    groups = rows.sections(rows.rows(grid))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert plots.save(groups, asked.workdir) == "no plots: pip install matplotlib"
     monkeypatch.undo()
@@ -298,11 +216,11 @@ def test_plots(text, tmp_path, monkeypatch):
 
 def test_intervals():
     values = [1.0, 2.0, 4.0, 4.5]
-    mean, half = report.interval(values)
+    mean, half = rows.interval(values)
     low, high = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-12)
-    assert report.interval([3.0]) == (3.0, None)
-    assert report.interval([math.inf, 3.0])[1] is None
+    assert rows.interval([3.0]) == (3.0, None)
+    assert rows.interval([math.inf, 3.0])[1] is None
 
 
 def test_from_end_to_end(text, tmp_path, monkeypatch):
