@@ -2,6 +2,7 @@
 # make test     runs the tests
 # make parity   compares with independent implementations (installs CPU torch, transformers, ...)
 # make slurm    sweeps on a SLURM cluster of one node, which is started and stopped (installs Debian's packages; as root)
+# make ray      sweeps on a Ray cluster of two nodes on this machine (an environment of its own)
 # make lint     ruff
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKDIR ?= runs/first
 
-.PHONY: train test parity slurm lint clean
+.PHONY: train test parity slurm ray lint clean
 
 # XLA hands large temporaries back to the system after every step; glibc can be told to keep them (some 10 % faster on a CPU).
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
@@ -19,7 +20,7 @@ train: $(VENV)/.installed
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample="KING HENRY:" --length=400
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not parity and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not parity and not slurm and not ray" $(ARGS)
 
 # The comparisons run what XLA makes by default; the other tests do without its fusion emitters (see tests/conftest.py).
 parity: export FUSION_EMITTERS = 1
@@ -30,6 +31,9 @@ slurm: $(VENV)/.installed-dev
 	command -v sbatch slurmctld slurmd munged >/dev/null || \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends munge slurmctld slurmd slurm-client || true
 	$(BIN)/python -m pytest -m slurm tests/sweeps $(ARGS)
+
+ray: $(VENV)-ray/.installed
+	$(VENV)-ray/bin/python -m pytest -m ray tests/sweeps $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -50,5 +54,10 @@ $(VENV)/.installed-parity: requirements-parity.txt $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet -r requirements-parity.txt
 	touch $@
 
+$(VENV)-ray/.installed: requirements-ray.txt requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet -r requirements-ray.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-ray
