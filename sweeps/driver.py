@@ -78,6 +78,12 @@ class _Drive:
         if running:
             say(f"{len(running)} {'job is' if len(running) == 1 else 'jobs are'} already with {self.engine.name}")
         waiting = [cell for cell in cells if cell.name not in running]
+        if (
+            not self.engine.waits
+        ):  # what has not ended, as far as one can tell, is given to it again, which changes nothing
+            yield from self._collect(running, waiting, False)
+            waiting += [cell for cell, _ in running.values()]
+            running = {}
         stopping = False
         try:
             while running or (waiting and not stopping):

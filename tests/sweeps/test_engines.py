@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from sweeps import driver, jobs
 from sweeps.cells import Cell
 from sweeps.driver import drive
 from sweeps.engine import Engine, Resources, Seen
+from sweeps.engines.commands import Commands
 from sweeps.engines.local import Local
 from sweeps.jobs import Submitted
 from training.lock import held
@@ -222,6 +224,22 @@ def test_leaving_and_coming_back(tmp_path):
     assert driver.cancel(cluster, grid) == 2
     assert command() == {"slow": ("interrupted", None), "bad": ("interrupted", None)}
     assert ids()[3] == "8" and jobs.submitted(gone.workdir).tries == 1
+
+
+def test_commands_are_written(tmp_path):
+    """Of what has something left to do, to be run by whatever there is."""
+    good, bad = (script(tmp_path, name, "") for name in ("it's good", "bad"))
+    engine = Commands(tmp_path)
+    assert list(drive(engine, [good, bad])) == []
+    (line, _) = (tmp_path / "commands.txt").read_text().splitlines()
+    program, cell = shlex.split(line)[-2:]
+    assert program == str(ROOT / "sweep.py") and cell == f"--cell={good.workdir}"
+    with jobs.attempt(good.workdir) as record:
+        (good.workdir / "done").touch()
+        record |= {"status": "finished", "error": None}
+    with jobs.attempt(bad.workdir) as record:
+        record |= {"status": "interrupted", "error": None}
+    assert list(drive(engine, [bad])) == [] and len((tmp_path / "commands.txt").read_text().splitlines()) == 1
 
 
 def test_attempts(tmp_path):
