@@ -3,6 +3,8 @@
 # make thorough  runs what `make test` shows for one mixer of each primitive, for the others
 # make parity    compares with independent implementations (installs CPU torch, transformers, ...)
 # make aot       compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 1.3 GB)
+# make slurm     sweeps on a SLURM cluster of one node, which is started and stopped (installs Debian's packages; as root)
+# make ray       sweeps on a Ray cluster of two nodes on this machine (an environment of its own)
 # make lint      ruff
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKDIR ?= runs/first
 
-.PHONY: train test thorough parity aot lint clean
+.PHONY: train test thorough parity aot slurm ray lint clean
 
 # XLA hands large temporaries back to the system after every step; glibc can be told to keep them (some 10 % faster on a CPU).
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
@@ -34,6 +36,14 @@ parity: $(VENV)/.installed-parity
 aot: export FUSION_EMITTERS = 1
 aot: $(VENV)-aot/.installed
 	$(VENV)-aot/bin/python -m pytest -n 2 -m aot tests/compilation $(ARGS)
+
+slurm: $(VENV)/.installed-dev
+	command -v sbatch slurmctld slurmd munged >/dev/null || \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends munge slurmctld slurmd slurm-client || true
+	$(BIN)/python -m pytest -m slurm tests/sweeps $(ARGS)
+
+ray: $(VENV)-ray/.installed
+	$(VENV)-ray/bin/python -m pytest -m ray tests/sweeps $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -59,5 +69,10 @@ $(VENV)/.installed-parity: requirements-parity.txt $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet -r requirements-parity.txt
 	touch $@
 
+$(VENV)-ray/.installed: requirements-ray.txt requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet -r requirements-ray.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-aot
+	rm -rf $(VENV) $(VENV)-aot $(VENV)-ray

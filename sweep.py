@@ -4,20 +4,23 @@
 
 Keys with a dot, and `seed`, are keys of the configuration (--over optimizer.learning_rate=1e-3,3e-3, --set train.steps=200);
 all others (mixer, task, size, corpus) go into the experiment file's argument. Commas in brackets or quotes do not separate
-values: --over "model.group=(1,2),(3,4)". What is set for a mixer (--set model.mixer.s4d.state=32) goes to the cells that have it.
+values: --over "model.group=(1,2),(3,4)". log:1e-4..1e-2:5, lin:0..0.3:4 and pow2:64..512 stand for values. What is set for a
+mixer (--set model.mixer.s4d.state=32) goes to the cells that have it.
 
 The same command goes on with a sweep that was interrupted, retries what has failed, and writes report.md, results.csv and
-plots anew. What has been run keeps its configuration: other settings need another --workdir.
+plots anew. What has been run keeps its configuration: other settings need another --workdir. docs/sweeps.md has the rest: tuning,
+clusters, what is tried again.
 
-Exit status: 0, all cells are finished; 1, an error, or cells that have failed or diverged; 75, stopped before the end: run the
-same command again.
+Exit status: 0, all cells are finished; 1, an error, or cells that have failed or diverged; 75, stopped before the end, or cells
+are still at work: run the same command again.
 """
 
 import argparse
 import signal
 
 from common import command
-from sweeps import engine, request, result, sweep
+from common.errors import check_range
+from sweeps import axes, cells, driver, engine, request, runner, sweep
 from training import run_directory
 
 
@@ -27,71 +30,96 @@ def parser() -> command.Parser:
     add = made.add_argument
     add("--config", metavar="FILE[:ARGUMENT]", help="experiment file, as for train.py")
     add("--over", nargs="+", action="extend", default=[], metavar="KEY=A,B", help="axes of the grid")
+    add("--cells", metavar="FILE.py", help="a program whose cells() lists values by key, instead of or beside --over")
+    add("--draw", type=int, metavar="N", help="N points for axes that are ranges, such as KEY=log:1e-4..1e-2")
+    add("--draw_seed", type=int, default=0, metavar="N", help="of --draw (default: 0)")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="one value for all cells")
     add("--workdir", metavar="DIR", help="directory of the sweep: a run directory for each cell, and the report")
-    add(
-        "--match",
-        metavar="MEASURE",
-        help="size all mixers, by their width, to the same params, flops (per token) or state",
-    )
+    add("--match", metavar="MEASURE", help="size all mixers, by their width, to the same params, flops or state")
     add("--budget", type=float, metavar="N", help="of --match; by default what the first mixer has")
+    add("--best_of", "--best-of", default="", metavar="KEY,KEY", help="axes that are tuned on validation for each row")
+    add("--seeds_of_best", "--seeds-of-best", type=int, metavar="N", help="tune with one seed, then run N of the best")
+    add("--reference", metavar="MIXER", help="or KEY=VALUE: what the rows are compared with (default: the best)")
     add("--lengths", default="", metavar="N,N", help="score the test split at these lengths, too")
-    add(
-        "--engine",
-        default="local",
-        metavar="NAME",
-        help="what starts the cells, a file of sweeps/engines/ (default: local)",
-    )
-    add(
-        "--workers", type=int, default=1, metavar="N", help="cells at the same time, which share the cores (default: 1)"
-    )
     add("--show_config", action="store_true", help="print what would be run for each cell and exit")
-    add(
-        "--allow_other_data",
-        action="store_true",
-        help="go on with cells although their data has changed; it is recorded",
-    )
-    add("--score", metavar="RUN", help="only score a run (what a sweep calls for each cell)")
+    add("--allow_other_data", action="store_true", help="go on with cells whose data has changed; it is recorded")
+    add = made.add_argument_group("where and when it is run").add_argument
+    add("--engine", default="local", metavar="NAME", help="what starts the cells: a file of sweeps/engines/")
+    add("--workers", type=int, metavar="N", help="cells at the same time; those on this machine share it (default: 1)")
+    add("--hosts", type=int, default=1, metavar="N", help="that run each cell together (default: 1)")
+    add("--accelerators", metavar="[KIND:]N", help="of each host")
+    add("--minutes", type=int, metavar="N", help="after which a cell is stopped, saved and tried again")
+    add("--retries", type=int, default=2, metavar="N", help="of a cell that was stopped or lost (default: 2)")
+    add("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="of the engine: partition, image")
+    add("--detach", action="store_true", help="submit and leave; the same command later collects and goes on")
+    add = made.add_argument_group("instead of running").add_mutually_exclusive_group().add_argument
+    add("--status", action="store_true", help="print how far the cells in --workdir are and exit")
+    add("--cancel", action="store_true", help="stop the jobs of the cells in --workdir and exit")
+    add("--cell", metavar="DIR", help="run one cell where it is (what engines start for each cell)")
     return made
 
 
 def main(arguments: list[str]) -> int:
     made = parser()
     options = made.parse_args(arguments)
-    if options.score is None and not (options.config and options.workdir is not None):
-        made.error("--config=FILE and --workdir=DIR are needed")
-    if options.score is not None and (options.config or options.workdir or options.over or options.set):
-        made.error("--score=RUN is of a run that is there, and goes with --lengths alone")
-    # A sweep itself needs no device, and leaves those that there are to its runs.
-    command.start(platform="cpu" if options.score is None else None)
+    alone = options.cell is not None or options.status or options.cancel
+    if (options.cell is None and options.workdir is None) or not (alone or options.config):
+        made.error("--workdir=DIR is needed" if alone else "--config=FILE and --workdir=DIR are needed")
+    if alone and (options.config or options.over or options.set):
+        made.error(
+            "--cell, --status and --cancel are of a sweep that is there: no --config, --over or --set goes with them"
+        )
+    check_range("--retries", options.retries, 0)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end a sweep in the same way
-    lengths = request.whole_numbers("--lengths", options.lengths)
+    if options.cell is not None:
+        cell = cells.load(options.cell)
+        command.start(distributed=cell.hosts > 1)
+        return runner.run(cell)
+    command.start(platform="cpu")  # a sweep itself needs no device, and leaves those that there are to its runs
+    workdir = run_directory.locate(options.workdir)
+    if options.status:
+        return sweep.status(workdir)
+    resources = engine.Resources(options.hosts, options.accelerators, options.minutes)
+    settings = request.pairs("--option", options.option)
     try:
-        if options.score is not None:
-            result.write(options.score, lengths, options.allow_other_data)
+        if options.cancel:
+            chosen = engine.find(options.engine)(workdir, resources, settings, options.workers)
+            print(f"{driver.cancel(chosen, cells.here(workdir))} jobs of {options.engine} are told to stop")
             return 0
-        asked = requested(options, lengths)
-        chosen = engine.find(options.engine)(asked.workdir, options.workers)
+        asked = requested(options)
+        chosen = engine.find(options.engine)(workdir, resources, settings, options.workers)
         if options.show_config:
             sweep.show(asked, chosen)
             return 0
-        return sweep.run(asked, chosen, arguments)
+        if options.detach and not chosen.lasting:
+            made.error(
+                f"jobs of --engine={options.engine} end with the command: run it under nohup or tmux instead of --detach"
+            )
+        return sweep.run(asked, chosen, arguments, retries=options.retries, detach=options.detach)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", flush=True)
         return command.STOPPED
 
 
-def requested(options: argparse.Namespace, lengths: tuple[int, ...]) -> request.Request:
+def requested(options: argparse.Namespace) -> request.Request:
     """What the command line asks for."""
+    over, points = axes.expand(request.pairs("--over", options.over), options.draw, options.draw_seed)
+    if options.cells is not None:
+        points = [{**listed, **drawn} for listed in axes.listed(options.cells) for drawn in points or [{}]]
     return request.Request(
         config=options.config,
-        axes={key: request.split_values(values) for key, values in request.pairs("--over", options.over).items()},
+        axes=over,
+        points=points,
         workdir=run_directory.locate(options.workdir),
         settings=request.pairs("--set", options.set),
         match=options.match,
         budget=options.budget,
-        lengths=lengths,
+        lengths=request.whole_numbers("--lengths", options.lengths),
         allow_other_data=options.allow_other_data,
+        hosts=options.hosts,
+        best_of=tuple(filter(None, options.best_of.split(","))),
+        seeds_of_best=options.seeds_of_best,
+        reference=options.reference,
     )
 
 

@@ -59,7 +59,8 @@ def start(distributed: bool = False, platform: str | None = None, cache: bool = 
     """Prepares JAX; to be called before anything else uses a device.
 
     Args:
-      distributed: whether this process is one of several (a pod, several hosts).
+      distributed: whether this process is one of several (a pod, several hosts). JAX finds the others on TPU pods and under
+        SLURM; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and who they are.
       platform: of the devices, such as "cpu"; None for JAX's own choice.
       cache: whether what is compiled is kept for later processes.
     """
@@ -70,4 +71,7 @@ def start(distributed: bool = False, platform: str | None = None, cache: bool = 
     if cache:
         compilation_cache.use()
     if distributed:
-        jax.distributed.initialize()
+        numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}  # JAX reads the address alone
+        jax.distributed.initialize(
+            **{key: int(os.environ[name]) for key, name in numbers.items() if name in os.environ}
+        )

@@ -1,12 +1,11 @@
 """The cells of a sweep: a grid of runs that differ in what is asked for and in nothing else.
 
 A sweep's directory holds one run directory for each cell of the grid, named by its values, and in it, beside what a run
-leaves, `log.txt` and `result.json` (the test split at the checkpoint that is best on validation). A cell is its steps: what
-has to be run for it is read from its directory, so a sweep goes on where it stopped, on whatever engine.
+leaves, `log.txt`, `result.json` (the test split at the checkpoint that is best on validation) and `job/` (`sweeps.jobs`). What
+is left of a cell is read from its directory, so a sweep goes on where it stopped, on whatever engine.
 """
 
 import dataclasses
-import itertools
 import json
 import re
 import sys
@@ -17,32 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import read_json
+from common.files import read_json, write_atomically
 from models.accounting import Summary
 from models.config import ModelConfig
-from sweeps import failures, sizing
+from sweeps import failures, jobs, sizing
 from sweeps.request import Request, is_flag
 from sweeps.sizing import Sized
-from training import command_line, config, loop, setup
+from training import command_line, config, loop, run_directory, setup
 from training.metrics import read_metrics
 from training.run_directory import RESUMABLE, RunDirectory, recorded_data
 
 RESULT, LOG = "result.json", "log.txt"
 # What a run may be resumed with other values of, but changes what it finds: the same sweep must have the same.
 DECISIVE = ("mesh", "train.steps", "train.implementation", "train.eval_every", "train.eval_batches")
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One command of a cell, that an engine makes a process of; it can be given again after it was interrupted.
-
-    Attributes:
-      program: a file of this project.
-      arguments: of it. Relative paths in them start from the directory that the sweep was started in.
-    """
-
-    program: str
-    arguments: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +47,8 @@ class Cell:
       cost: what the model costs; None if it cannot be built.
       sized: how the model was sized, if it was.
       error: why it cannot be run, in one line; None if it can.
+      hosts: that run it together.
+      cwd: where relative paths in the arguments begin; None for the project's own directory, wherever that is.
     """
 
     values: Mapping[str, str]
@@ -74,6 +62,8 @@ class Cell:
     cost: Summary | None = None
     sized: Sized | None = None
     error: str | None = None
+    hosts: int = 1
+    cwd: str | None = None
 
     @property
     def name(self) -> str:
@@ -108,8 +98,13 @@ class Cell:
         return any(line["split"] == "valid" and line["step"] == self.steps for line in read_metrics(self.workdir))
 
     def diverged(self) -> str | None:
-        """Why the run, which has all its steps, has not learned; None if it has, or has not ended."""
-        return loop.diverged(self.workdir, self.steps, self.metric) if self.ended() else None
+        """Why the run has not learned: it has all its steps without, or was stopped because it was lost. None if it has, or has
+        not ended."""
+        if self.ended():
+            return loop.diverged(self.workdir, self.steps, self.metric)
+        last = jobs.attempts(self.workdir)[-1:]
+        stopped = last and last[0].status == "diverged" and not self.differences()
+        return last[0].error if stopped else None
 
     def result(self) -> dict[str, Any] | None:
         """What `sweeps.result.write` has found for the run that has ended well; None before."""
@@ -118,15 +113,50 @@ class Cell:
             return None
         return found if self.ended() and self.diverged() is None else None
 
-    def todo(self) -> list[Step]:
-        """The steps that are left, in order."""
+    def todo(self) -> tuple[str, ...]:
+        """What is left, in order: "train", "score"."""
         if self.result() is not None or self.diverged() is not None:
-            return []
-        other_data = ("--allow_other_data",) if self.allow_other_data else ()
-        lengths = (f"--lengths={','.join(map(str, self.lengths))}",) if self.lengths else ()
-        train = Step("train.py", (*self.arguments, f"--workdir={self.workdir}", *other_data))
-        score = Step("sweep.py", (f"--score={self.workdir}", *lengths, *other_data))
-        return [score] if self.ended() else [train, score]
+            return ()
+        return ("score",) if self.ended() else ("train", "score")
+
+    def save(self) -> None:
+        """Writes what a process needs to run it, where it finds it: `job/cell.json` in its directory."""
+        kept = {key: getattr(self, key) for key in SAVED}
+        write_atomically(jobs.folder(self.workdir) / "cell.json", json.dumps(kept, indent=1))
+
+
+SAVED = (
+    "values",
+    "arguments",
+    "config",
+    "data",
+    "metric",
+    "lengths",
+    "allow_other_data",
+    "error",
+    "hosts",
+    "cwd",
+)
+
+
+def load(workdir: str | Path) -> Cell:
+    """The cell that a directory holds, wherever that is mounted.
+
+    Raises:
+      UserError: if it holds none.
+    """
+    workdir = run_directory.locate(workdir)
+    kept = read_json(jobs.folder(workdir) / "cell.json")
+    if kept is None:
+        raise UserError(f"{workdir} is no cell of a sweep: it has no job/cell.json")
+    kept |= {"arguments": tuple(kept["arguments"]), "lengths": tuple(kept["lengths"])}
+    return Cell(workdir=workdir, **kept)
+
+
+def here(sweep: Path) -> list[Cell]:
+    """The cells that the directory of a sweep holds, in the order of its grid."""
+    found = sorted(sweep.glob("*/job/cell.json"), key=lambda path: (path.stat().st_mtime_ns, path))
+    return [load(path.parent.parent) for path in found]
 
 
 def _is_decisive(key: str) -> bool:
@@ -147,7 +177,7 @@ def plan(request: Request) -> list[Cell]:
     Raises:
       UserError: for a key or value that the experiment file or its configuration refuses.
     """
-    combinations = [dict(zip(request.axes, values)) for values in itertools.product(*request.axes.values())]
+    combinations = request.combinations()
     arguments = [_arguments(request, values) for values in combinations]
     for key in request.settings:
         if "." in key and not any(f"--config.{key}=" in argument for row in arguments for argument in row):
@@ -168,6 +198,8 @@ def plan(request: Request) -> list[Cell]:
                 workdir=request.workdir / directory(values),
                 lengths=request.lengths,
                 allow_other_data=request.allow_other_data,
+                hosts=request.hosts,
+                cwd=None if Path.cwd() == command_line.ROOT else str(Path.cwd()),
                 **common | {"config": {**common["config"], "seed": raw["seed"]}},
             )
         )
@@ -225,7 +257,7 @@ def _sized(request: Request, values: Mapping[str, str], resolved: config.Config)
     model, spec = _as_asked(resolved, _raw(_arguments(request, values))), resolved.task.spec
     if request.budget is not None:
         return sizing.match(model, spec, request.match, request.budget)
-    reference = {**values, "mixer": request.axes["mixer"][0]}
+    reference = {**values, "mixer": request.first_mixer}
     try:
         matched = resolved if values == reference else _resolved(request, reference)
         budget = sizing.amount(matched.model, matched.task.spec, request.match)

@@ -1,99 +1,144 @@
 """What an engine is: it starts the processes of a sweep's cells. Each file of `sweeps/engines/` defines one.
 
-Engines hold no state. What a cell has done, and what is left of it, is read from its directory.
+Engines hold no state. Whom a cell was given to, what it has done and what is left of it is read from its directory, so that the
+same command, given again from anywhere, goes on with what is there. `sweeps.driver` does that, for all engines.
 """
 
 import abc
 import dataclasses
-import signal
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.command import STOPPED
-from common.errors import check_range
+from common.errors import UserError, check_range
 from common.plugins import Plugins
-from sweeps import failures
-from sweeps.cells import Cell, Step
 from training.command_line import ROOT
 
-# Exit statuses of what somebody has told to stop: by itself, or before it could do so.
-INTERRUPTED = (STOPPED, -signal.SIGTERM, -signal.SIGINT)
+# What a cell's processes get of the environment where it is given to an engine.
+PASSED = ("JAX_", "XLA_", "MIXOLOGY_", "LIBTPU_", "TF_CPP_", "HF_", "TFDS_")
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a cell has ended.
+class Resources:
+    """What a cell is to have.
 
     Attributes:
-      cell: the cell; what it has found is in its directory.
-      status: "finished", "diverged", "failed", or "interrupted" (it goes on when the sweep is run again).
-      error: why, in one line, of a cell that has diverged or failed.
-      seconds: since it was started, this time.
+      hosts: that run it together, a process on each.
+      accelerators: of each host: a number, or KIND:NUMBER; None for what the engine gives by itself.
+      minutes: after which it is stopped, saved; None for no limit of ours.
+
+    Raises:
+      UserError: for numbers below 1.
     """
 
-    cell: Cell
-    status: str
-    error: str | None = None
-    seconds: float = 0.0
+    hosts: int = 1
+    accelerators: str | None = None
+    minutes: int | None = None
+
+    def __post_init__(self):
+        check_range("--hosts", self.hosts, 1)
+        if self.minutes is not None:
+            check_range("--minutes", self.minutes, 1)
+        if self.accelerators is not None and not (self.count.isdigit() and int(self.count) > 0):
+            raise UserError(f"--accelerators takes NUMBER or KIND:NUMBER, for each host, not {self.accelerators!r}")
+
+    @property
+    def kind(self) -> str:
+        """The kind of accelerator; empty where only their number is asked for."""
+        return (self.accelerators or "").rpartition(":")[0]
+
+    @property
+    def count(self) -> str:
+        """Accelerators of each host; empty where none are asked for."""
+        return (self.accelerators or "").rpartition(":")[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What an engine knows of a job.
+
+    Attributes:
+      state: "queued"; "running"; "ended", and the cell's directory says how; "cancelled", by somebody; or "unknown", where the
+        engine cannot tell, and only the directory can.
+      why: a word of the engine's on how it has ended.
+    """
+
+    state: str
+    why: str | None = None
+
+
+ALONE = Resources()
 
 
 class Engine(abc.ABC):
-    """Runs the steps of each cell, `cell.todo()`, one after the other, with their output in the cell's `log.txt`.
+    """Starts cells, each a command that runs a cell where it is, on every one of its hosts.
 
     Args:
       workdir: directory of the sweep.
-      workers: cells that run at the same time.
+      resources: of each cell.
+      options: of the engine, by name.
+      workers: cells that run at the same time; None for as many as there is room for.
 
     Raises:
-      UserError: for less than one worker.
+      UserError: for what the engine does not have.
     """
 
-    def __init__(self, workdir: Path, workers: int = 1):
-        check_range("--workers", workers, 1)
+    name: str  # that of its file
+    poll = 2.0  # seconds between two questions
+    lasting = True  # whether jobs go on when the command that submitted them has ended
+    waits = True  # whether a command can wait for jobs
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.name = vars(cls).get("name", cls.__module__.rpartition(".")[2])
+
+    def __init__(
+        self,
+        workdir: Path,
+        resources: Resources = ALONE,
+        options: Mapping[str, str] | None = None,
+        workers: int | None = None,
+    ):
+        if workers is not None:
+            check_range("--workers", workers, 1)
         self.workdir = workdir
+        self.resources = resources
+        self.options = dict(options or {})
         self.workers = workers
 
     @abc.abstractmethod
-    def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
-        """Yields the cells as they end, in any order. Those that a stop kept from starting are left out.
+    def submit(self, cells: Sequence[Path], retries: int) -> list[str]:
+        """Gives cells, by their directories, to the engine; returns its names for the jobs.
+
+        Args:
+          cells: directories that hold `job/cell.json`.
+          retries: how often the engine may start a job anew by itself that has ended with 75 or was lost.
 
         Raises:
-          UserError: if another sweep is at work in the directory.
+          UserError: if the engine cannot be reached, or does not take them.
         """
 
-    def command(self, step: Step) -> list[str]:
-        """The command line of a step, to be run in the directory that the sweep was started in."""
-        return [sys.executable, str(ROOT / step.program), *step.arguments]
+    @abc.abstractmethod
+    def states(self, given: Mapping[str, Path]) -> dict[str, Seen]:
+        """What has become of jobs: by their names, with the directories of their cells."""
+
+    @abc.abstractmethod
+    def cancel(self, given: Mapping[str, Path]) -> None:
+        """Stops jobs; those that run save first. It does not wait for them."""
+
+    def kill(self, given: Mapping[str, Path]) -> None:
+        """Ends jobs at once."""
+        self.cancel(given)
+
+    def command(self, cell: Path) -> list[str]:
+        """The command that runs a cell where it is."""
+        return [sys.executable, str(ROOT / "sweep.py"), f"--cell={cell}"]
 
 
-def outcome(cell: Cell, step: Step, code: int, printed: str, seconds: float) -> Outcome | None:
-    """How a cell has ended, now that a step of it has; None if it is to go on with its next step.
-
-    Args:
-      cell: the cell.
-      step: that has ended.
-      code: its exit status; of a process that a signal has killed, the signal's number with a minus.
-      printed: by the step.
-      seconds: since the cell was started.
-    """
-    if (why := cell.diverged()) is not None:
-        return Outcome(cell, "diverged", why, seconds)
-    left = cell.todo()
-    if not left:
-        return Outcome(cell, "finished", None, seconds)
-    if code in INTERRUPTED:
-        return Outcome(cell, "interrupted", None, seconds)
-    if code == 0 and left[0] != step:
-        return None
-    if code < 0:
-        killed = f"killed by {signal.Signals(-code).name}"
-        return Outcome(cell, "failed", killed + (", perhaps for want of memory" if code == -9 else ""), seconds)
-    said = [line.strip() for line in printed.splitlines() if line.strip()]
-    why = failures.reason(printed) or (said[-1] if said else "it printed nothing")
-    if code == 0:
-        why = f"it ended without having done its work: {why}"
-    return Outcome(cell, "failed", why, seconds)
+def passed_environment() -> dict[str, str]:
+    """What the processes of cells on other machines get of this process's environment."""
+    return {key: value for key, value in os.environ.items() if key.startswith(PASSED)}
 
 
 _PLUGINS = Plugins("engine", "sweeps.engines", Engine)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.metrics import Display
-from sweeps.report import Row, common_axes
+from sweeps.rows import Row, common_axes
 
 COSTS = {
     "parameters": "parameters",
@@ -17,10 +17,20 @@ COSTS = {
 MANY = 12  # rows beyond which labels go into a legend and shrink
 
 
-def save(groups: Sequence[Sequence[Row]], folder: Path) -> str:
-    """Writes the plots of each group of comparable rows; returns a sentence that says where they are."""
+def save(groups: Sequence[Sequence[Row]], folder: Path, choices: Sequence = (), keys: Sequence[str] = ()) -> str:
+    """Writes the plots.
+
+    Args:
+      groups: of comparable rows.
+      folder: where.
+      choices: of `sweeps.tuning`.
+      keys: of the axes that are tuned.
+
+    Returns:
+      a sentence that says where they are.
+    """
     plots = {"quality": quality, "learning": learning, "lengths": lengths}
-    for path in (path for name in plots for path in folder.glob(f"{name}*.png")):
+    for path in (path for name in (*plots, "tuning") for path in folder.glob(f"{name}*.png")):
         path.unlink()  # of an earlier state of the sweep
     if not groups:
         return "no plots: nothing is finished"
@@ -35,6 +45,11 @@ def save(groups: Sequence[Sequence[Row]], folder: Path) -> str:
             if (figure := plot(group)) is not None:
                 made.append(f"{name}{suffix}.png")
                 figure.savefig(folder / made[-1], dpi=130)
+    for i, same in enumerate(groups):
+        some = [choice for choice in choices if any(choice.chosen is row for row in same)]
+        if (figure := tuning(some, keys)) is not None:
+            made.append(f"tuning-{i + 1}.png" if len(groups) > 1 else "tuning.png")
+            figure.savefig(folder / made[-1], dpi=130)
     return f"plots: {', '.join(made)}"
 
 
@@ -88,7 +103,8 @@ def quality(group: Sequence[Row]):
         axis.grid(alpha=0.3)
         labels.append((axis, points))
     axes[0].set_ylabel(f"test {metric.label}")
-    floors(axes[0], group[0], scale)
+    for axis in axes:
+        floors(axis, group[0], scale)
     figure.suptitle(title(group, "bars: 95 % interval of the mean over seeds"))
     if len(group) > MANY:
         handles = [
@@ -186,6 +202,7 @@ def learning(group: Sequence[Row]):
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     validation.set_ylabel(f"validation {metric.label}")
+    floors(validation, group[0], scale)
     legend(figure, validation, group)
     figure.suptitle(title(group, "bands: range over seeds"))
     return figure
@@ -206,6 +223,7 @@ def lengths(group: Sequence[Row]):
         if None not in halves:
             half = scale * np.array(halves)
             axis.fill_between(row.lengths(), means - half, means + half, color=style["color"], alpha=0.15, lw=0)
+    floors(axis, group[0], scale)
     axis.axvline(group[0].first["length"], color="grey", lw=0.8, ls="--", zorder=0)
     axis.set_xscale("log", base=2)
     ticks = sorted(set().union(*(row.lengths() for row in group)))
@@ -215,6 +233,33 @@ def lengths(group: Sequence[Row]):
     axis.grid(alpha=0.3)
     legend(figure, axis, group)
     figure.suptitle(title(group, "bands: 95 % interval of the mean over seeds"))
+    return figure
+
+
+def tuning(choices, keys: Sequence[str]):
+    """The score on validation against a tuned axis, one line for each combination of the others, the chosen one marked; None
+    where several axes are tuned together, or one whose values are not numbers."""
+    finite = [choice for choice in choices if choice.chosen is not None]
+    if len(keys) != 1 or not finite:
+        return None
+    try:
+        values = [[float(row.values[keys[0]]) for row in choice.candidates] for choice in finite]
+    except ValueError:
+        return None
+    figure, (axis,) = panels(1, 7.0)
+    metric = Display.read(finite[0].chosen.first)
+    for choice, xs, style in zip(finite, values, styles([choice.chosen for choice in finite])):
+        known = sorted((x, s) for x, s in zip(xs, choice.scores) if s is not None and math.isfinite(s))
+        label = ", ".join(v if key == "mixer" else f"{key}={v}" for key, v in choice.values.items()) or "all"
+        axis.plot(*zip(*((x, metric.scale * s) for x, s in known)), lw=1.5, ms=5, label=label, **style)
+        best = float(choice.chosen.values[keys[0]]), metric.scale * choice.scores[choice.best]
+        axis.plot(*best, marker="o", ms=13, mfc="none", color=style["color"])
+    if min(map(min, values)) > 0:
+        axis.set_xscale("log")
+    axis.set(xlabel=f"{keys[0]} (ring: chosen)", ylabel=f"validation {metric.label}")
+    axis.grid(alpha=0.3)
+    floors(axis, finite[0].chosen, metric.scale)
+    legend(figure, axis, [choice.chosen for choice in finite])
     return figure
 
 

@@ -1,7 +1,6 @@
 """What a sweep has found: `report.md`, `results.csv` and, where matplotlib is installed, plots."""
 
 import csv
-import dataclasses
 import io
 import math
 import shlex
@@ -10,105 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.special import stdtrit
-
 from common.files import read_json, write_atomically
 from data.metrics import Display
-from models.accounting import Summary
+from sweeps import jobs, tuning
 from sweeps.cells import LOG, Cell, directory
+from sweeps.comparison import Difference, compare
 from sweeps.request import Request
+from sweeps.rows import Row, common_axes, rows, sections
 from sweeps.sizing import MEASURES, TOLERANCE, Sized
+from sweeps.tuning import Choice
 from training.command_line import ROOT
-from training.metrics import read_metrics
 from training.run_directory import RunDirectory
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The cells that differ in nothing but the seed.
-
-    Attributes:
-      values: of all axes but the seed.
-      cells: one for each seed.
-      results: of the finished ones, as `sweeps.result.write` makes them.
-      metrics: recorded by them.
-      cost, sized: of the model.
-    """
-
-    values: Mapping[str, str]
-    cells: Sequence[Cell]
-    results: Sequence[Mapping[str, Any]]
-    metrics: Sequence[Sequence[Mapping[str, Any]]]
-    cost: Summary | None
-    sized: Sized | None
-
-    @property
-    def first(self) -> Mapping[str, Any]:
-        """A result, for what they have in common."""
-        return self.results[0]
-
-    def label(self, common: Sequence[str] = ()) -> str:
-        """Its values, without those of axes that all rows have in common."""
-        shown = {key: value for key, value in self.values.items() if key not in common}
-        return ", ".join(v if key == "mixer" else f"{key}={v}" for key, v in shown.items()) or "all"
-
-    def test(self, length: int | None = None) -> tuple[float, float | None]:
-        """Mean and half the interval of the test metric, at a length (by default that of training)."""
-        return interval([result["test"][str(length or result["length"])] for result in self.results])
-
-    def lengths(self) -> list[int]:
-        """The lengths that all its cells are scored at."""
-        return sorted(
-            set.intersection(
-                *({int(n) for n, value in result["test"].items() if value is not None} for result in self.results)
-            )
-        )
-
-    def tokens_per_second(self) -> float | None:
-        """Median speed of training."""
-        speeds = [line["tokens_per_second"] for run in self.metrics for line in run if "tokens_per_second" in line]
-        return statistics.median(speeds) if speeds else None
-
-
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
-    """The mean, and half the width of its confidence interval by the t distribution; None for less than two values."""
-    mean, count = statistics.fmean(values), len(values)
-    if count < 2 or not math.isfinite(mean):
-        return mean, None
-    quantile = float(stdtrit(count - 1, (1 + confidence) / 2))
-    return mean, quantile * statistics.stdev(values) / math.sqrt(count)
-
-
-def rows(cells: Sequence[Cell]) -> list[Row]:
-    """The cells by everything but their seed."""
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in cells:
-        values = {key: value for key, value in cell.values.items() if key != "seed"}
-        groups.setdefault(tuple(values.items()), []).append(cell)
-    made = []
-    for values, members in groups.items():
-        found = [(result, read_metrics(cell.workdir)) for cell in members if (result := cell.result()) is not None]
-        results, metrics = [result for result, _ in found], [lines for _, lines in found]
-        made.append(Row(dict(values), members, results, metrics, members[0].cost, members[0].sized))
-    return made
-
-
-def sections(all_rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows that have results, those together that can be compared (task, data, metric and floors), best first."""
-    groups: dict[str, list[Row]] = {}
-    for row in all_rows:
-        if row.results:
-            same = repr([row.first.get(key) for key in ("task", "data", "metric", "floors", "length")])
-            groups.setdefault(same, []).append(row)
-    return [
-        sorted(group, key=lambda row: row.test()[0] * (-1 if Display.read(row.first).higher_is_better else 1))
-        for group in groups.values()
-    ]
-
-
-def common_axes(group: Sequence[Row]) -> list[str]:
-    """The axes on which all rows have the same value, the mixer apart."""
-    return [k for k in group[0].values if k != "mixer" and len({row.values[k] for row in group}) == 1]
 
 
 def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], arguments: Sequence[str]) -> None:
@@ -122,13 +33,20 @@ def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], ar
     """
     request.workdir.mkdir(parents=True, exist_ok=True)
     everything = rows(cells)
-    write_atomically(request.workdir / "results.csv", _csv(request, cells, errors))
+    choices = tuning.choose(request, everything, list(errors)) if request.best_of else []
+    write_atomically(request.workdir / "results.csv", _csv(request, cells, errors, choices))
     text = [f"# {request.workdir.name}", _shell([_command("sweep.py", arguments)]), _method(request, cells)]
-    groups = sections(everything)
+    compared = [choice.chosen for choice in choices if choice.chosen] if choices else everything
+    groups = sections(compared)
     for group in groups:
-        text += _section(group, len(groups) > 1)
-    text += _not_matched(request, everything) + _diverged(cells) + _missing(cells, errors)
-    text += ["## Commands", "What each row is made of, without the sweep.", _commands(everything)]
+        text += _section(request, group, len(groups) > 1, choices)
+    text += (
+        _tuning(request, choices, arguments)
+        + _not_matched(request, everything)
+        + _diverged(cells)
+        + _missing(cells, errors)
+    )
+    text += ["## Commands", "What each row is made of, without the sweep.", _commands(compared)]
     write_atomically(request.workdir / "report.md", "\n\n".join(text) + "\n")
 
 
@@ -140,10 +58,18 @@ def _method(request: Request, cells: Sequence[Cell]) -> str:
         "derived from its trace. Tokens/s is the median over training, as fast as cells that ran beside it let it be."
     ]
     if request.match is not None:
-        whose = "" if request.budget else f" of `mixer={request.axes['mixer'][0]}` at the configuration's width"
+        whose = "" if request.budget else f" of `mixer={request.first_mixer}` at the configuration's width"
         budget = f"{request.budget:,.0f}" if request.budget else "that"
         what = {"params": "number of parameters", "flops": "FLOPs per token", "state": "carry"}[request.match]
         lines.append(f"Widths are solved for the same {what}: {budget}{whose}.")
+    if request.best_of:
+        with_ = " with seed 0" if request.seeds_of_best else ", with the best mean over seeds"
+        lines.append(
+            f"`{'`, `'.join(request.best_of)}` {'is' if len(request.best_of) == 1 else 'are'} tuned: what is shown was chosen on "
+            f"the validation split{with_}, out of the values under Tuning. Scores on the test split chose nothing."
+        )
+    if hours := _hours(cells):
+        lines.append(hours)
     launches = [launch[-1] for cell in cells if (launch := read_json(RunDirectory(cell.workdir).environment))]
     for what, describe in {"Code": _code, "Device": _device}.items():
         found = sorted({text for launch in launches if (text := describe(launch))})
@@ -159,6 +85,17 @@ def _method(request: Request, cells: Sequence[Cell]) -> str:
     return "\n\n".join(lines)
 
 
+def _hours(cells: Sequence[Cell]) -> str:
+    """What the cells have taken, over all attempts."""
+    made = [attempt for cell in cells for attempt in jobs.attempts(cell.workdir)]
+    hours = sum(attempt.seconds * (attempt.devices or 1) for attempt in made) / 3600
+    if not made:
+        return ""
+    lost = sum(a.seconds * (a.devices or 1) for a in made if a.status not in ("finished", "interrupted")) / 3600
+    why = f", of which {lost:.3g} in attempts that failed, diverged or were lost" if lost else ""
+    return f"Total: {hours:.3g} device-hours in {len(made)} attempts at {len(cells)} cells{why}."
+
+
 def _code(launch: Mapping[str, Any]) -> str | None:
     """The commit that a run was started from; None where the code was no checkout."""
     git = launch["git"]
@@ -171,11 +108,14 @@ def _device(launch: Mapping[str, Any]) -> str:
     return f"{devices['count']} x {devices['kind']}, jax {launch['packages']['jax']}"
 
 
-def _section(group: Sequence[Row], several: bool) -> list[str]:
+def _section(request: Request, group: Sequence[Row], several: bool, choices: Sequence[Choice]) -> list[str]:
     """Title, table with the floors among the rows, and scores by length."""
-    first, common = group[0].first, common_axes(group)
+    first, common = group[0].first, [key for key in common_axes(group) if key not in request.best_of]
+    hidden = [*common, *request.best_of]
     metric = Display.read(first)
     show = lambda score: shown(score, metric)
+    reference, differences = compare(request, group)
+    diverged = any(row.diverged() for row in group)
     matched = any(row.sized is not None for row in group)
     shared = "".join(f", {key}={group[0].values[key]}" for key in common) if several else ""
     header = [
@@ -191,28 +131,46 @@ def _section(group: Sequence[Row], several: bool) -> list[str]:
     ]
     if matched:
         header.insert(5, "budget met to")
+    if diverged:
+        header.insert(4, "diverged")
+    if differences:
+        header.insert(4, f"difference to {reference.label(hidden) if reference else 'the best'}")
+    header[1:1] = [f"chosen {key}" for key in request.best_of]
     lines = []
     for row in group:
         seeds = f"{len(row.results)}" + (f" of {len(row.cells)}" if len(row.results) < len(row.cells) else "")
         valid = show((statistics.fmean(result["valid"] for result in row.results), None))
         width = row.cells[0].config["model"]["width"]
         cost, speed = row.cost, row.tokens_per_second()
-        cells = [f"`{row.label(common)}`", show(row.test()), valid, seeds, f"{width}"]
+        cells = [f"`{row.label(hidden)}`", show(row.test()), valid, seeds, f"{width}"]
         cells += [f"{cost.parameters:,}", f"{cost.flops_per_token:,.0f}"]
         cells += ["–" if x is None else f"{x:,.0f}" for x in (cost.carry_bytes, speed)]
         if matched:
             cells.insert(5, met(row.sized))
+        if diverged:
+            cells.insert(4, f"{row.diverged()} of {len(row.cells)}")
+        if differences:
+            cells.insert(4, difference(differences[id(row)], metric))
+        cells[1:1] = [_chosen(row, key, choices) for key in request.best_of]
         lines.append((row.test()[0], cells))
     for name, value in first["floors"].items():
-        lines.append((value, [f"*{name}*", f"*{show((value, None))}*"] + [""] * (len(header) - 2)))
+        line = [f"*{name}*", *[""] * len(request.best_of), f"*{show((value, None))}*"]
+        lines.append((value, line + [""] * (len(header) - len(line))))
     lines.sort(key=lambda line: line[0], reverse=metric.higher_is_better)
     better = "higher" if metric.higher_is_better else "lower"
     note = f"At length {first['length']:,}; {better} is better; trivial predictors (floors) in italics."
+    if any(one is not None and one.half is not None for one in differences.values()):
+        note += (
+            " Differences are paired over seeds, with half their 95 % interval; one is called better or worse where it is clear "
+            "after Holm's correction for all rows, else =."
+        )
+    elif differences:
+        note += " With one seed, nothing can be said of whether a difference is chance."
     text = [f"## {first['task']}{shared}", note, markdown(header, [cells for _, cells in lines])]
     lengths = sorted(set().union(*(row.lengths() for row in group)))
     if len(lengths) > 1:
         table = [
-            [f"`{row.label(common)}`", *(show(row.test(n)) if n in row.lengths() else "–" for n in lengths)]
+            [f"`{row.label(hidden)}`", *(show(row.test(n)) if n in row.lengths() else "–" for n in lengths)]
             for row in group
         ]
         text += [f"### test {metric.label} by length", markdown(["", *(f"{n:,}" for n in lengths)], table)]
@@ -223,6 +181,64 @@ def shown(score: tuple[float, float | None], metric: Display) -> str:
     """Mean ± half the interval."""
     mean, half = score
     return metric.number(mean) + ("" if half is None else f" ± {metric.scale * half:.{metric.digits}f}")
+
+
+def difference(found: Difference | None, metric: Display) -> str:
+    """Mean ± half the interval, and what it says; nothing for the reference itself."""
+    if found is None:
+        return ""
+    sign = "+" if found.mean >= 0 else "−"
+    size = f"{sign}{metric.scale * abs(found.mean):.{metric.digits}f}"
+    return size if found.half is None else f"{size} ± {metric.scale * found.half:.{metric.digits}f} {found.verdict}"
+
+
+def _chosen(row: Row, key: str, choices: Sequence[Choice]) -> str:
+    """The value of a tuned axis, and whether it is at the edge, or all there is so far."""
+    choice = next(choice for choice in choices if choice.chosen is row)
+    value = row.values[key]
+    if key in choice.edges:
+        value = f"**{value}** (edge of the grid)"
+    return value if choice.complete else f"{value} (so far)"
+
+
+def _tuning(request: Request, choices: Sequence[Choice], arguments: Sequence[str]) -> list[str]:
+    """Every value and its score on validation; and how a grid is extended whose best is at its edge."""
+    if not choices:
+        return []
+    text = ["## Tuning"]
+    keys = ", ".join(request.best_of)
+    text.append(
+        f"Scores on the validation split by {keys}; the chosen one in bold, – has not been run, × failed or diverged."
+    )
+    columns = list(
+        dict.fromkeys(tuple(row.values[k] for k in request.best_of) for c in choices for row in c.candidates)
+    )
+    lines = []
+    for choice in choices:
+        shown_at = {}
+        for row, score in zip(choice.candidates, choice.scores):
+            display = Display.read(row.first) if row.results else None
+            text_ = (
+                "–" if score is None else "×" if not math.isfinite(score) or display is None else display.number(score)
+            )
+            shown_at[tuple(row.values[k] for k in request.best_of)] = f"**{text_}**" if row is choice.chosen else text_
+        label = ", ".join(v if k == "mixer" else f"{k}={v}" for k, v in choice.values.items()) or "all"
+        lines.append([f"`{label}`", *(shown_at.get(column, "") for column in columns)])
+    text.append(markdown(["", *(", ".join(column) for column in columns)], lines))
+    extended: dict[str, list[str]] = {}
+    for choice in choices:
+        for key, values in choice.edges.items():
+            extended[key] = list(dict.fromkeys([*extended.get(key, []), *values]))
+    for key, values in extended.items():
+        at = [", ".join(map(str, c.values.values())) or "all" for c in choices if key in c.edges]
+        text.append(f"**The best {key} is at the edge of the grid** for {', '.join(at)}. The grid that goes on there:")
+        text.append(_shell([_command("sweep.py", _with_values(arguments, key, [*request.axes[key], *values]))]))
+    return text
+
+
+def _with_values(arguments: Sequence[str], key: str, values: Sequence[str]) -> list[str]:
+    """A command line with other values of an axis."""
+    return [f"{key}={','.join(values)}" if argument.startswith(f"{key}=") else argument for argument in arguments]
 
 
 def met(sized: Sized | None) -> str:
@@ -304,14 +320,18 @@ def _commands(everything: Sequence[Row]) -> str:
     return _shell(blocks)
 
 
-def _csv(request: Request, cells: Sequence[Cell], errors: Mapping[str, str]) -> str:
+def _csv(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], choices: Sequence[Choice]) -> str:
     """One line for each cell."""
     lines = []
+    chosen = {cell.name for choice in choices if choice.chosen for cell in choice.chosen.cells}
     for cell in cells:
         (row,) = rows([cell])
         why = cell.diverged()
         status = "failed" if cell.name in errors else "unfinished" if why is None else "diverged"
         line = {**cell.values, "status": status, "error": errors.get(cell.name, why)}
+        if choices:
+            line["chosen"] = cell.name in chosen
+        line["attempts"] = len(jobs.attempts(cell.workdir))
         line["width"] = cell.config["model"]["width"]
         if cell.cost is not None:
             line |= {key: getattr(cell.cost, key) for key in MEASURES.values()}

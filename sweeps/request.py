@@ -1,11 +1,12 @@
 """What a sweep is asked for, and how a command line says it."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.errors import UserError, check_choice
+from common.errors import UserError, check_choice, check_range
 from sweeps.sizing import MEASURES
 
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
@@ -25,6 +26,13 @@ class Request:
       budget: of the match; None for that of the first mixer of the axis `mixer`, all other values being the same.
       lengths: that the test split is scored at beside the one of training.
       allow_other_data: whether to go on with cells whose data has changed since they were run.
+      hosts: that run each cell together.
+      points: combinations of values by key, all with the same keys, that are taken with each of the grid of the axes; None
+        where the axes are all.
+      best_of: axes that are tuned: for each combination of the others, the value that is best on validation is reported.
+      seeds_of_best: tune with seed 0, and run what was chosen with so many seeds, 0, 1, ...; None for all seeds of the axes.
+      reference: the row that the others are compared with: its mixer, or KEY=VALUE; None for the best.
+      match_to: the mixer whose amount is the budget of the match; None for the first one.
     """
 
     config: str
@@ -35,20 +43,40 @@ class Request:
     budget: float | None = None
     lengths: tuple[int, ...] = ()
     allow_other_data: bool = False
+    hosts: int = 1
+    points: Sequence[Mapping[str, str]] | None = None
+    best_of: tuple[str, ...] = ()
+    seeds_of_best: int | None = None
+    reference: str | None = None
+    match_to: str | None = None
 
     def __post_init__(self):
-        if clash := sorted(set(self.axes) & set(self.settings)):
+        check_range("--hosts", self.hosts, 1)
+        drawn = {key: [point[key] for point in self.points] for key in self.points[0]} if self.points else {}
+        if clash := sorted({*self.axes, *drawn} & set(self.settings)):
             raise UserError(f"{clash[0]} is both an axis and set: choose one")
+        if clash := sorted(set(self.axes) & set(drawn)):
+            raise UserError(f"{clash[0]} is both an axis and of the listed cells: choose one")
+        self._check_tuning({*self.axes, *drawn})
+        wanted = self.reference_values
+        if wanted and not any(wanted.items() <= {**self.settings, **values}.items() for values in self.combinations()):
+            raise UserError(
+                f"--reference={self.reference} is no row of the report: it is a mixer, or KEY=VALUE of an axis"
+            )
         for key, values in self.axes.items():
             if len(set(values)) < len(values) or not all(values):
                 raise UserError(f"the values of {key} must be different and not empty, got {','.join(values)!r}")
-        for key, values in (*self.axes.items(), *((key, [value]) for key, value in self.settings.items())):
+        for key, values in (
+            *self.axes.items(),
+            *drawn.items(),
+            *((key, [value]) for key, value in self.settings.items()),
+        ):
             if comma := next((value for value in values if "," in value and not is_flag(key)), None):
                 raise UserError(
                     f"{key}={comma!r} goes into the experiment file's argument, where commas separate: give it as a key of "
                     f"the configuration, such as task.{key}"
                 )
-        if not self.axes:
+        if not self.axes and not self.points:
             raise UserError("a sweep needs an axis, such as --over seed=0,1,2")
         if self.match is not None:
             check_choice("match", self.match, MEASURES)
@@ -56,10 +84,41 @@ class Request:
             raise UserError(f"a budget needs a measure: add --match={'|'.join(MEASURES)}")
         if self.budget is not None and not 0 < self.budget < math.inf:
             raise UserError(f"the budget must be a number above 0, got {self.budget}")
-        if self.match and self.budget is None and "mixer" not in self.axes:
+        if self.match and self.budget is None and self.first_mixer is None:
             raise UserError(
                 "match needs something to match: an axis of mixers (mixer=A,B; the first is the reference) or a budget"
             )
+
+    def _check_tuning(self, keys: set[str]) -> None:
+        for key in self.best_of:
+            if key == "seed":
+                raise UserError("a seed is not tuned: results would be those of lucky ones")
+            check_choice("--best_of", key, sorted(keys))
+        if self.seeds_of_best is not None:
+            check_range("--seeds_of_best", self.seeds_of_best, 1)
+            if not self.best_of:
+                raise UserError("--seeds_of_best needs --best_of=KEY: it runs what was chosen with more seeds")
+            if "seed" in keys or "seed" in self.settings:
+                raise UserError("--seeds_of_best has its own seeds, 0, 1, ...: leave out seed")
+
+    @property
+    def first_mixer(self) -> str | None:
+        """The mixer whose amount is the budget of a match; None where mixers are no axis."""
+        first = {key: values[0] for key, values in self.axes.items()} | dict(self.points[0] if self.points else {})
+        return self.match_to or first.get("mixer")
+
+    @property
+    def reference_values(self) -> dict[str, str]:
+        """The values that the reference has; {} where none is named."""
+        if self.reference is None:
+            return {}
+        return pairs("--reference", self.reference.split(",") if "=" in self.reference else [f"mixer={self.reference}"])
+
+    def combinations(self) -> list[dict[str, str]]:
+        """The values of each cell, by key."""
+        axes = dict(self.axes) | ({"seed": ["0"]} if self.seeds_of_best is not None else {})
+        grid = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+        return [{**point, **values} for point in self.points or [{}] for values in grid]
 
 
 def is_flag(key: str) -> bool:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from common.console import say
 from common.errors import UserError
 from common.files import write_atomically
@@ -15,6 +17,8 @@ from training.run_directory import writing
 
 def write(workdir: str | Path, lengths: Sequence[int] = (), allow_other_data: bool = False) -> None:
     """Scores the test split at the checkpoint of a run that is best on validation, and writes `result.json`.
+
+    To be called by all processes of a run; the first one writes.
 
     It holds the scores by length (null at a length that the run's mixers or its task cannot have), the score on validation, the
     floors of the same rows, and the step and the data that the scores are of, see `evaluation.loading.LoadedRun.origin`.
@@ -40,6 +44,8 @@ def write(workdir: str | Path, lengths: Sequence[int] = (), allow_other_data: bo
                 raise
             say(f"no score at length {length}: {error}")  # mixers and tasks that have one length only
             scores[str(length)] = None
+    if jax.process_index() != 0:
+        return
     valid = {line["step"]: line[spec.metric.name] for line in read_metrics(run.workdir) if line["split"] == "valid"}
     result = {
         "task": task.name,

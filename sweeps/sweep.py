@@ -2,27 +2,34 @@
 
 import dataclasses
 import shlex
-import tempfile
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from common.command import STOPPED
 from common.console import say
+from common.errors import UserError
 from data.metrics import Display
 from models import accounting
-from sweeps import cells, plots, report
+from sweeps import cells, driver, jobs, plots, report, rows, tuning
 from sweeps.cells import Cell
-from sweeps.engine import Engine, Outcome
+from sweeps.driver import Outcome
+from sweeps.engine import Engine
 from sweeps.request import Request
+from sweeps.tuning import Choice
+from training.metrics import read_metrics
 from training.run_directory import writing
 
 
-def run(request: Request, chosen: Engine, arguments: Sequence[str]) -> int:
+def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: int = 2, detach: bool = False) -> int:
     """Runs what is left of a sweep and writes its report, plots and table.
 
     Args:
       request: what to run.
       chosen: the engine.
       arguments: of `sweep.py` that asked for it, for the report.
+      retries: how often a cell that was stopped or lost is tried again.
+      detach: submit and leave: the same command later goes on.
 
     Returns:
       the exit status: 0 if all cells are finished; `STOPPED` if some were interrupted or not started, and the same command goes
@@ -34,17 +41,53 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str]) -> int:
     """
     grid = cells.plan(request)
     cells.check_directories(grid)
+    say(_costs(grid))
+    errors = {cell.name: cell.error for cell in grid if cell.error}
+    interrupted = _run(request, chosen, arguments, grid, grid, errors, retries, detach)
+    if not interrupted and request.best_of:
+        choices = tuning.choose(request, rows.rows(grid), list(errors))
+        for choice in choices:
+            say(_told(choice, request))
+        if (more := tuning.more_seeds(request, choices)) is not None:
+            extra = cells.plan(more)
+            cells.check_directories(extra)
+            say(f"\n{request.seeds_of_best} seeds of what was chosen")
+            grid = grid + extra
+            errors |= {cell.name: cell.error for cell in extra if cell.error}
+            interrupted = _run(request, chosen, arguments, grid, extra, errors, retries, detach)
+    groups, choices = _shown(request, grid, errors)
+    with writing(request.workdir):
+        drawn = plots.save(groups, request.workdir, choices, request.best_of)
+        say(f"{request.workdir / 'report.md'}, results.csv; {drawn}")
+    return _status(grid, errors, interrupted)
+
+
+def _run(
+    request: Request,
+    chosen: Engine,
+    arguments: Sequence[str],
+    grid: Sequence[Cell],
+    some: Sequence[Cell],
+    errors: dict[str, str],
+    retries: int,
+    detach: bool,
+) -> int:
+    """Runs what is left of some cells of a grid, and writes the report of the grid as they end.
+
+    Adds to `errors`, by name, why cells have failed; returns how many are still to be run, having been interrupted or left to the
+    engine.
+    """
     with writing(request.workdir):
         request.workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=request.workdir).close()
-    errors = {cell.name: cell.error for cell in grid if cell.error}
-    left = [cell for cell in grid if not cell.error and cell.todo()]
-    say(_costs(grid))
-    say(f"{len(grid)} cells, {len(left)} to run" + (f", {len(errors)} that cannot be" if errors else ""))
-    for name, error in errors.items():
-        say(f"{name}: {error}")
+        for cell in some:
+            cell.save()
+    left = [cell for cell in some if not cell.error and cell.todo()]
+    broken = [cell for cell in some if cell.error]
+    say(f"{len(some)} cells, {len(left)} to run" + (f", {len(broken)} that cannot be" if broken else ""))
+    for cell in broken:
+        say(f"{cell.name}: {cell.error}")
     outcomes = []
-    for outcome in chosen.run(left) if left else ():
+    for outcome in driver.drive(chosen, left, retries, detach) if left else ():
         outcomes.append(outcome)
         if outcome.status == "failed":
             errors[outcome.cell.name] = outcome.error
@@ -54,10 +97,24 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str]) -> int:
             report.write(request, grid, errors, arguments)
     with writing(request.workdir):
         report.write(request, grid, errors, arguments)
-        groups = report.sections(report.rows(grid))
-        say(f"{request.workdir / 'report.md'}, results.csv; {plots.save(groups, request.workdir)}")
-    interrupted = len(left) - sum(outcome.status != "interrupted" for outcome in outcomes)
-    return _status(grid, errors, interrupted)
+    return len(left) - sum(outcome.status != "interrupted" for outcome in outcomes)
+
+
+def _shown(request: Request, grid: Sequence[Cell], errors: dict[str, str]):
+    """The rows of the report in groups that can be compared, and what was chosen."""
+    everything = rows.rows(grid)
+    choices = tuning.choose(request, everything, list(errors)) if request.best_of else []
+    return rows.sections([c.chosen for c in choices if c.chosen] if choices else everything), choices
+
+
+def _told(choice: Choice, request: Request) -> str:
+    """What was chosen, in words."""
+    label = ", ".join(f"{key}={value}" for key, value in choice.values.items()) or "all"
+    if choice.chosen is None:
+        return f"{label}: nothing can be chosen, no value has a score"
+    values = ", ".join(f"{key}={choice.chosen.values[key]}" for key in request.best_of)
+    edge = f", at the edge of the grid ({', '.join(choice.edges)}); the report has the command that extends it"
+    return f"{label}: {values}" + (edge if choice.edges else "")
 
 
 def _status(grid: Sequence[Cell], errors: dict[str, str], interrupted: int) -> int:
@@ -76,6 +133,36 @@ def _status(grid: Sequence[Cell], errors: dict[str, str], interrupted: int) -> i
     return STOPPED if interrupted else 1
 
 
+def status(workdir: Path) -> int:
+    """Prints how far each cell of a sweep is, read from their directories; the exit status, as of `run`.
+
+    Raises:
+      UserError: if the directory holds no cells.
+    """
+    grid = cells.here(workdir)
+    if not grid:
+        raise UserError(f"{workdir} holds no cells of a sweep")
+    lines, words = [], [driver.status(cell) for cell in grid]
+    for cell, word in zip(grid, words):
+        found, made = cell.result(), jobs.attempts(cell.workdir)
+        step = max((line["step"] for line in read_metrics(cell.workdir)), default=0)
+        score = Display.read(found).show(found["test"][str(found["length"])]) if found else ""
+        hours = sum(attempt.seconds for attempt in made) / 3600
+        short = textwrap.shorten(word, 70, placeholder=" ...")
+        lines.append([cell.name, short, f"{step:,}/{cell.steps:,}", score, f"{len(made)}", f"{hours:.2f}"])
+    say(_columns([["cell", "status", "step", "test", "attempts", "hours"], *lines]))
+    say(f"{len(grid)} cells: {', '.join(f'{n} {word}' for word, n in driver.by_status(grid).items())}")
+    if all(word == "finished" for word in words):
+        return 0
+    return 1 if all(word.startswith(("finished", "failed", "diverged", "cannot")) for word in words) else STOPPED
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> str:
+    """A table of text."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
+
+
 def show(request: Request, chosen: Engine) -> None:
     """Prints what a sweep would run on an engine, and runs nothing.
 
@@ -86,18 +173,11 @@ def show(request: Request, chosen: Engine) -> None:
     cells.check_directories(grid)
     say(_costs(grid))
     for cell in grid:
-        steps = [] if cell.error else cell.todo()
-        say(f"\n# {cell.name}" + ("" if steps else f": {_state(cell)}"))
-        for step in steps:
-            say(shlex.join(chosen.command(step)))
-
-
-def _state(cell: Cell) -> str:
-    """Why nothing is to be run for a cell."""
-    if cell.error:
-        return f"cannot be run: {cell.error}"
-    why = cell.diverged()
-    return "finished" if why is None else f"diverged: {why}"
+        left = () if cell.error else cell.todo()
+        say(f"\n# {cell.name}: {' and '.join(left) if left else driver.status(cell)}")
+        if left:
+            say(shlex.join(["python", "train.py", *cell.arguments, f"--workdir={cell.workdir}"]))
+            say(shlex.join(chosen.command(cell.workdir)))
 
 
 def _costs(grid: Sequence[Cell]) -> str:

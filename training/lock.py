@@ -62,6 +62,23 @@ def locked(directory: Path, what: str) -> Iterator[int]:
         os.close(file)
 
 
+def held(directory: Path) -> bool:
+    """Whether a process holds the lock of a directory."""
+    try:
+        file = os.open(directory / FILE, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text())

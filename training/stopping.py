@@ -2,9 +2,12 @@
 
 import os
 import signal
+import time
 
 import jax
 from jax.experimental import multihost_utils
+
+TOGETHER = 0.5  # seconds within which signals are one: SLURM sends SIGTERM twice, milliseconds apart, when it preempts
 
 
 class GracefulStop:
@@ -16,13 +19,14 @@ class GracefulStop:
                 if stop.requested(step):
                     break
 
-    A second signal does what it would have done without this. Where processes are joined by `jax.distributed`, no
-    handler is installed: JAX's own, for SIGTERM, makes all processes agree on a step, and `requested` becomes true in
-    all of them after that step even if only one got the signal.
+    A second signal, if it does not come together with the first one, does what it would have done without this. Where
+    processes are joined by `jax.distributed`, no handler is installed: JAX's own, for SIGTERM, makes all processes agree on
+    a step, and `requested` becomes true in all of them after that step even if only one got the signal.
     """
 
     def __init__(self):
         self._requested = False
+        self._since = 0.0
         self._old = {}
 
     def __enter__(self) -> "GracefulStop":
@@ -42,10 +46,12 @@ class GracefulStop:
 
     def _request(self, number: int, frame) -> None:
         del frame
+        if self._requested and time.monotonic() - self._since < TOGETHER:
+            return
         if self._requested:
             signal.signal(number, self._old[number])
             signal.raise_signal(number)
             return
-        self._requested = True
+        self._requested, self._since = True, time.monotonic()
         name = signal.Signals(number).name
         os.write(2, f"{name}: stopping after this step; once more to stop at once\n".encode())  # print may be running

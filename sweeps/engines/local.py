@@ -1,102 +1,99 @@
 """Processes of this machine."""
 
+import contextlib
 import os
 import signal
 import subprocess
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from sweeps.cells import LOG, Cell
-from sweeps.engine import Engine, Outcome, outcome
-from training.lock import locked
-from training.stopping import GracefulStop
+from common.errors import UserError
+from common.files import read_json
+from sweeps import jobs
+from sweeps.cells import LOG
+from sweeps.engine import ALONE, Engine, Resources, Seen
+from training.lock import FILE, held
 
 
 class Local(Engine):
     """Processes of this machine, each with its share of the cores and of `CUDA_VISIBLE_DEVICES`.
 
-    SIGINT (Ctrl-C) and SIGTERM are passed on: runs save and stop, and go on next time. A second one kills them. The sweep's
-    directory is locked while cells run, also by those that outlive this process.
+    They end with the command: a signal to it is passed on, so that they save and stop. Those that it left behind when it was
+    killed are adopted by the next one. A cell takes all accelerators of its share, and has one host.
     """
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
-        waiting, running, stopping = deque(cells), {}, False
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        with locked(self.workdir, "sweep") as lock, GracefulStop() as stop:
-            try:
-                while running or (waiting and not stopping):
-                    for worker in range(self.workers):
-                        if waiting and worker not in running and not stopping:
-                            running[worker] = _Job(self, waiting.popleft(), worker, lock)
-                    for worker, job in list(running.items()):
-                        if (ended := job.poll(stopping)) is not None:
-                            del running[worker]
-                            yield ended
-                    if stop.requested(0) and not stopping:
-                        stopping = True
-                        for job in running.values():
-                            job.process.terminate()
-                    time.sleep(0.05)
-            finally:
-                for job in running.values():
-                    os.killpg(job.process.pid, signal.SIGKILL)
+    poll = 0.1
+    lasting = False
 
+    def __init__(
+        self,
+        workdir: Path,
+        resources: Resources = ALONE,
+        options: Mapping[str, str] | None = None,
+        workers: int | None = None,
+    ):
+        super().__init__(workdir, resources, options, 1 if workers is None else workers)
+        if options:
+            raise UserError(f"--engine=local has no options, it was given {', '.join(options)}")
+        if resources != ALONE:
+            raise UserError(
+                "--hosts, --accelerators and --minutes are for engines with several machines; --engine=local has this one, which "
+                "--workers shares"
+            )
+        self._processes: dict[str, tuple[subprocess.Popen, int]] = {}
 
-class _Job:
-    """A cell that runs."""
+    def submit(self, cells: Sequence[Path], retries: int) -> list[str]:
+        return [self._start(cell) for cell in cells]
 
-    def __init__(self, engine: Engine, cell: Cell, worker: int, lock: int):
-        self._engine, self._cell, self._worker, self._lock = engine, cell, worker, lock
-        self._begin = time.monotonic()
-        cell.workdir.mkdir(parents=True, exist_ok=True)
-        self._start()
-
-    def _start(self) -> None:
-        """Starts the next step."""
-        self._step = self._cell.todo()[0]
+    def _start(self, cell: Path) -> str:
+        taken = {worker for process, worker in self._processes.values() if process.returncode is None}
+        worker = next(n for n in range(self.workers) if n not in taken)
         environment = dict(os.environ)
-        if self._engine.workers > 1:
+        if self.workers > 1:
             environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they may share a GPU
-            if devices := self._share(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")):
+            if devices := self._share(worker, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")):
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        with (self._cell.workdir / LOG).open("ab") as output:
-            self._output_start = output.tell()
-            self.process = subprocess.Popen(
-                self._engine.command(self._step),
+        with (cell / LOG).open("ab") as output:
+            process = subprocess.Popen(
+                self.command(cell),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 start_new_session=True,  # Ctrl-C reaches the sweep, which passes it on
-                pass_fds=(self._lock,),
             )
-        if hasattr(os, "sched_setaffinity") and (cores := self._share(sorted(os.sched_getaffinity(0)))):
-            try:
-                os.sched_setaffinity(self.process.pid, cores)
-            except ProcessLookupError:
-                pass  # it has ended already
+        if hasattr(os, "sched_setaffinity") and (cores := self._share(worker, sorted(os.sched_getaffinity(0)))):
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                os.sched_setaffinity(process.pid, cores)
+        self._processes[str(process.pid)] = process, worker
+        return str(process.pid)
 
-    def _share(self, resources: list) -> list:
-        """This worker's part; [] where there are too few for all."""
-        workers = self._engine.workers
-        return resources[self._worker :: workers] if len(resources) >= workers else []
+    def _share(self, worker: int, resources: list) -> list:
+        """A worker's part; [] where there are too few for all."""
+        return resources[worker :: self.workers] if len(resources) >= self.workers else []
 
-    def poll(self, stopping: bool) -> Outcome | None:
-        """How the cell has ended; None while it runs. With `stopping` no further step is started."""
-        code = self.process.poll()
-        if code is None:
-            return None
-        seconds = time.monotonic() - self._begin
-        ended = outcome(self._cell, self._step, code, self._printed(), seconds)
-        if ended is None and stopping:
-            return Outcome(self._cell, "interrupted", None, seconds)
-        if ended is None:
-            self._start()
-        return ended
+    def states(self, given: Mapping[str, Path]) -> dict[str, Seen]:
+        return {name: self._state(name, cell) for name, cell in given.items()}
 
-    def _printed(self) -> str:
-        """What the last step has printed."""
-        with (self._cell.workdir / LOG).open("rb") as log:
-            log.seek(self._output_start)
-            return log.read().decode(errors="replace")
+    def _state(self, name: str, cell: Path) -> Seen:
+        if name not in self._processes:  # of another command, which has been killed
+            return Seen("running") if held(jobs.folder(cell)) else Seen("ended", "the sweep was killed")
+        code = self._processes[name][0].poll()
+        if code is None or held(jobs.folder(cell)):  # by one that another command left behind
+            return Seen("running")
+        jobs.write_exit_code(cell, code)
+        return Seen("ended")
+
+    def cancel(self, given: Mapping[str, Path]) -> None:
+        for name, cell in given.items():
+            if self._state(name, cell).state == "running":
+                os.kill(self._process(name, cell), signal.SIGTERM)
+
+    def kill(self, given: Mapping[str, Path]) -> None:
+        for name, cell in given.items():
+            if self._state(name, cell).state == "running":
+                os.kill(self._process(name, cell), signal.SIGKILL)
+
+    def _process(self, name: str, cell: Path) -> int:
+        """Its number: of one that was adopted, what holds the cell's lock."""
+        return int(name) if name in self._processes else read_json(jobs.folder(cell) / FILE)["process"]

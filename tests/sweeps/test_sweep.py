@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -16,78 +15,10 @@ import scipy.stats
 import sweep as entry
 from common.command import STOPPED
 from common.errors import UserError
-from data.metrics import bits_per
-from sweeps import cells, plots, report, sweep
-from sweeps.engine import Outcome
-from sweeps.request import Request, split_values
+from sweeps import cells, jobs, plots, rows, sweep
+from sweeps.request import split_values
+from tests.sweeps.pretender import ROOT, SMALL, Pretender, request
 from training import command_line, config, setup
-
-ROOT = pathlib.Path(__file__).parents[2]
-SMALL = {"task.length": "16", "model.width": "16", "model.depth": "2", "train.steps": "4", "train.batch_size": "8"}
-SMALL["optimizer.warmup_steps"] = "1"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    words = "the quick brown fox jumps over the lazy dog".split()
-    path.write_text(" ".join(words[i] for i in np.random.default_rng(0).integers(0, len(words), 600)))
-    return path
-
-
-@pytest.fixture
-def no_plots(monkeypatch):
-    """Plots are tested by themselves."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-
-
-def request(text, folder, axes, **options):
-    settings = {"corpus": f"file:{text}", **SMALL, **options.pop("settings", {})}
-    axes = {key: values.split(",") for key, values in axes.items()}
-    settings = {key: value for key, value in settings.items() if key not in axes or key == "train.steps"}
-    return Request(str(ROOT / "configs/lm.py"), axes, folder / "sweep", settings, **options)
-
-
-class Pretender:
-    """Writes what a run leaves. Scores are 3 + seed / 10, 1 higher for mamba; lru fails, seed 8 diverges, 9 is interrupted."""
-
-    def __init__(self):
-        self.ran = []
-
-    def run(self, todo):
-        for cell in todo:
-            self.ran.append(cell.name)
-            if cell.values["mixer"] == "lru":
-                yield Outcome(cell, "failed", "ValueError: it broke")
-            elif cell.values["seed"] == "9":
-                yield Outcome(cell, "interrupted")
-            elif cell.values["seed"] == "8":
-                self.train(cell, math.nan)
-                yield Outcome(cell, "diverged", cell.diverged())
-            else:
-                yield self.finish(cell)
-
-    def train(self, cell, value):
-        (cell.workdir / "checkpoints" / str(cell.steps)).mkdir(parents=True)
-        (cell.workdir / "config.json").write_text(json.dumps(cell.config))
-        (cell.workdir / "environment.json").write_text(json.dumps([ENVIRONMENT | {"fingerprint": cell.data}]))
-        lines = [{"step": 2, "split": "train", "loss": 2.0, "tokens_per_second": 1000.0, "skipped": 0}]
-        for step in (2, 4):
-            score = "NaN" if math.isnan(value) else value + 1 / step
-            lines.append({"step": step, "split": "valid", "bits_per_byte": score})
-        (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-    def finish(self, cell):
-        value = 3 + int(cell.values["seed"]) / 10 + (cell.values["mixer"] == "mamba")
-        self.train(cell, value)
-        result = {"task": "text", **bits_per("byte").describe(), "data": cell.data}
-        result |= {"floors": {"uniform": 8.0, "5-gram": 3.5}, "length": 16, "steps": 4, "step": 4}
-        scores = {str(n): None if n > 40 else value + n / 1000 for n in {16, *cell.lengths}}
-        (cell.workdir / "result.json").write_text(json.dumps(result | {"valid": value, "test": scores}))
-        return Outcome(cell, "finished", seconds=1.0)
-
-
-ENVIRONMENT = {"git": None, "devices": {"count": 1, "kind": "abacus"}, "packages": {"jax": "1"}}
 
 
 def test_a_grid(text, tmp_path):
@@ -163,12 +94,12 @@ def test_a_sweep_and_its_report(text, tmp_path, capsys, monkeypatch, no_plots):
     """Failures are told and the rest goes on; what is finished is not run again; the report has everything."""
     monkeypatch.chdir(tmp_path)
     asked = request(text, tmp_path, {"mixer": "mamba,gla,lru,fnet", "seed": "0,1,8,9"}, lengths=(32, 48))
-    engine = Pretender()
-    assert sweep.run(asked, engine, ["--over", "x=(1,2),3"]) == STOPPED
+    engine = Pretender(asked.workdir)
+    assert sweep.run(asked, engine, ["--over", "x=(1,2),3"], retries=0) == STOPPED
     assert len(engine.ran) == 12, "fnet is not causal: its cells are not run"
     assert "12 of 16 cells are not finished (8 failed, 2 diverged, 2 interrupted)" in capsys.readouterr().out
-    again = Pretender()
-    assert sweep.run(asked, again, ["--over", "x=(1,2),3"]) == STOPPED
+    again = Pretender(asked.workdir)
+    assert sweep.run(asked, again, ["--over", "x=(1,2),3"], retries=0) == STOPPED
     assert again.ran == [name for name in engine.ran if "lru" in name or "seed=9" in name]
     report = (asked.workdir / "report.md").read_text()
     assert f"cd {tmp_path}\n\npython {ROOT}/sweep.py --over 'x=(1,2),3'\n" in report
@@ -190,24 +121,26 @@ def test_a_sweep_and_its_report(text, tmp_path, capsys, monkeypatch, no_plots):
     assert len(lines) == 16 and "test_at_48" not in lines[0] and "nan" in lines[2]["error"]
     assert lines[8]["error"] == "ValueError: it broke" and int(lines[8]["parameters"]) > 0
     other = dataclasses.replace(asked, lengths=(64,))
-    (score,) = cells.plan(other)[0].todo()
-    assert score.program == "sweep.py" and score.arguments[-1] == "--lengths=64", (
-        "trained, to be scored at another length"
-    )
+    assert cells.plan(other)[0].todo() == ("score",), "trained, to be scored at another length"
+    capsys.readouterr()
+    assert sweep.status(asked.workdir) == STOPPED
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "mixer=gla,seed=0 finished 4/4 3.0160 bits per byte 1 0.00" in shown
+    assert "mixer=lru,seed=1 failed: ValueError: it broke 0/4 2 0.00" in shown
+    assert "16 cells: 4 finished, 2 diverged, 2 interrupted, 4 failed, 4 cannot be run" in shown
 
 
 def test_exit_status(text, tmp_path, no_plots):
     """1 where cells have failed or diverged, also when there is nothing left to be run; 0 when all are finished."""
     for name, axes, status in (("a", {"mixer": "gla", "seed": "0,8"}, 1), ("b", {"mixer": "gla", "seed": "0"}, 0)):
         asked = request(text, tmp_path / name, axes)
-        assert [sweep.run(asked, Pretender(), []) for _ in range(2)] == [status, status]
+        assert [sweep.run(asked, Pretender(asked.workdir), []) for _ in range(2)] == [status, status]
 
 
 def test_a_sweep_keeps_its_configuration_and_data(text, tmp_path, no_plots):
     """Other settings or data are refused before anything is changed, but for what changes no number."""
     asked = request(text, tmp_path, {"mixer": "gla", "seed": "0,9"})
-    sweep.run(asked, Pretender(), [])
-    (asked.workdir / "mixer=gla,seed=9").mkdir()
+    sweep.run(asked, Pretender(asked.workdir), [])
     (asked.workdir / "mixer=gla,seed=9" / "config.json").write_text(json.dumps(cells.plan(asked)[1].config))
     before = {path: path.read_bytes() for path in asked.workdir.rglob("*") if path.is_file()}
 
@@ -223,13 +156,13 @@ def test_a_sweep_keeps_its_configuration_and_data(text, tmp_path, no_plots):
     for settings in refused:
         ((key, value),) = settings.items()
         with pytest.raises(UserError, match=rf"seed=0 holds a run with.*{key}=.*now {value}.*1 more cells.*--workdir"):
-            sweep.run(again(**settings), Pretender(), [])
+            sweep.run(again(**settings), Pretender(asked.workdir), [])
     recorded = json.loads((asked.workdir / "mixer=gla,seed=0" / "environment.json").read_text())
     assert recorded[-1]["fingerprint"] == cells.plan(asked)[0].data
     corpus = text.with_name("other.txt")
     corpus.write_text(text.read_text().replace("fox", "dog"))
     with pytest.raises(UserError, match=r"seed=0 was run on other data.*--allow_other_data"):
-        sweep.run(again(corpus=f"file:{corpus}"), Pretender(), [])
+        sweep.run(again(corpus=f"file:{corpus}"), Pretender(asked.workdir), [])
     assert before == {path: path.read_bytes() for path in asked.workdir.rglob("*") if path.is_file()}
 
     free = cells.plan(again(**{"train.log_every": "1", "train.keep": "5", "train.checkpoint_every": "3"}))
@@ -238,7 +171,7 @@ def test_a_sweep_keeps_its_configuration_and_data(text, tmp_path, no_plots):
     knowingly = dataclasses.replace(again(corpus=f"file:{corpus}"), allow_other_data=True)
     finished, started = cells.plan(knowingly)
     cells.check_directories([finished, started])
-    assert not finished.todo() and all(step.arguments[-1] == "--allow_other_data" for step in started.todo())
+    assert not finished.todo() and started.allow_other_data
 
 
 def test_updates_that_were_never_made(text, tmp_path):
@@ -248,7 +181,7 @@ def test_updates_that_were_never_made(text, tmp_path):
     assert cell.diverged() is None and cell.result() is not None
     with (cell.workdir / "metrics.jsonl").open("a") as record:
         record.write(json.dumps({"step": 4, "split": "train", "loss": 2.0, "skipped": 2}) + "\n")
-    assert "none of the updates after step 2" in cell.diverged() and cell.result() is None and cell.todo() == []
+    assert "none of the updates after step 2" in cell.diverged() and cell.result() is None and cell.todo() == ()
 
 
 def test_a_fault_in_a_cell(text, tmp_path, monkeypatch, capsys):
@@ -272,7 +205,7 @@ def test_plots(text, tmp_path, monkeypatch):
     grid = cells.plan(asked)
     for cell in grid:
         Pretender().finish(cell)
-    groups = report.sections(report.rows(grid))
+    groups = rows.sections(rows.rows(grid))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert plots.save(groups, asked.workdir) == "no plots: pip install matplotlib"
     monkeypatch.undo()
@@ -283,11 +216,11 @@ def test_plots(text, tmp_path, monkeypatch):
 
 def test_intervals():
     values = [1.0, 2.0, 4.0, 4.5]
-    mean, half = report.interval(values)
+    mean, half = rows.interval(values)
     low, high = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-12)
-    assert report.interval([3.0]) == (3.0, None)
-    assert report.interval([math.inf, 3.0])[1] is None
+    assert rows.interval([3.0]) == (3.0, None)
+    assert rows.interval([math.inf, 3.0])[1] is None
 
 
 def test_from_end_to_end(text, tmp_path, monkeypatch):
@@ -311,6 +244,9 @@ def test_from_end_to_end(text, tmp_path, monkeypatch):
     result = json.loads((folder / "result.json").read_text())
     assert result["step"] in (2, 4) and set(result["test"]) == {"16", "32"} and result["floors"]["uniform"] == 8
     assert "`gla`" in (tmp_path / "sweep" / "report.md").read_text()
-    (cell,) = cells.plan(entry.requested(entry.parser().parse_args(arguments), (32,)))
+    (cell,) = cells.plan(entry.requested(entry.parser().parse_args(arguments)))
     assert cell.config == json.loads((folder / "config.json").read_text()) and cell.data == result["data"]
-    assert cell.todo() == []
+    assert cells.load(folder).config == cell.config and cells.here(tmp_path / "sweep") == [cells.load(folder)]
+    (attempt,) = jobs.attempts(folder)
+    assert (attempt.status, attempt.devices) == ("finished", 8) and attempt.seconds > 1
+    assert cell.todo() == ()

@@ -6,11 +6,13 @@ import jax
 import pytest
 from jax.experimental import multihost_utils
 
+from training import stopping
 from training.stopping import GracefulStop
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals(number, capfd):
+def test_signals(number, capfd, monkeypatch):
+    monkeypatch.setattr(stopping, "TOGETHER", 0.0)
     seen = []
     before = signal.signal(number, lambda *_: seen.append("old handler"))
     try:
@@ -28,7 +30,19 @@ def test_signals(number, capfd):
         signal.signal(number, before)
 
 
-def test_second_interrupt_is_a_keyboard_interrupt():
+def test_signals_that_come_together_are_one():
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it was told to stop once"))
+    try:
+        with GracefulStop() as stop:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGTERM)
+            assert stop.requested(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_second_interrupt_is_a_keyboard_interrupt(monkeypatch):
+    monkeypatch.setattr(stopping, "TOGETHER", 0.0)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         with pytest.raises(KeyboardInterrupt), GracefulStop():
