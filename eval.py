@@ -3,6 +3,7 @@
     python eval.py --workdir=runs/first
     python eval.py --workdir=runs/first --split=valid --checkpoint=latest --lengths=128,256,512,1024
     python eval.py --workdir=runs/first --sample="KING HENRY:" --length=400 --temperature=0.8 --top_p=0.95
+    python eval.py --workdir=runs/first --prompts=prompts.txt --samples=3 --stop=$'\\n\\n'
     python eval.py --workdir=runs/first --diagnose
     python eval.py --workdir=runs/first --show_config
 
@@ -22,6 +23,7 @@ from training.command_line import show
 # The options of each action, and what they are where they are not given.
 SCORING = {"split": "test", "lengths": [], "batches": 0}
 SAMPLING = {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
+SAMPLING |= {"samples": 1, "stop": [], "batch_size": 16}
 DIAGNOSING = {"lengths": []}
 LOADING = {"checkpoint": "best", "allow_other_data": False}
 
@@ -54,24 +56,24 @@ def parser() -> command.Parser:
     add("--batches", type=int, metavar="N", help="score only the first N batches; 0, the default, is the whole split")
     add = parser.add_argument_group("other actions, one at a time").add_mutually_exclusive_group().add_argument
     add("--sample", metavar="PROMPT", help="continue a text, print it and keep it in the run's samples/")
+    add("--prompts", metavar="FILE", help="continue each line of a file, or each prompt of a .jsonl file, likewise")
     add("--diagnose", action="store_true", help="measure reach, gradients and spectra of the mixers, into diagnostics/")
     add("--show_config", action="store_true", help="print the run's resolved configuration, with comments")
-    add = parser.add_argument_group("with --sample").add_argument
+    add = parser.add_argument_group("with --sample and --prompts").add_argument
     add("--length", type=int, metavar="N", help=f"number of tokens to generate ({SAMPLING['length']})")
-    add(
-        "--temperature",
-        type=float,
-        help=f"divides the logits; 0 takes the likeliest token ({SAMPLING['temperature']})",
-    )
+    add("--temperature", type=float, help=f"divides the logits; 0 takes the likeliest ({SAMPLING['temperature']})")
     add("--top_k", type=int, metavar="K", help="sample from the K likeliest tokens; 0, the default, from all")
     add("--top_p", type=float, metavar="P", help="sample from the likeliest tokens that reach this probability (1)")
-    add("--seed", type=int, help="the source of the draws (0)")
+    add("--seed", type=int, help="the source of the draws of the first sample; the next has the next seed (0)")
+    add("--samples", type=int, metavar="N", help="texts of each prompt (1)")
+    add("--stop", action="append", metavar="TEXT", help="end a text before this one; may be given several times")
+    add("--batch_size", type=int, metavar="N", help=f"texts that are made together ({SAMPLING['batch_size']})")
     return parser
 
 
 def choose(given: dict) -> tuple[str, dict]:
     """The action that is asked for and all its options. Raises a UserError for an option of another action."""
-    actions = {"sample": SAMPLING, "diagnose": DIAGNOSING, "show_config": {}}
+    actions = {"sample": SAMPLING, "prompts": SAMPLING, "diagnose": DIAGNOSING, "show_config": {}}
     action = next((name for name in actions if name in given), "score")
     options = actions.get(action, SCORING)
     if action != "show_config":
@@ -86,8 +88,10 @@ def main(arguments: list[str]) -> None:
     action, options = choose(vars(parser().parse_args(arguments)))
     workdir = options["workdir"]
     settings = {name: options[name] for name in SAMPLING if name in options}
-    if action == "sample":
+    prompts = []
+    if action in ("sample", "prompts"):
         sampling.check(**settings)
+        prompts = [options["sample"]] if action == "sample" else sampling.read_prompts(options["prompts"])
     elif action == "score":
         check_choice("--split", options["split"], Task.splits)
         check_range("--batches", options["batches"], 0)
@@ -96,8 +100,8 @@ def main(arguments: list[str]) -> None:
         print(show(configuration(workdir)))
         return
     run = load(workdir, options["checkpoint"], options["allow_other_data"])
-    if action == "sample":
-        sampling.sample(run, options["sample"], **settings)
+    if prompts:
+        sampling.sample(run, prompts, **settings)
     elif action == "diagnose":
         diagnosing.diagnose(run, options["lengths"])
     else:

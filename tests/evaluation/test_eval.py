@@ -34,6 +34,10 @@ def no_start(monkeypatch):
         (["--sample=a", "--length=0"], "--length must be"),
         (["--sample=a", "--seed=-1"], "--seed must be"),
         (["--sample=a", f"--seed={2**32}"], "--seed must be"),
+        (["--sample=a", "--samples=0"], "--samples must be"),
+        (["--sample=a", "--stop="], "--stop is empty"),
+        (["--prompts=/nowhere/prompts.txt"], "--prompts=/nowhere/prompts.txt cannot be read"),
+        (["--prompts=a", "--sample=b"], "--sample: not allowed with argument --prompts"),
         (["--sample=a", "--diagnose"], "--diagnose: not allowed with argument --sample"),
         (["--sample=a", "--split=test"], "--split does not go with --sample"),
         (["--top_p=0.5"], "--top_p does not go with scoring"),
@@ -57,12 +61,17 @@ def test_scoring(trained, capsys):
     assert "checkpoint of step 2" in printed and "valid, length 24, 1 of" in printed
 
 
-def test_sampling(trained, monkeypatch, capsys):
+def test_sampling(trained, monkeypatch, tmp_path):
     """What is not given has the defaults that the help names."""
     asked = []
-    monkeypatch.setattr(sampling, "sample", lambda run, prompt, **settings: asked.append((prompt, settings)))
+    monkeypatch.setattr(sampling, "sample", lambda run, prompts, **settings: asked.append((prompts, settings)))
     entry.main([f"--workdir={trained}", "--sample=king and queen", "--top_p=0.9"])
-    assert asked == [("king and queen", {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 0.9, "seed": 0})]
+    defaults = {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
+    defaults |= {"samples": 1, "stop": [], "batch_size": 16}
+    assert asked == [(["king and queen"], {**defaults, "top_p": 0.9})]
+    (tmp_path / "prompts.txt").write_text("king\nqueen\n")
+    entry.main([f"--workdir={trained}", f"--prompts={tmp_path}/prompts.txt", "--samples=3", "--stop=a", "--stop=b"])
+    assert asked[1:] == [(["king", "queen"], {**defaults, "samples": 3, "stop": ["a", "b"]})]
 
 
 def test_other_data(shorter, capsys):
