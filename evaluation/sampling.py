@@ -66,7 +66,9 @@ def read_prompts(path: str | Path) -> list[str]:
             raise UserError(f"--prompts={path}, line {number}, is no JSON: {error}") from None
         prompt = value.get("prompt") if isinstance(value, dict) else value
         if not isinstance(prompt, str):
-            raise UserError(f'--prompts={path}, line {number}, is neither a string nor an object with a string "prompt"')
+            raise UserError(
+                f'--prompts={path}, line {number}, is neither a string nor an object with a string "prompt"'
+            )
         prompts.append(prompt)
     return prompts
 
@@ -184,7 +186,10 @@ def sample(
     pads = all(mixer.padding or mixer.packing for mixer in config.model.sketches.values())
     texts, rates, prefill = {}, [], 0.0
     for batch in batches(rows, [len(ids) for ids in encoded], batch_size, pads):
-        ids, segment_ids = padded([encoded[i] for i, _ in batch], several=len(rows) > len(batch))
+        # A last batch of fewer rows is filled up, so that it need not be compiled.
+        several = len(rows) > len(batch)
+        filled = batch + batch[-1:] * (batch_size - len(batch) if several and pads else 0)
+        ids, segment_ids = padded([encoded[i] for i, _ in filled], several)
         parts = [Continuation(config.task.decode, stop) for _ in batch]
         if alone:
             _show(prompts[0])
@@ -196,13 +201,9 @@ def sample(
                 _show(parts[0].piece())
             return all(part.ended for part in parts)
 
-        # A last batch of fewer rows is filled up, so that it need not be compiled.
-        fill = min(batch_size, len(rows)) - len(batch) if len(rows) > len(batch) and pads else 0
-        seeds = [row_seed for _, row_seed in (*batch, *(batch[-1:] * fill))]
-        repeat = lambda a: None if a is None else np.concatenate([a, np.repeat(a[-1:], fill, 0)])
         with run.computing():
-            _, speed = generator(params, repeat(ids), length, seeds, segment_ids=repeat(segment_ids), see=see)
-        rates.append(speed["tokens_per_second"] * len(batch) / len(seeds))
+            _, speed = generator(params, ids, length, [s for _, s in filled], segment_ids=segment_ids, see=see)
+        rates.append(speed["tokens_per_second"] * len(batch) / len(filled))
         prefill += speed["prefill_seconds"]
         for row, part in zip(batch, parts):
             part.finish()
