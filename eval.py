@@ -2,6 +2,9 @@
 
     python eval.py --workdir=runs/first
     python eval.py --workdir=runs/first --split=valid --checkpoint=latest --lengths=128,256,512,1024
+    python eval.py --workdir=runs/first --task=passkey --set task.depth=0.1,0.5,0.9 task.length=256,1024
+    python eval.py --workdir=runs/first --suite=recall
+    python eval.py --hf=mamba-130m-hf --task=language_model --set task.corpus=shakespeare
     python eval.py --workdir=runs/first --sample="KING HENRY:" --length=400 --temperature=0.8 --top_p=0.95
     python eval.py --workdir=runs/first --prompts=prompts.txt --samples=3 --stop=$'\\n\\n'
     python eval.py --workdir=runs/first --diagnose
@@ -16,12 +19,13 @@ import argparse
 from common import command
 from common.errors import UserError, check_choice, check_range
 from data.task import Task
-from evaluation import diagnosing, sampling, scoring
-from evaluation.loading import configuration, load
+from evaluation import diagnosing, grids, sampling, scoring, settings, suite
+from evaluation.loading import configuration, load, load_hf
 from training.command_line import show
 
 # The options of each action, and what they are where they are not given.
 SCORING = {"split": "test", "lengths": [], "batches": 0}
+SCORING |= {"task": "", "set": [], "suite": "", "hf": "", "output": None}
 SAMPLING = {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
 SAMPLING |= {"samples": 1, "stop": [], "batch_size": 16}
 DIAGNOSING = {"lengths": []}
@@ -40,7 +44,8 @@ def parser() -> command.Parser:
     """The command line. What is not given is not in the result, so that it can be told from what is."""
     parser = command.Parser(__doc__, argument_default=argparse.SUPPRESS)
     add = parser.add_argument_group("the run").add_argument
-    add("--workdir", required=True, metavar="DIR", help="the run's directory")
+    add("--workdir", metavar="DIR", help="the run's directory")
+    add("--hf", metavar="DIR", help="a checkpoint in Hugging Face's format, in place of a run; with --task or --suite")
     add("--checkpoint", metavar="STEP", help="best (the default), latest or a step")
     add("--allow_other_data", action="store_true", help="go on where the data that is here is not the data of the run")
     add("--distributed", action="store_true", help="this process is one of several (a pod, several hosts)")
@@ -53,6 +58,16 @@ def parser() -> command.Parser:
         help="context lengths, by default the one of training; for --diagnose one, by default at most "
         f"{diagnosing.LONGEST}",
     )
+    add("--task", metavar="NAME,...", help="tasks to score in place of the run's own, a file of data/tasks/ each")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="task.KEY=VALUE,...",
+        help="hyperparameters of the tasks (NAME.KEY for one of several); values with commas between make a grid",
+    )
+    add("--suite", metavar="NAME", help=f"tasks and settings that are scored together: {', '.join(suite.names())}")
+    add("--output", metavar="DIR", help="where grids are written; by default the run's evaluations/")
     add("--batches", type=int, metavar="N", help="score only the first N batches; 0, the default, is the whole split")
     add = parser.add_argument_group("other actions, one at a time").add_mutually_exclusive_group().add_argument
     add("--sample", metavar="PROMPT", help="continue a text, print it and keep it in the run's samples/")
@@ -84,26 +99,39 @@ def choose(given: dict) -> tuple[str, dict]:
     return action, options | given
 
 
-def main(arguments: list[str]) -> None:
-    action, options = choose(vars(parser().parse_args(arguments)))
-    workdir = options["workdir"]
-    settings = {name: options[name] for name in SAMPLING if name in options}
-    prompts = []
-    if action in ("sample", "prompts"):
-        sampling.check(**settings)
-        prompts = [options["sample"]] if action == "sample" else sampling.read_prompts(options["prompts"])
-    elif action == "score":
+def check(action: str, options: dict) -> None:
+    """Raises a UserError for options that are out of range or do not go together."""
+    if ("workdir" in options) == bool(options.get("hf")):
+        raise UserError("give --workdir=DIR, a run, or --hf=DIR, a checkpoint in Hugging Face's format")
+    if action == "score":
         check_choice("--split", options["split"], Task.splits)
         check_range("--batches", options["batches"], 0)
+        settings.check(options["task"], options["set"], options["suite"], own=not options["hf"])
+
+
+def main(arguments: list[str]) -> None:
+    action, options = choose(vars(parser().parse_args(arguments)))
+    check(action, options)
+    chosen = {name: options[name] for name in SAMPLING if name in options}
+    prompts = []
+    if action in ("sample", "prompts"):
+        sampling.check(**chosen)
+        prompts = [options["sample"]] if action == "sample" else sampling.read_prompts(options["prompts"])
     command.start(options.get("distributed", False))
     if action == "show_config":
-        print(show(configuration(workdir)))
+        print(show(configuration(options["workdir"])))
         return
-    run = load(workdir, options["checkpoint"], options["allow_other_data"])
+    if options.get("hf"):
+        run = load_hf(options["hf"])
+    else:
+        run = load(options["workdir"], options["checkpoint"], options["allow_other_data"])
     if prompts:
-        sampling.sample(run, prompts, **settings)
+        sampling.sample(run, prompts, **chosen)
     elif action == "diagnose":
         diagnosing.diagnose(run, options["lengths"])
+    elif grid := settings.asked(run, options["task"], options["set"], options["suite"], options["lengths"]):
+        leave_out = bool(options["suite"])
+        grids.score_settings(run, grid, options["split"], options["batches"], options["output"], leave_out)
     else:
         scoring.score(run, options["split"], options["lengths"], options["batches"])
 

@@ -34,6 +34,14 @@ def no_start(monkeypatch):
         (["--sample=a", "--length=0"], "--length must be"),
         (["--sample=a", "--seed=-1"], "--seed must be"),
         (["--sample=a", f"--seed={2**32}"], "--seed must be"),
+        (["--task=passky"], "there is no task 'passky'; did you mean 'passkey'"),
+        (["--task=passkey", "--set", "task.deep=1"], "no hyperparameter 'deep'; did you mean 'depth'"),
+        (["--task=passkey", "--set", "task.depth=x"], "--set task.depth takes float, got 'x'"),
+        (["--task=passkey", "--set", "depth=1"], "--set takes task.KEY=VALUE"),
+        (["--task=passkey", "--set", "mqar.length=64"], "'mqar' is not asked; choose one of task, passkey"),
+        (["--suite=recal"], "--suite='recal' is unknown; did you mean 'recall'"),
+        (["--suite=recall", "--task=mqar"], "leave --task and --set out"),
+        (["--sample=a", "--hf=b"], "--hf does not go with --sample"),
         (["--sample=a", "--samples=0"], "--samples must be"),
         (["--sample=a", "--stop="], "--stop is empty"),
         (["--prompts=/nowhere/prompts.txt"], "--prompts=/nowhere/prompts.txt cannot be read"),
@@ -50,15 +58,20 @@ def test_refused_before_anything_is_read(arguments, message):
         entry.main(["--workdir=/nowhere", *arguments])
 
 
-def test_workdir_is_needed():
-    with pytest.raises(UserError, match="--workdir"):
-        entry.main([])
+def test_a_checkpoint_is_needed():
+    for arguments in ([], ["--workdir=a", "--hf=b"]):
+        with pytest.raises(UserError, match="give --workdir=DIR, a run, or --hf=DIR"):
+            entry.main(arguments)
+    with pytest.raises(UserError, match="no task of its own: give --task or --suite"):
+        entry.main(["--hf=/nowhere"])
+    with pytest.raises(UserError, match="--hf=/nowhere holds no config"):
+        entry.main(["--hf=/nowhere", "--suite=language"])
 
 
 def test_scoring(trained, capsys):
     entry.main([f"--workdir={trained}", "--split=valid", "--checkpoint=2", "--batches=1"])
     printed = capsys.readouterr().out
-    assert "checkpoint of step 2" in printed and "valid, length 24, 1 of" in printed
+    assert "checkpoint of step 2" in printed and "valid, length 24, 8 of" in printed
 
 
 def test_sampling(trained, monkeypatch, tmp_path):
