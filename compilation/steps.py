@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from common.errors import UserError
 from compilation.targets import Target
 from data.loader import batch_shapes
-from evaluation import sampling
+from evaluation.generation import Generator, of_model
 from training import setup, sharding
 from training.config import Config
 from training.state import Built, cast
@@ -77,10 +77,11 @@ def decode(config: Config, target: Target) -> Step | None:
         built.abstract["params"],
         kinds,
     )
-    _, function = sampling.steps(*sampling.of_model(built), 0, temperature=0.8)
-    whole = sharding.replicated(built.mesh)
-    token = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding.batch_sharding(built.mesh))
-    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
+    function = Generator(*of_model(built), temperature=0.8).step
+    by_rows = sharding.batch_sharding(built.mesh)
+    token = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_rows)
+    keys = jax.ShapeDtypeStruct((rows,), jax.random.key(0).dtype, sharding=by_rows)
+    index = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(built.mesh))
     capacity = config.task.spec.length
     carry = jax.eval_shape(lambda params: built.merge(params).initial_carry(rows, capacity), params)
     return Step(
@@ -88,7 +89,7 @@ def decode(config: Config, target: Target) -> Step | None:
         config,
         built,
         function,
-        (params, token, carry, key),
+        (params, token, carry, keys, index),
         {"parameters": params, "carry, if not split": carry},
         rows,
     )

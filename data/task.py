@@ -127,6 +127,8 @@ class Task(abc.ABC):
         paths, and `resolved` over them. `create` with them gives the same task again, from whatever directory.
       fingerprint_rows: of each split, drawn for the fingerprint: enough to see that a rare branch of a generator has changed, and
         few enough for every start.
+      floors_of_rows: whether floors are of the rows that `num_examples` counts, so that the beginning of a split has its own.
+      beside: hyperparameters under which an evaluation scores the task a second time, to be shown beside the first.
       resolved: set by a constructor, the hyperparameters whose value stands for another: the corpus that was found for
         "auto", a file's absolute path, a number that was computed for None. What stays None goes by other hyperparameters
         or by the machine, such as the cache.
@@ -137,6 +139,8 @@ class Task(abc.ABC):
     spec: Spec
     paper_size: ClassVar[dict[str, typing.Any]] = {}
     fingerprint_rows: int = 24
+    floors_of_rows: ClassVar[bool] = False
+    beside: ClassVar[dict[str, typing.Any]] = {}
     hyperparameters: dict[str, typing.Any] = {}
     resolved: dict[str, typing.Any] = {}
 

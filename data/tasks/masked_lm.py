@@ -49,6 +49,7 @@ class MaskedLanguageModel(Task):
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
 
+    floors_of_rows = True
     paper_size: ClassVar[dict] = {"corpus": "tfds:c4/en", "length": 512, "tokenizer": "bpe:32000"}
 
     def __init__(

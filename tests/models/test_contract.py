@@ -8,6 +8,7 @@ tests share its results.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,21 @@ from ops import dispatch
 from tests.collection import one_of_each_primitive
 from tests.tolerance import FLOAT32, assert_close
 
-WIDTH, BATCH, LENGTH = 32, 2, 23
+WIDTH, BATCH, LENGTH = 32, 3, 23
 PIECES = (1, 7, 1, 7, 7)
-# Two packed rows: documents of several lengths (1 included), then padding; the second row is a single document. One cut
-# between pieces falls on a border between documents, the others do not.
-PACKED = np.array([[1] * 9 + [2] + [3] * 9 + [0] * 4, [1] * LENGTH], np.int32)
-PADDED = np.array([[1] * 19 + [0] * 4, [0] * 2 + [1] * 19 + [0] * 2], np.int32)
+# Packed rows: documents of several lengths (1 included), then padding; a single document; and an id that comes back after
+# padding, where it is another document. Cuts between pieces fall on borders between documents, inside of them and into padding.
+PACKED = np.array(
+    [[1] * 9 + [2] + [3] * 9 + [0] * 4, [1] * LENGTH, [1] * 9 + [0] * 5 + [1] * 9],
+    np.int32,
+)
+PADDED = np.array([[1] * 19 + [0] * 4, [0] * 2 + [1] * 19 + [0] * 2, [0] * 4 + [1] * 19], np.int32)
+
+
+def documents(ids: np.ndarray) -> list[slice]:
+    """The runs of equal ids of a row that are no padding."""
+    borders = [0, *(np.flatnonzero(np.diff(ids)) + 1), len(ids)]
+    return [slice(a, b) for a, b in itertools.pairwise(borders) if ids[a]]
 
 
 def able(capability: str, value: bool = True) -> list[str]:
@@ -52,6 +62,16 @@ def forms() -> list:
     two_sided += [name for name in wrapped if name == first or mixers.find(name).uses_context]
     of_each = lambda params, causal: [pytest.param(*p.values, causal, marks=p.marks) for p in params]
     return of_each(each(able("causal")), True) + of_each([*both, *each(two_sided)], False)
+
+
+def after_padding() -> list:
+    """Mixers whose carry grows, which tell documents apart by themselves, and those that are restarted from outside, all of them
+    in the same way: the first is tested, the others are slow."""
+    found = sorted(set(able("streaming")) & set(able("packing")))
+    grows = [name for name in found if not mixers.find(name).constant_carry]
+    first, *others = (name for name in found if name not in grows)
+    slow = [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.xdist_group(name)]) for name in others]
+    return each([*grows, first]) + slow
 
 
 @functools.lru_cache(maxsize=2)
@@ -141,6 +161,19 @@ def test_law(name):
             assert_close(a, b, what=f"carry after {what}")
 
 
+@pytest.mark.parametrize("name", after_padding())
+def test_continuing_without_segments(name):
+    """Without segment_ids a piece goes on with the document of the last token; behind padding it is a new one."""
+    graph, params = build(name)
+    run = runner(name, True)
+    ids = np.array([[1] * 5 + [0] * 2, [0] * 2 + [1] * 5, [1] * 7], np.int32)
+    x = np.where(np.pad(ids, ((0, 0), (0, 1)), constant_values=1)[..., None], normal(2)[:, :8], np.float32(np.nan))
+    _, carry = run(params, x[:, :7], nnx.merge(graph, params).initial_carry(BATCH, 8), ids)
+    y, _ = run(params, x[:, 7:], carry)
+    expected, _ = run(params, x, None, np.concatenate([ids, [[2], [1], [1]]], 1).astype(np.int32))
+    assert_close(y, expected[:, 7:])
+
+
 @pytest.mark.parametrize("name", each(able("streaming")))
 def test_carry_size(name):
     """A constant carry does not depend on the capacity; one that grows does."""
@@ -171,13 +204,12 @@ def test_packing_and_padding(name, causal):
     y, gradients, ids = in_rows(name, causal)
     x = inputs()
     for row in range(BATCH):
-        for i in set(ids[row]) - {0}:
-            document = ids[row] == i
+        for document in documents(ids[row]):
             if causal:  # what follows it is of no consequence (test_dependence), and the program is compiled already
-                alone = run(params, np.concatenate([x[:, document], normal(5)[:, document.sum() :]], 1))[0]
+                alone = run(params, np.concatenate([x[:, document], normal(5)], 1)[:, :LENGTH])[0]
             else:
                 alone = run(params, x[:, document])[0]
-            assert_close(y[row, document], alone[row, : document.sum()], what=f"row {row}, document {i}")
+            assert_close(y[row, document], alone[row, : document.stop - document.start], what=f"row {row}, {document}")
     assert not np.asarray(y[ids == 0]).any()
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
     assert not np.asarray(gradients[1][ids == 0]).any()
