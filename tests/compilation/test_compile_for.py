@@ -70,7 +70,7 @@ def test_what_is_missing_is_said_with_its_licence(monkeypatch):
 
 
 def test_options_of_eval(capsys):
-    with pytest.raises(UserError, match="--workdir=DIR is missing"):
+    with pytest.raises(UserError, match="give --workdir=DIR, a run, or --config=FILE"):
         eval_program.main(["--compile_for=v5e:2x2"])
     with pytest.raises(UserError, match="--config does not go with scoring"):
         eval_program.main(["--workdir=x", "--config=configs/lm.py"])
