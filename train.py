@@ -13,7 +13,7 @@ Exit status: 0, all steps are done; 1, an error; 75, stopped before the end: run
 
 from common import command
 from evaluation import report
-from training import command_line, config, loop, run_directory
+from training import command_line, config, initial, loop, run_directory
 
 
 def parser() -> command.Parser:
@@ -25,6 +25,11 @@ def parser() -> command.Parser:
     add = made.add_argument
     add("--config", default="configs/lm.py", metavar="FILE[:ARGUMENT]", help="experiment file (default: configs/lm.py)")
     add("--workdir", metavar="DIR", help="directory of the run: configuration, metrics, checkpoints")
+    add(
+        "--init_from",
+        metavar="RUN|hf:DIR",
+        help="start from the weights, and with the model, of a run or of a checkpoint in Hugging Face's format",
+    )
     add("--show_config", action="store_true", help="print the resolved configuration and exit")
     add(
         "--allow_other_data", action="store_true", help="go on with a run although its data has changed; it is recorded"
@@ -37,7 +42,8 @@ def main(arguments: list[str]) -> int:
     made = parser()
     options, keys = made.parse_known_args(arguments)
     command.start(options.distributed)
-    chosen = command_line.parse([f"--config={options.config}", *keys])
+    source = None if options.init_from is None else initial.find(options.init_from)
+    chosen = command_line.parse([f"--config={options.config}", *keys], source)
     if not options.show_config:
         if options.workdir is None:
             made.error("--workdir=DIR is missing: it says where the run is to be")
