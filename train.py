@@ -16,7 +16,7 @@ Exit status: 0, all steps are done; 1, an error, or a step that does not fit; 75
 from common import command
 from compilation import commands, steps, targets
 from evaluation import report
-from training import command_line, config, loop, run_directory
+from training import command_line, config, initial, loop, run_directory
 
 
 def parser() -> command.Parser:
@@ -28,6 +28,11 @@ def parser() -> command.Parser:
     add = made.add_argument
     add("--config", default="configs/lm.py", metavar="FILE[:ARGUMENT]", help="experiment file (default: configs/lm.py)")
     add("--workdir", metavar="DIR", help="directory of the run: configuration, metrics, checkpoints")
+    add(
+        "--init_from",
+        metavar="RUN|hf:DIR",
+        help="start from the weights, and with the model, of a run or of a checkpoint in Hugging Face's format",
+    )
     add("--show_config", action="store_true", help="print the resolved configuration and exit")
     add(
         "--allow_other_data", action="store_true", help="go on with a run although its data has changed; it is recorded"
@@ -48,7 +53,8 @@ def main(arguments: list[str]) -> int:
     if options.compile_for is not None:
         return compile_for(options, keys)
     command.start(options.distributed)
-    chosen = command_line.parse([f"--config={options.config}", *keys])
+    source = None if options.init_from is None else initial.find(options.init_from)
+    chosen = command_line.parse([f"--config={options.config}", *keys], source)
     if not options.show_config:
         if options.workdir is None:
             made.error("--workdir=DIR is missing: it says where the run is to be")

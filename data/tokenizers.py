@@ -94,6 +94,10 @@ class Subword:
             result.append((np.array(encoding.ids, np.int32), len(first.encode())))
         return result
 
+    def to_json(self) -> str:
+        """What the `tokenizers` package reads again, from a file tokenizer.json."""
+        return self._tokenizer.to_str()
+
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
 

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
+from models.checks import whole
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.elementwise import gate, gelu
@@ -26,7 +27,7 @@ class MLP(nnx.Module):
         bias: bool = False,
         depth: int = 1,
     ):
-        hidden = int(expansion * width) if hidden is None else hidden
+        hidden = whole(expansion * width) if hidden is None else hidden
         self.hidden = _checked(hidden, expansion)
         self.w_in = dense(rngs, (width, hidden), ("embed", "mlp"))
         self.w_out = residual_output(rngs, (hidden, width), ("mlp", "embed"), depth)
@@ -53,7 +54,7 @@ class GLU(nnx.Module):
         bias: bool = False,
         depth: int = 1,
     ):
-        hidden = int(expansion * width * 2 / 3) if hidden is None else hidden
+        hidden = whole(expansion * width * 2 / 3) if hidden is None else hidden
         self.hidden = _checked(hidden, expansion)
         self.activation = activation
         self.w_in = dense(rngs, (width, 2, hidden), ("embed", None, "mlp"))

@@ -40,7 +40,7 @@ class SequenceModel(nnx.Module):
         self.embedding_norm = config.make_norm(rngs) if config.embedding_norm else None
         self.embedding_scale = config.embedding_scale
         self.stack = Stack(config, rngs=rngs)
-        self.norm = config.make_norm(rngs)
+        self.norm = config.make_norm(rngs, final=True)
         self.kind, self.pooling = config.head, config.pooling
         self.logit_cap = config.logit_cap
         real, pair = config.loss is not None, config.head == "pair"

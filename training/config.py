@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from common import signatures
 from common.errors import UserError, check_choice, check_range, near
+from common.files import absolute
 from data import task as tasks
 from models.config import ModelConfig
 from ops import dispatch
@@ -38,6 +39,7 @@ class TrainConfig:
       eval_batches: batches of the validation split in an evaluation; 0 is all.
       keep: number of latest checkpoints that are kept, beside the best.
       profile_step: the three steps from this one on are traced into the run's `profile/`; 0 is never.
+      init_from: whose weights to start from: a run, or "hf:" and a folder in Hugging Face's format; "" for none.
     """
 
     steps: int = 1000
@@ -53,8 +55,10 @@ class TrainConfig:
     eval_batches: int = 0
     keep: int = 2
     profile_step: int = 0
+    init_from: str = ""
 
     def __post_init__(self):
+        object.__setattr__(self, "init_from", locate(self.init_from))
         check_choice("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         dispatch.check(self.implementation)
         for key in ("steps", "batch_size", "accumulation", "loss_chunks", "keep"):
@@ -115,6 +119,18 @@ class Config:
     seed: int
     expect: Expect | None
     raw: dict[str, Any]
+
+
+HF = "hf:"
+
+
+def locate(init_from: str) -> str:
+    """Where initial weights are, with an absolute path; empty where there are none."""
+    prefix = HF if init_from.startswith(HF) else ""
+    path = init_from.removeprefix(prefix)
+    if prefix and not path:
+        raise UserError("train.init_from='hf:' names no folder")
+    return prefix + absolute(path) if path else ""
 
 
 # What the sections of a configuration are about, as the help tells.
