@@ -76,8 +76,8 @@ def test_options_of_eval(capsys):
         eval_program.main(["--workdir=x", "--config=configs/lm.py"])
     with pytest.raises(UserError, match="--length does not go with --compile_for"):
         eval_program.main(["--compile_for=v5e:2x2", "--config=configs/lm.py", "--length=3"])
-    with pytest.raises(UserError, match="--batch_size=3"):
-        eval_program.main(["--workdir=x", "--batch_size=3"])
+    with pytest.raises(UserError, match="--rows=3"):
+        eval_program.main(["--workdir=x", "--rows=3"])
 
 
 def test_what_holds_memory(found):
