@@ -3,7 +3,7 @@
 The elementwise recurrence of LRU (arXiv 2303.06349), S5 (2208.04933), HGRN (2311.04823), RG-LRU (2402.19427) and minGRU
 (2410.01201). Complex numbers are pairs (real, imaginary) of real arrays throughout.
 
-"sequential" and "associative" share one derivative. With g_t the cotangent of h_t, that of b_t is
+All forms but the reference share one derivative. With g_t the cotangent of h_t, that of b_t is
 lambda_t = g_t + conj(a_{t+1}) lambda_{t+1} and that of a_t is lambda_t conj(h_{t-1}): one recurrence backwards in time
 over what the forward pass returned, so nothing but a and h is kept.
 """
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, segments
+from ops import dispatch, pallas_recurrence, segments
 from ops.token_loop import Masks, join, segment_masks, split_masked
 
 Real = Float[Array, "..."]
@@ -25,13 +25,14 @@ Parts = tuple[Array, ...]  # (x,) for a real number, (re, im) for a complex one
 _CHUNK = 1024  # tokens per associative scan: bounds its temporaries, which are several times its inputs
 
 
-@dispatch.primitive("reference", "sequential", "associative")
+@dispatch.primitive("reference", "sequential", "associative", "pallas")
 def linear_recurrence(
     a: Real | Pair,
     b: Real | Pair,
     *,
     initial_state: Real | Pair | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    axis: str | None = None,
     implementation: str = "auto",
 ) -> tuple[Real | Pair, Real | Pair]:
     """Runs h_t = a_t * h_{t-1} + b_t along axis 1.
@@ -42,8 +43,10 @@ def linear_recurrence(
       b: inputs [B, T, ...]; a pair when `a` is one.
       initial_state: h before the first token, [B, ...]; a pair when `b` is one. Zero by default.
       segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
-      implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own derivative) or
-        "associative" (parallel prefix, own derivative). "auto" is sequential on CPU and associative elsewhere.
+      axis: the logical name of the channels, by which a mesh may split them (`models.partitioning`); for the form "pallas".
+      implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own derivative),
+        "associative" (parallel prefix, own derivative) or "pallas" (a TPU kernel, for float32; interpreted elsewhere). "auto" is
+        sequential on a CPU, the kernel on a TPU where it applies, and else associative.
 
     Returns:
       h [B, T, ...] in the dtype of `b`, zero on padding, and the final state [B, ...] in float32 (float64 for float64
@@ -52,8 +55,6 @@ def linear_recurrence(
     Raises:
       ValueError: if shapes or kinds (real, pair) disagree, or the implementation is unknown.
     """
-    policy = "sequential" if dispatch.on_cpu() else "associative"
-    form = dispatch.choose("linear_recurrence", implementation, policy)
     is_pair = isinstance(b, tuple)
     a, b, h0 = _check(a, b, initial_state, segment_ids)
     dtype, out_dtype = jnp.promote_types(jnp.result_type(*a, *b), jnp.float32), b[0].dtype
@@ -63,30 +64,41 @@ def linear_recurrence(
 
     constant = a[0].ndim < b[0].ndim
     a = tuple(x.astype(dtype) if constant else time_major(x) for x in a)
+    b = tuple(map(time_major, b))
+    offered = ("reference", "sequential", "associative") + ("pallas",) * pallas_recurrence.supports(b)
+    if dispatch.on_cpu():
+        policy = "sequential"
+    else:
+        policy = "pallas" if dispatch.current_platform() == "tpu" and "pallas" in offered else "associative"
+    form = dispatch.choose("linear_recurrence", implementation, policy, offered)
     h, final = time_major_recurrence(
-        "reference" if b[0].shape[1] == 1 else form,
+        "reference" if b[0].shape[0] == 1 else form,
         a,
-        tuple(map(time_major, b)),
+        b,
         tuple(x.astype(dtype) for x in h0),
         segment_masks(segment_ids),
+        axis,
     )
     h = tuple(segments.zero_padding(jnp.moveaxis(x, 0, 1), segment_ids).astype(out_dtype) for x in h)
     return (h, final) if is_pair else (h[0], final[0])
 
 
-def time_major_recurrence(form: str, a: Parts, b: Parts, h0: Parts, masks: Masks) -> tuple[Parts, Parts]:
+def time_major_recurrence(
+    form: str, a: Parts, b: Parts, h0: Parts, masks: Masks, axis: str | None = None
+) -> tuple[Parts, Parts]:
     """`linear_recurrence` without its checks, for use inside other scans.
 
     Args:
-      form: "reference", "sequential" or "associative".
+      form: "reference", "sequential", "associative" or "pallas".
       a, b: one array (real) or two (complex), [T, B, ...]; `a` may be [...].
       h0: likewise [B, ...].
       masks: from `segment_masks`. At a token that is not valid, h repeats the state.
+      axis: as of `linear_recurrence`.
 
     Returns:
       h [T, B, ...] and the last h.
     """
-    return _reference(a, b, h0, masks) if form == "reference" else _with_own_derivative(form, a, b, h0, masks)
+    return _reference(a, b, h0, masks) if form == "reference" else _with_own_derivative(form, axis, a, b, h0, masks)
 
 
 def _check(a, b, initial_state, segment_ids) -> tuple[Parts, Parts, Parts]:
@@ -162,19 +174,25 @@ def _reference(a: Parts, b: Parts, h0: Parts, masks: Masks) -> tuple[Parts, Part
     return h, final
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _with_own_derivative(form: str, a: Parts, b: Parts, h0: Parts, masks: Masks) -> tuple[Parts, Parts]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _with_own_derivative(
+    form: str, axis: str | None, a: Parts, b: Parts, h0: Parts, masks: Masks
+) -> tuple[Parts, Parts]:
+    if form == "pallas":
+        return _pallas(axis, a, b, h0, masks)
     return (_sequential if form == "sequential" else _associative)(a, b, h0, masks)
 
 
-def _forward(form, a, b, h0, masks):
-    h, final = _with_own_derivative(form, a, b, h0, masks)
+def _forward(form, axis, a, b, h0, masks):
+    h, final = _with_own_derivative(form, axis, a, b, h0, masks)
     return (h, final), (a, h, h0, masks)
 
 
-def _backward(form, residuals, cotangents):
+def _backward(form, axis, residuals, cotangents):
     a, h, h0, masks = residuals
     previous = tuple(jnp.concatenate([p0[None], p[:-1]]) for p0, p in zip(h0, h, strict=True))
+    if form == "pallas":
+        return *_pallas_backward(axis, a, previous, masks, *cotangents), None
     backward = _sequential_backward if form == "sequential" else _associative_backward
     return *backward(a, previous, masks, *cotangents), None
 
@@ -246,13 +264,46 @@ def _associative(a: Parts, b: Parts, h0: Parts, masks: Masks, transpose: bool = 
     return join(h, b[0].shape[0]), final
 
 
-def _associative_backward(a, previous, masks, dh, dfinal):
-    earlier, dh0 = _associative(a, dh, dfinal, masks, transpose=True)
-    later = tuple(jnp.concatenate([x[1:], y[None]]) for x, y in zip(earlier, dfinal, strict=True))
-    db = _add(dh, later)
+def _gradients(a, previous, masks, later, dh0):
+    """The gradients of a, b and h0 from l_t, the cotangent of h_t with what comes from later tokens."""
+    db = later
     if masks is not None:
         restart, valid = masks
         db, previous = _where(valid, db, _zeros(db)), _reset(restart, previous)
     da = _mul(db, _conj(previous))
     constant = a[0].ndim < previous[0].ndim
     return tuple(x.sum((0, 1)) for x in da) if constant else da, db, dh0
+
+
+def _associative_backward(a, previous, masks, dh, dfinal):
+    earlier, dh0 = _associative(a, dh, dfinal, masks, transpose=True)
+    later = tuple(jnp.concatenate([x[1:], y[None]]) for x, y in zip(earlier, dfinal, strict=True))
+    return _gradients(a, previous, masks, _add(dh, later), dh0)
+
+
+def _flat(x: Parts, leading: int) -> Parts:
+    return tuple(y.reshape(*y.shape[:leading], -1) for y in x)
+
+
+def _multipliers(a: Parts, b: Parts, masks: Masks) -> Parts:
+    """[T, B, D], or [1, 1, D] where the multiplier is the same for all tokens."""
+    if a[0].ndim < b[0].ndim and masks is None:
+        return tuple(x.reshape(1, 1, -1) for x in a)
+    full = tuple(jnp.broadcast_to(x, b[0].shape) for x in _multiplier(a, b, masks))
+    return _flat(full, 2)
+
+
+def _pallas(axis, a, b, h0, masks):
+    m = _multipliers(a, b, masks)
+    inputs = b if masks is None else _where(masks[1], b, _zeros(b))
+    h = pallas_recurrence.recurrence(m, _flat(inputs, 2), _flat(h0, 1), axis=axis)
+    h = tuple(x.reshape(b[0].shape) for x in h)
+    return h, tuple(x[-1] for x in h)
+
+
+def _pallas_backward(axis, a, previous, masks, dh, dfinal):
+    m = _multipliers(a, dh, masks)
+    later = pallas_recurrence.recurrence(m, _flat(dh, 2), _flat(dfinal, 1), reverse=True, axis=axis)
+    dh0 = _mul(_conj(tuple(x[0] for x in m)), tuple(x[0] for x in later))
+    later, dh0 = (tuple(x.reshape(s.shape) for x, s in zip(y, z)) for y, z in ((later, dh), (dh0, dfinal)))
+    return _gradients(a, previous, masks, later, dh0)

@@ -60,7 +60,7 @@ class HGRN(Mixer):
         mu, gates = maps[self.parts], maps[self.parts + 1 :]
         decay = bound + (1 - bound) * jax.nn.sigmoid(mu)
         c = [(1 - bound) * jax.nn.sigmoid(-mu) * silu(a) for a in maps[: self.parts]]
-        where = {"initial_state": state, "segment_ids": segment_ids}
+        where = {"initial_state": state, "segment_ids": segment_ids, "axis": "mlp"}
         if self.parts == 2:
             a = (decay * jnp.cos(self.theta[...]), decay * jnp.sin(self.theta[...]))
             h, state = linear_recurrence(a, (c[0], c[1]), **where)

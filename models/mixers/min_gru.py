@@ -56,6 +56,7 @@ class MinGRU(Mixer):
             jax.nn.sigmoid(z) * positive(candidate),
             initial_state=state.get("memory"),
             segment_ids=segment_ids,
+            axis="mlp",
         )
         return project(h.astype(x.dtype), self.w_o[...]), new
 

@@ -70,6 +70,7 @@ class MinLSTM(Mixer):
             jax.nn.sigmoid(-log_ratio) * positive(candidate),
             initial_state=state.get("memory"),
             segment_ids=segment_ids,
+            axis="mlp",
         )
         return project(h.astype(x.dtype), self.w_o[...]), new
 

@@ -94,6 +94,7 @@ class RGLRU(Mixer):
             scale * i * u.astype(jnp.float32),
             initial_state=None if state is None else state["memory"],
             segment_ids=segment_ids,
+            axis="mlp",
         )
         return linear(y * h.astype(x.dtype), self.w_o, self.b_o), {"conv": taps, "memory": memory}
 

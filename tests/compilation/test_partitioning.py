@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from compilation import hlo
 from models import mixer
+from ops.linear_recurrence import linear_recurrence
 from ops.long_convolution import long_convolution
 from training import sharding
 
@@ -46,3 +47,22 @@ def test_transforms_stay_with_their_rows(mesh, function):
     x, kernel = (jax.device_put(np.asarray(a), jax.devices()[0]) for a in (x, kernel))
     for whole, split in zip(function(alone, x, kernel), compiled(*map(np.asarray, (x, kernel))), strict=True):
         np.testing.assert_allclose(split, whole, atol=2e-5 * float(jnp.max(jnp.abs(whole))))
+
+
+def test_a_kernel_runs_on_rows_and_channels_of_its_own(mesh):
+    """With the channels named, nothing is sent between devices, and the numbers are those of one device."""
+
+    def run(mesh, a, b):
+        with sharding.tracing(mesh):
+            f = lambda a, b: linear_recurrence(a, b, axis="mlp", implementation="pallas")[0]
+            h, vjp = jax.vjp(f, a, b)
+            return h, *vjp(jnp.cos(h))
+
+    place = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+    a, b = np.random.default_rng(0).uniform(-1, 1, (2, 8, 16, 6)).astype(np.float32)
+    split = [jax.device_put(x, place) for x in (a, b)]
+    compiled = jax.jit(lambda a, b: run(mesh, a, b)).lower(*split).compile()
+    assert not hlo.Program(compiled.as_text()).sent(dict(mesh.shape))
+    alone = sharding.make_mesh({}, jax.devices()[:1])
+    for x, y in zip(run(alone, a, b), compiled(*split), strict=True):
+        np.testing.assert_allclose(y, x, atol=1e-6)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ops import linear_recurrence as module
+from ops import pallas_recurrence
 from ops.linear_recurrence import linear_recurrence
 
 IMPLEMENTATIONS = ["reference", "sequential", "associative"]
@@ -107,10 +108,11 @@ def check(implementation, is_complex, dtype, tolerance):
 
 
 @pytest.mark.parametrize("is_complex", [False, True])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "pallas"])
 def test_against_a_loop(implementation, is_complex, monkeypatch):
-    """Values, final states and all gradients, with NaN on padding."""
+    """Values, final states and all gradients, with NaN on padding; 13 tokens are several chunks, or blocks of 8, and a rest."""
     monkeypatch.setattr(module, "_CHUNK", 4)
+    monkeypatch.setattr(pallas_recurrence, "BLOCK_BYTES", 1)
     check(implementation, is_complex, jnp.float32, TOLERANCE)
 
 
