@@ -162,6 +162,8 @@ def judged(cell: Cell, job: Submitted, seen: Seen) -> tuple[Outcome | None, bool
     if not cell.todo():
         why = cell.diverged()
         return Outcome(cell, "finished" if why is None else "diverged", why, seconds), False
+    if last is not None and (of_another := jobs.error(cell.workdir, last.began)) is not None:
+        return Outcome(cell, "failed", of_another, seconds), False
     if last is not None and last.status == "failed":
         return Outcome(cell, "failed", last.error, seconds), False
     if seen.state == "unknown":
@@ -171,7 +173,8 @@ def judged(cell: Cell, job: Submitted, seen: Seen) -> tuple[Outcome | None, bool
     if last is not None and last.status is not None:
         return Outcome(cell, "interrupted", None, seconds), True
     code = jobs.exit_code(cell.workdir)
-    if code is not None and code < 0 and code not in BY_A_STOP:
+    stopped = (*BY_A_STOP, -signal.SIGABRT) if cell.hosts > 1 else BY_A_STOP  # JAX aborts when it loses a process
+    if code is not None and code < 0 and code not in stopped:
         want = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
         return Outcome(cell, "failed", f"killed by {signal.Signals(-code).name}{want}", seconds), False
     if code is not None and code > 0 and last is None:
