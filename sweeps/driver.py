@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from common.console import say
+from common.errors import UserError
 from sweeps import jobs
 from sweeps.cells import Cell
 from sweeps.engine import Engine, Seen
@@ -149,6 +150,17 @@ class _Drive:
                 continue
             dataclasses.replace(job, collected=True).write(cell.workdir)
             yield outcome
+
+
+def _check_nobody_works(cell: Cell, engine: str) -> None:
+    """Raises a UserError where a cell is at work with another engine."""
+    job, made, alive = jobs.submitted(cell.workdir), jobs.attempts(cell.workdir), jobs.alive(cell.workdir) or 0
+    if job is None or job.engine == engine or not made or made[-1].status is not None:
+        return
+    if time.time() - alive < 10 * jobs.HEARTBEAT:
+        raise UserError(
+            f"{cell.workdir} is at work with --engine={job.engine} ({job.id}): go on with that, or stop its jobs with --cancel"
+        )
 
 
 def judged(cell: Cell, job: Submitted, seen: Seen) -> tuple[Outcome | None, bool]:

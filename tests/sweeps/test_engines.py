@@ -226,6 +226,18 @@ def test_leaving_and_coming_back(tmp_path):
     assert ids()[3] == "8" and jobs.submitted(gone.workdir).tries == 1
 
 
+def test_what_is_at_work_elsewhere_is_left_alone(tmp_path):
+    cell = script(tmp_path, "a", "done()")
+    Submitted("cluster", "17").write(cell.workdir)
+    with jobs.attempt(cell.workdir) as record:
+        while not jobs.alive(cell.workdir):
+            time.sleep(0.01)
+        with pytest.raises(UserError, match=r"is at work with --engine=cluster \(17\)"):
+            list(drive(Scripts(tmp_path), [cell]))
+        record |= {"status": "interrupted", "error": None}
+    assert [outcome.status for outcome in drive(Scripts(tmp_path), [cell])] == ["finished"]
+
+
 def test_processes_that_are_lost_together(tmp_path):
     """Of several hosts, an abort is that of JAX, which has lost another; what fails on another host has failed."""
     cell = script(tmp_path, "a", "")
