@@ -79,9 +79,10 @@ class _Drive:
         if running:
             say(f"{len(running)} {'job is' if len(running) == 1 else 'jobs are'} already with {self.engine.name}")
         waiting = [cell for cell in cells if cell.name not in running]
-        if (
-            not self.engine.waits
-        ):  # what has not ended, as far as one can tell, is given to it again, which changes nothing
+        for cell in waiting:
+            _check_nobody_works(cell, self.engine.name)
+        # What has not ended, as far as one can tell, is given to an engine that does not wait once more, which changes nothing.
+        if not self.engine.waits:
             yield from self._collect(running, waiting, False)
             waiting += [cell for cell, _ in running.values()]
             running = {}
