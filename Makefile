@@ -1,9 +1,11 @@
-# make train    trains a byte-level language model on real text, from nothing
-# make test     runs the tests
-# make parity   compares with independent implementations (installs CPU torch, transformers, ...)
-# make slurm    sweeps on a SLURM cluster of one node, which is started and stopped (installs Debian's packages; as root)
-# make ray      sweeps on a Ray cluster of two nodes on this machine (an environment of its own)
-# make lint     ruff
+# make train     trains a byte-level language model on real text, from nothing
+# make test      runs the tests
+# make thorough  runs what `make test` shows for one mixer of each primitive, for the others
+# make parity    compares with independent implementations (installs CPU torch, transformers, ...)
+# make aot       compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 1.3 GB)
+# make slurm     sweeps on a SLURM cluster of one node, which is started and stopped (installs Debian's packages; as root)
+# make ray       sweeps on a Ray cluster of two nodes on this machine (an environment of its own)
+# make lint      ruff
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKDIR ?= runs/first
 
-.PHONY: train test parity slurm ray lint clean
+.PHONY: train test thorough parity aot slurm ray lint clean
 
 # XLA hands large temporaries back to the system after every step; glibc can be told to keep them (some 10 % faster on a CPU).
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
@@ -20,12 +22,20 @@ train: $(VENV)/.installed
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample="KING HENRY:" --length=400
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not parity and not slurm and not ray" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+thorough: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m thorough $(ARGS)
 
 # The comparisons run what XLA makes by default; the other tests do without its fusion emitters (see tests/conftest.py).
 parity: export FUSION_EMITTERS = 1
 parity: $(VENV)/.installed-parity
 	$(BIN)/python -m pytest -n 2 -m parity tests/parity $(ARGS)
+
+# In the environment above every start of JAX would look for a TPU.
+aot: export FUSION_EMITTERS = 1
+aot: $(VENV)-aot/.installed
+	$(VENV)-aot/bin/python -m pytest -n 2 -m aot tests/compilation $(ARGS)
 
 slurm: $(VENV)/.installed-dev
 	command -v sbatch slurmctld slurmd munged >/dev/null || \
@@ -50,6 +60,11 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
+$(VENV)-aot/.installed: requirements-aot.txt requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv $(VENV)-aot
+	$(VENV)-aot/bin/python -m pip install --quiet -r requirements-aot.txt
+	touch $@
+
 $(VENV)/.installed-parity: requirements-parity.txt $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet -r requirements-parity.txt
 	touch $@
@@ -60,4 +75,4 @@ $(VENV)-ray/.installed: requirements-ray.txt requirements-dev.txt requirements.t
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-ray
+	rm -rf $(VENV) $(VENV)-aot $(VENV)-ray

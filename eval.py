@@ -2,11 +2,19 @@
 
     python eval.py --workdir=runs/first
     python eval.py --workdir=runs/first --split=valid --checkpoint=latest --lengths=128,256,512,1024
+    python eval.py --workdir=runs/first --task=passkey --set task.depth=0.1,0.5,0.9 task.length=256,1024
+    python eval.py --workdir=runs/first --suite=recall
+    python eval.py --hf=mamba-130m-hf --task=language_model --set task.corpus=shakespeare
     python eval.py --workdir=runs/first --sample="KING HENRY:" --length=400 --temperature=0.8 --top_p=0.95
+    python eval.py --workdir=runs/first --prompts=prompts.txt --samples=3 --stop=$'\\n\\n'
     python eval.py --workdir=runs/first --diagnose
+    python eval.py --workdir=runs/first --compile_for=v5e:2x4
+    python eval.py --config=configs/lm.py:size=medium --compile_for=h100:8
     python eval.py --workdir=runs/first --show_config
 
 The data of a run is part of it: where other data is here, nothing is done unless --allow_other_data is given.
+--compile_for compiles the steps of scoring and of decoding for devices that need not be here, and says what they would need; it
+needs no checkpoint and no data. Exit status 1 is then also that of a step that does not fit.
 Exit status: 0, done (also where a sample is printed and cannot be kept, which is said); 1, an error.
 """
 
@@ -14,15 +22,22 @@ import argparse
 
 from common import command
 from common.errors import UserError, check_choice, check_range
+from compilation import commands, steps, targets
 from data.task import Task
-from evaluation import diagnosing, sampling, scoring
-from evaluation.loading import configuration, load
+from evaluation import diagnosing, grids, sampling, scoring, settings, suite
+from evaluation.loading import configuration, load, load_hf
+from training import command_line
 from training.command_line import show
+from training.config import resolve
+from training.run_directory import locate
 
 # The options of each action, and what they are where they are not given.
 SCORING = {"split": "test", "lengths": [], "batches": 0}
+SCORING |= {"task": "", "set": [], "suite": "", "hf": "", "output": None}
 SAMPLING = {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
+SAMPLING |= {"samples": 1, "stop": [], "batch_size": 16}
 DIAGNOSING = {"lengths": []}
+COMPILING = {"config": None}
 LOADING = {"checkpoint": "best", "allow_other_data": False}
 
 
@@ -36,9 +51,10 @@ def comma_separated(text: str) -> list[int]:
 
 def parser() -> command.Parser:
     """The command line. What is not given is not in the result, so that it can be told from what is."""
-    parser = command.Parser(__doc__, argument_default=argparse.SUPPRESS)
+    parser = command.Parser(__doc__, argument_default=argparse.SUPPRESS, usage="eval.py --workdir=DIR [options]")
     add = parser.add_argument_group("the run").add_argument
-    add("--workdir", required=True, metavar="DIR", help="the run's directory")
+    add("--workdir", metavar="DIR", help="the run's directory")
+    add("--hf", metavar="DIR", help="a checkpoint in Hugging Face's format, in place of a run; with --task or --suite")
     add("--checkpoint", metavar="STEP", help="best (the default), latest or a step")
     add("--allow_other_data", action="store_true", help="go on where the data that is here is not the data of the run")
     add("--distributed", action="store_true", help="this process is one of several (a pod, several hosts)")
@@ -51,30 +67,53 @@ def parser() -> command.Parser:
         help="context lengths, by default the one of training; for --diagnose one, by default at most "
         f"{diagnosing.LONGEST}",
     )
+    add("--task", metavar="NAME,...", help="tasks to score in place of the run's own, a file of data/tasks/ each")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="task.KEY=VALUE,...",
+        help="hyperparameters of the tasks (NAME.KEY for one of several); values with commas between make a grid",
+    )
+    add("--suite", metavar="NAME", help=f"tasks and settings that are scored together: {', '.join(suite.names())}")
+    add("--output", metavar="DIR", help="where grids are written; by default the run's evaluations/")
     add("--batches", type=int, metavar="N", help="score only the first N batches; 0, the default, is the whole split")
     add = parser.add_argument_group("other actions, one at a time").add_mutually_exclusive_group().add_argument
     add("--sample", metavar="PROMPT", help="continue a text, print it and keep it in the run's samples/")
+    add("--prompts", metavar="FILE", help="continue each line of a file, or each prompt of a .jsonl file, likewise")
     add("--diagnose", action="store_true", help="measure reach, gradients and spectra of the mixers, into diagnostics/")
-    add("--show_config", action="store_true", help="print the run's resolved configuration, with comments")
-    add = parser.add_argument_group("with --sample").add_argument
-    add("--length", type=int, metavar="N", help=f"number of tokens to generate ({SAMPLING['length']})")
     add(
-        "--temperature",
-        type=float,
-        help=f"divides the logits; 0 takes the likeliest token ({SAMPLING['temperature']})",
+        "--compile_for",
+        metavar="DEVICES",
+        help=f"compile for TPUs ({', '.join(targets.TPUS)}) as in v5e:2x4, or GPUs ({', '.join(targets.GPUS)}) as in h100:8",
     )
+    add("--show_config", action="store_true", help="print the run's resolved configuration, with comments")
+    add = parser.add_argument_group("with --sample and --prompts").add_argument
+    add("--length", type=int, metavar="N", help=f"number of tokens to generate ({SAMPLING['length']})")
+    add("--temperature", type=float, help=f"divides the logits; 0 takes the likeliest ({SAMPLING['temperature']})")
     add("--top_k", type=int, metavar="K", help="sample from the K likeliest tokens; 0, the default, from all")
     add("--top_p", type=float, metavar="P", help="sample from the likeliest tokens that reach this probability (1)")
-    add("--seed", type=int, help="the source of the draws (0)")
+    add("--seed", type=int, help="the source of the draws of the first sample; the next has the next seed (0)")
+    add("--samples", type=int, metavar="N", help="texts of each prompt (1)")
+    add("--stop", action="append", metavar="TEXT", help="end a text before this one; may be given several times")
+    add("--batch_size", type=int, metavar="N", help=f"texts that are made together ({SAMPLING['batch_size']})")
+    add = parser.add_argument_group("with --compile_for").add_argument
+    add("--config", metavar="FILE[:ARGUMENT]", help="an experiment file, and --config.KEY=VALUE, where there is no run")
     return parser
 
 
 def choose(given: dict) -> tuple[str, dict]:
     """The action that is asked for and all its options. Raises a UserError for an option of another action."""
-    actions = {"sample": SAMPLING, "diagnose": DIAGNOSING, "show_config": {}}
+    actions = {
+        "sample": SAMPLING,
+        "prompts": SAMPLING,
+        "diagnose": DIAGNOSING,
+        "compile_for": COMPILING,
+        "show_config": {},
+    }
     action = next((name for name in actions if name in given), "score")
     options = actions.get(action, SCORING)
-    if action != "show_config":
+    if action not in ("show_config", "compile_for"):
         options = LOADING | options
     for name in given:
         if name not in (action, "workdir", "distributed", *options):
@@ -82,26 +121,65 @@ def choose(given: dict) -> tuple[str, dict]:
     return action, options | given
 
 
-def main(arguments: list[str]) -> None:
-    action, options = choose(vars(parser().parse_args(arguments)))
-    workdir = options["workdir"]
-    settings = {name: options[name] for name in SAMPLING if name in options}
-    if action == "sample":
-        sampling.check(**settings)
-    elif action == "score":
+def check(action: str, options: dict) -> None:
+    """Raises a UserError for options that are out of range or do not go together."""
+    if ("workdir" in options) == bool(options.get("hf")):
+        raise UserError("give --workdir=DIR, a run, or --hf=DIR, a checkpoint in Hugging Face's format")
+    if action == "score":
         check_choice("--split", options["split"], Task.splits)
         check_range("--batches", options["batches"], 0)
+        settings.check(options["task"], options["set"], options["suite"], own=not options["hf"])
+
+
+def main(arguments: list[str]) -> int | None:
+    made = parser()
+    given, keys = made.parse_known_args(arguments)
+    action, options = choose(vars(given))
+    if action == "compile_for":
+        return compile_for(options, keys)
+    if keys:
+        made.error(f"unrecognized arguments: {' '.join(keys)}")
+    check(action, options)
+    chosen = {name: options[name] for name in SAMPLING if name in options}
+    prompts = []
+    if action in ("sample", "prompts"):
+        sampling.check(**chosen)
+        prompts = [options["sample"]] if action == "sample" else sampling.read_prompts(options["prompts"])
     command.start(options.get("distributed", False))
     if action == "show_config":
-        print(show(configuration(workdir)))
-        return
-    run = load(workdir, options["checkpoint"], options["allow_other_data"])
-    if action == "sample":
-        sampling.sample(run, options["sample"], **settings)
+        print(show(configuration(options["workdir"])))
+        return None
+    if options.get("hf"):
+        run = load_hf(options["hf"])
+    else:
+        run = load(options["workdir"], options["checkpoint"], options["allow_other_data"])
+    if prompts:
+        sampling.sample(run, prompts, **chosen)
     elif action == "diagnose":
         diagnosing.diagnose(run, options["lengths"])
+    elif grid := settings.asked(run, options["task"], options["set"], options["suite"], options["lengths"]):
+        leave_out = bool(options["suite"])
+        grids.score_settings(run, grid, options["split"], options["batches"], options["output"], leave_out)
     else:
         scoring.score(run, options["split"], options["lengths"], options["batches"])
+    return None
+
+
+def compile_for(options: dict, keys: list[str]) -> int:
+    """What --compile_for does: the model is that of a run, on all devices by rows, or of a configuration on its own mesh."""
+    if "workdir" not in options and options["config"] is None:
+        raise UserError("give --workdir=DIR, a run, or --config=FILE, an experiment file")
+    targets.parse(options["compile_for"])
+    command.start(platform="cpu", cache=False)
+    workdir = options.get("workdir")
+    if options["config"] is not None:
+        config = resolve(command_line.parse([f"--config={options['config']}", *keys]), with_data=False)
+    elif keys:
+        raise UserError(f"{' '.join(keys)!r} belongs to no option: a run has its configuration already")
+    else:
+        config = configuration(workdir, with_data=False, mesh={"data": -1})
+    target = targets.find(options["compile_for"])
+    return commands.show(config, target, [steps.score, steps.decode], workdir and locate(workdir))
 
 
 if __name__ == "__main__":

@@ -2,18 +2,21 @@
 
     python train.py --config=configs/lm.py --workdir=runs/first
     python train.py --config=configs/lm.py:mixer=mamba --workdir=runs/mamba --config.train.steps=2000
+    python train.py --config=configs/lm.py:size=medium --config.mesh.fsdp=16 --compile_for=v5e:16x16
 
 Any key of the configuration is an option: --config.KEY=VALUE. Its sections are
 
     SECTIONS
 
 and --show_config prints all keys, their values and what they are. The same command goes on with the run in --workdir.
-Exit status: 0, all steps are done; 1, an error; 75, stopped before the end: run the same command again.
+--compile_for compiles the step for devices that need not be here and says what they would need and send; it reads no data.
+Exit status: 0, all steps are done; 1, an error, or a step that does not fit; 75, stopped before the end: run it again.
 """
 
 from common import command
+from compilation import commands, steps, targets
 from evaluation import report
-from training import command_line, config, loop, run_directory
+from training import command_line, config, initial, loop, run_directory
 
 
 def parser() -> command.Parser:
@@ -25,9 +28,20 @@ def parser() -> command.Parser:
     add = made.add_argument
     add("--config", default="configs/lm.py", metavar="FILE[:ARGUMENT]", help="experiment file (default: configs/lm.py)")
     add("--workdir", metavar="DIR", help="directory of the run: configuration, metrics, checkpoints")
+    add(
+        "--init_from",
+        metavar="RUN|hf:DIR",
+        help="start from the weights, and with the model, of a run or of a checkpoint in Hugging Face's format",
+    )
     add("--show_config", action="store_true", help="print the resolved configuration and exit")
     add(
         "--allow_other_data", action="store_true", help="go on with a run although its data has changed; it is recorded"
+    )
+    add(
+        "--compile_for",
+        metavar="DEVICES",
+        help=f"compile and print a page instead of training: TPUs ({', '.join(targets.TPUS)}) as in v5e:16x16, or GPUs "
+        f"({', '.join(targets.GPUS)}) as in h100:8",
     )
     add("--distributed", action="store_true", help="join the other processes of a pod or of several hosts")
     return made
@@ -36,8 +50,11 @@ def parser() -> command.Parser:
 def main(arguments: list[str]) -> int:
     made = parser()
     options, keys = made.parse_known_args(arguments)
+    if options.compile_for is not None:
+        return compile_for(options, keys)
     command.start(options.distributed)
-    chosen = command_line.parse([f"--config={options.config}", *keys])
+    source = None if options.init_from is None else initial.find(options.init_from)
+    chosen = command_line.parse([f"--config={options.config}", *keys], source)
     if not options.show_config:
         if options.workdir is None:
             made.error("--workdir=DIR is missing: it says where the run is to be")
@@ -53,6 +70,16 @@ def main(arguments: list[str]) -> int:
     if not scored or scored >= resolved.task.num_examples("valid"):  # floors are those of the whole split
         report.floors(resolved.task, "valid", ended.result)
     return 0
+
+
+def compile_for(options, keys: list[str]) -> int:
+    """What --compile_for does instead of training."""
+    targets.parse(options.compile_for)
+    command.start(platform="cpu", cache=False)
+    workdir = None if options.workdir is None else run_directory.locate(options.workdir)
+    chosen = command_line.parse([f"--config={options.config}", *keys])
+    target = targets.find(options.compile_for)
+    return commands.show(config.resolve(chosen, with_data=False), target, [steps.train], workdir)
 
 
 if __name__ == "__main__":

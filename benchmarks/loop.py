@@ -17,7 +17,6 @@ from common import command
 from ops import dispatch
 from training import command_line, config, loop, setup
 from training.metrics import read_metrics
-from training.step import make_train_step
 
 
 def main(arguments: list[str]) -> None:
@@ -34,14 +33,7 @@ def main(arguments: list[str]) -> None:
         chosen.optimizer.warmup_steps = 1
     resolved = config.resolve(chosen)
     built = setup.build(resolved)
-    step = make_train_step(
-        built,
-        metrics=resolved.task.spec.metrics,
-        accumulation=resolved.train.accumulation,
-        compute_dtype=resolved.train.compute_dtype,
-        z_loss=resolved.train.z_loss,
-        random=resolved.model.random,
-    )
+    step = setup.train_step(resolved, built)
     tokens = resolved.train.batch_size * resolved.task.spec.length
 
     def bare() -> list[float]:

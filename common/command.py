@@ -55,19 +55,21 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     sys.exit(status)
 
 
-def start(distributed: bool = False, platform: str | None = None) -> None:
+def start(distributed: bool = False, platform: str | None = None, cache: bool = True) -> None:
     """Prepares JAX; to be called before anything else uses a device.
 
     Args:
       distributed: whether this process is one of several (a pod, several hosts). JAX finds the others on TPU pods and under
         SLURM; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and who they are.
       platform: of the devices, such as "cpu"; None for JAX's own choice.
+      cache: whether what is compiled is kept for later processes.
     """
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     logging.set_verbosity(logging.WARNING)  # checkpointing tells of every file that it touches
     if platform is not None:
         jax.config.update("jax_platforms", platform)
-    compilation_cache.use()
+    if cache:
+        compilation_cache.use()
     if distributed:
         numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}  # JAX reads the address alone
         jax.distributed.initialize(

@@ -6,7 +6,7 @@
 Keys of the argument:
   mixer: a mixer, or several joined by "+", a pattern that the depth repeats ("gla+gla+local_attention"); the size's
     depth is rounded up to whole patterns.
-  size: "default", "small", "medium" or "large".
+  size: "default", "small", "medium", "large", "130m" or "1.3b".
   corpus: what to train on, see `data/tasks/language_model.py`.
 """
 
@@ -21,6 +21,9 @@ SIZES = {
     "small": (512, 8, 1024, 32, "adamw", 1.5e-3, 20_000),
     "medium": (1024, 24, 2048, 128, "adamw", 6e-4, 50_000),
     "large": (2048, 24, 4096, 256, "adamw", 3e-4, 100_000),
+    # The smallest and the largest of the scaling laws of arXiv 2312.00752 (appendix E.2), half a million tokens a step.
+    "130m": (768, 12, 2048, 256, "adamw", 6e-4, 4800),
+    "1.3b": (2048, 24, 2048, 256, "adamw", 2e-4, 50_000),
 }
 
 

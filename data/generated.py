@@ -18,6 +18,7 @@ class GeneratedTask(Task):
       sizes: rows of each split; for train, rows that are called an epoch.
     """
 
+    floors_of_rows = True
     sizes: dict[str, int] = {"train": 100_000, "valid": 1_000, "test": 1_000}
 
     @abc.abstractmethod

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from common.errors import UserError, check_choice
-from data.rows import shown
-from data.task import Task
+from data.rows import PLACES, shown
+from data.task import REAL, Spec, Task
 
 
 class Loader:
@@ -108,6 +108,22 @@ def _check_divides(sharding: jax.sharding.Sharding, batch_size: int, length: int
             raise UserError(
                 f"{what}={size} does not divide over the {count} parts that the mesh cuts it into; make it a multiple of {count}"
             )
+
+
+def batch_shapes(spec: Spec, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch of a task looks like, without one: the shapes and types of `Loader`'s arrays."""
+    of = (rows, 2) if spec.objective == "pair_classification" else (rows,)
+    inputs = (*of, spec.length) if spec.channels is None else (rows, spec.length, spec.channels)
+    places = {"causal_lm": (spec.length,), "token_labels": (spec.length,), "token_regression": (spec.length,)}
+    scored = (rows, *places.get(spec.objective, ()))
+    real = spec.objective in REAL
+    shapes = {
+        "inputs": (inputs, np.int32 if spec.channels is None else np.float32),
+        "targets": ((*scored, spec.targets) if real else scored, np.float32 if real else np.int32),
+        "weights": (scored, np.float32),
+        **{key: ((*of, spec.length), np.int32) for key in PLACES if spec.segmented},
+    }
+    return {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
 
 
 def prefetch(loader: Loader, start_step: int = 0, depth: int = 2) -> Iterator[dict[str, Shaped[Array, "B ..."]]]:

@@ -90,12 +90,14 @@ class Metric(Display):
         same sums have the same function; those of different functions have different names.
       of: what targets it is of: "classes", "real numbers" or "any".
       targets: how many numbers a target must have, or None.
+      whole_rows: whether the sums need all tokens of a row at once; the sums of others are added over pieces of rows, too.
     """
 
     value: Callable[[Totals], float]
     sums: Callable[[Array, Array, Array], Sums] | None = None
     of: str = ANY
     targets: int | None = None
+    whole_rows: bool = False
 
     def __post_init__(self):
         check_choice(f"of (metric {self.name!r})", self.of, (CLASSES, NUMBERS, ANY))
@@ -184,7 +186,7 @@ LOSS = Metric(name="loss", higher_is_better=False, value=mean_loss)
 PERPLEXITY = Metric(name="perplexity", higher_is_better=False, digits=3, value=exp_of_loss, of=CLASSES)
 ACCURACY = Metric(name="accuracy", **PERCENT, value=share_correct, sums=correct_sums, of=CLASSES)
 # The share of rows of which all that is scored is right.
-ROW_ACCURACY = Metric(name="row_accuracy", **PERCENT, value=share_of_rows, sums=row_sums, of=CLASSES)
+ROW_ACCURACY = Metric(name="row_accuracy", **PERCENT, value=share_of_rows, sums=row_sums, of=CLASSES, whole_rows=True)
 RMSE = Metric(name="rmse", higher_is_better=False, value=root_mean_square, sums=squared_sums, of=NUMBERS)
 MAE = Metric(name="mae", higher_is_better=False, value=mean_absolute, sums=absolute_sums, of=NUMBERS)
 ANGULAR_ERROR = Metric(

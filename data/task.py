@@ -127,6 +127,8 @@ class Task(abc.ABC):
         paths, and `resolved` over them. `create` with them gives the same task again, from whatever directory.
       fingerprint_rows: of each split, drawn for the fingerprint: enough to see that a rare branch of a generator has changed, and
         few enough for every start.
+      floors_of_rows: whether floors are of the rows that `num_examples` counts, so that the beginning of a split has its own.
+      beside: hyperparameters under which an evaluation scores the task a second time, to be shown beside the first.
       resolved: set by a constructor, the hyperparameters whose value stands for another: the corpus that was found for
         "auto", a file's absolute path, a number that was computed for None. What stays None goes by other hyperparameters
         or by the machine, such as the cache.
@@ -137,8 +139,24 @@ class Task(abc.ABC):
     spec: Spec
     paper_size: ClassVar[dict[str, typing.Any]] = {}
     fingerprint_rows: int = 24
+    floors_of_rows: ClassVar[bool] = False
+    beside: ClassVar[dict[str, typing.Any]] = {}
     hyperparameters: dict[str, typing.Any] = {}
     resolved: dict[str, typing.Any] = {}
+
+    @classmethod
+    def outline(cls, **hyperparameters) -> "Task":
+        """The task as far as it is known without its data: `name` and `spec`, for a model that is only compiled.
+
+        The task itself where its constructor reads nothing. A task whose constructor reads data gives an `Outline`.
+
+        Args:
+          **hyperparameters: all keywords of the constructor.
+
+        Raises:
+          UserError: where only the data say what the spec is, and as the constructor does for its hyperparameters.
+        """
+        return cls(**hyperparameters)
 
     @abc.abstractmethod
     def num_examples(self, split: str) -> int:
@@ -220,6 +238,22 @@ class Task(abc.ABC):
         return self.row(split, int(_permuted(rows, seed)[index]), index // rows, seed)
 
 
+class Outline(Task):
+    """A task without its data: there is a name and a spec, and no row."""
+
+    def __init__(self, name: str, spec: Spec):
+        self.name, self.spec = name, spec
+
+    def num_examples(self, split: str) -> int:
+        raise NotImplementedError(f"{self.name} is an outline, without data")
+
+    def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
+        raise NotImplementedError(f"{self.name} is an outline, without data")
+
+    def floors(self, split: str = "test") -> dict[str, float]:
+        raise NotImplementedError(f"{self.name} is an outline, without data")
+
+
 @functools.lru_cache(maxsize=64)
 def _permuted(rows: int, seed: int) -> grain.MapDataset:
     """An endless stream of 0..rows-1 in a new order each epoch, with random access and without a table."""
@@ -248,6 +282,14 @@ def find(name: str) -> type[Task]:
 def defaults(name: str) -> config_dict.ConfigDict:
     """The hyperparameters of a task and their defaults, read from its constructor's signature."""
     return _PLUGINS.defaults(name)
+
+
+def outline(name: str, **hyperparameters) -> Task:
+    """A task as far as it is known without reading data, see `Task.outline`; arguments and errors are those of `create`."""
+    complete = _PLUGINS.complete(name, hyperparameters)
+    task = find(name).outline(**complete)
+    task.hyperparameters = complete | task.resolved
+    return task
 
 
 def create(name: str, **hyperparameters) -> Task:

@@ -94,6 +94,10 @@ class Subword:
             result.append((np.array(encoding.ids, np.int32), len(first.encode())))
         return result
 
+    def to_json(self) -> str:
+        """What the `tokenizers` package reads again, from a file tokenizer.json."""
+        return self._tokenizer.to_str()
+
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
 
@@ -117,6 +121,35 @@ class Tokenized:
     num_bytes: dict[str, int]
     first_bytes: dict[str, np.ndarray]
     fingerprint: str
+
+
+def outline(name: str) -> tuple[int, str]:
+    """The size of a tokenizer's vocabulary and its unit, without any text; a trained one is taken to have as many as it may.
+
+    Raises:
+      UserError: for the characters of a corpus, which must be read to be counted, and as `load` does.
+    """
+    kind, _, rest = name.partition(":")
+    if name == "byte":
+        return Byte.vocab_size, Byte.unit
+    if kind == "bpe" and rest.isdecimal() and int(rest) >= 256:
+        return int(rest), Subword.unit
+    if kind == "file" and rest:
+        tokenizer = _from_file(pathlib.Path(absolute(rest)))
+        return tokenizer.vocab_size, tokenizer.unit
+    if name == "character":
+        raise UserError(
+            "tokenizer='character': how many characters there are only the text says, and no data is read to compile; "
+            "take 'bpe:SIZE' or 'byte' instead"
+        )
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(
+        f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (at least 256, as in 'bpe:8192') or "
+        "'file:PATH' (a tokenizer.json, or a folder with vocab.json and merges.txt)"
+    )
 
 
 def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
@@ -144,10 +177,7 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
         name = f"file:{absolute(rest)}"
         tokenizer = _from_file(pathlib.Path(absolute(rest)))
     else:
-        raise UserError(
-            f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (at least 256, as in 'bpe:8192') or "
-            "'file:PATH' (a tokenizer.json, or a folder with vocab.json and merges.txt)"
-        )
+        raise _unknown(name)
     key = json.dumps([corpus.fingerprint, tokenizer.fingerprint, _VERSION]).encode()
     folder = cache / "tokens" / hashlib.sha256(key).hexdigest()[:32]
     make_folder(folder, lambda made: _convert(name, tokenizer, corpus, made))

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import nnx
 
 from common.console import say
 from common.errors import UserError, near
+from data.task import Task
+from models import import_hf
+from models.sequence_model import SequenceModel
 from ops import dispatch
-from training import setup
+from training import setup, sharding, state
 from training.checkpoints import Checkpoints
-from training.config import SECTIONS, Config, resolve
+from training.config import SECTIONS, Config, TrainConfig, resolve
+from training.optimizer import OptimizerConfig
 from training.run_directory import RunDirectory, check_data, locate, read_config
-from training.state import Built
 
 NAMED = ("best", "latest")
 
@@ -32,15 +36,24 @@ class LoadedRun:
       step: of the checkpoint.
       data: the fingerprint of the data that is here.
       other_data: the fingerprint of the data that the run was trained on where it is not that which is here, else None.
+
+    Of a checkpoint in Hugging Face's format `config.task` is None, there is no fingerprint, and `step` is 0.
     """
 
     config: Config
-    built: Built
+    built: state.Built
     params: Any
     workdir: Path
     step: int
     data: str
     other_data: str | None = None
+    tokenizer: Any = None  # of a checkpoint in Hugging Face's format
+
+    def encode(self, text: str) -> list[int] | None:
+        """The token ids that the model was trained on for a text; None where it was trained on none."""
+        if self.tokenizer is not None:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return None if self.config.task is None else encode(self.config.task, text)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -56,8 +69,13 @@ class LoadedRun:
         return {"step": self.step, "data": self.data, **trained_on}
 
 
-def configuration(workdir: str | Path, **sections: Any) -> Config:
+def configuration(workdir: str | Path, with_data: bool = True, **sections: Any) -> Config:
     """The configuration of a run, `sections` in place of its own.
+
+    Args:
+      workdir: the run's directory.
+      with_data: False reads no data, see `training.config.resolve`.
+      **sections: what takes the place of sections of the run's configuration.
 
     Raises:
       UserError: if the directory holds no run, its `config.json` is damaged, or its data is not here.
@@ -72,7 +90,7 @@ def configuration(workdir: str | Path, **sections: Any) -> Config:
         raise UserError(
             f"{RunDirectory(root).config} is damaged: it {what}; give back the one that the run was made with"
         )
-    return resolve({**raw, **sections})
+    return resolve({**raw, **sections}, with_data)
 
 
 def load(workdir: str | Path, checkpoint: str = "best", allow_other_data: bool = False) -> LoadedRun:
@@ -97,6 +115,45 @@ def load(workdir: str | Path, checkpoint: str = "best", allow_other_data: bool =
     restored = checkpoints.restore_params(built.abstract["params"], which)
     say(f"{run.root}: checkpoint of step {restored.step}")
     return LoadedRun(config, built, restored.state, run.root, restored.step, data, other)
+
+
+def load_hf(directory: str | Path) -> LoadedRun:
+    """Loads a checkpoint in Hugging Face's format, of an architecture that `models.import_hf` knows, onto this machine's devices.
+
+    Raises:
+      UserError: if there is none, or our model does not have what it needs.
+    """
+    directory = Path(directory).expanduser().absolute()
+    if not (directory / "config.json").is_file():
+        raise UserError(f"--hf={directory} holds no config.json: give the directory of a checkpoint")
+    checkpoint = import_hf.load(directory)
+    mesh = sharding.make_mesh({axis: 1 for axis in sharding.AXES} | {"data": -1})
+    built = state.build(lambda rngs: SequenceModel(checkpoint.config, rngs=rngs), None, mesh)
+    params: dict[str, Any] = {}
+    for path, leaf in nnx.to_flat_state(nnx.state(checkpoint.model)):
+        *parents, last = map(str, path)
+        inner = params
+        for name in parents:
+            inner = inner.setdefault(name, {})
+        inner[last] = leaf[...]
+    params = jax.device_put(params, built.shardings["params"])
+    raw = {"task": {}, "model": dataclasses.asdict(checkpoint.config)}
+    config = Config(None, checkpoint.config, OptimizerConfig(), TrainConfig(), {"data": -1}, 0, None, raw)
+    tokenizer, file = None, directory / "tokenizer.json"
+    if file.is_file():
+        import tokenizers  # slow to import
+
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    say(f"{directory}: a {checkpoint.hf_config['model_type']} model")
+    return LoadedRun(config, built, params, directory, 0, "", tokenizer=tokenizer)
+
+
+def encode(task: Task, text: str) -> list[int] | None:
+    """The token ids of a text; None where the task has no text, or not all of these characters."""
+    try:
+        return task.encode(text).tolist()
+    except UserError:
+        return None
 
 
 def _which(checkpoint: str, checkpoints: Checkpoints, root: Path) -> str | int:

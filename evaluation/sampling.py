@@ -1,197 +1,293 @@
-"""Text from a checkpoint: generation through the carry, by one prefill and then single steps of one compiled function."""
+"""Text from a checkpoint: what prompts are read, how they are continued together, and where the texts are kept."""
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from common.console import say
 from common.errors import UserError, check_range
 from common.files import write_atomically
+from evaluation import generation
+from evaluation.generation import Generator, of_model
 from evaluation.loading import LoadedRun
 from training.config import SEEDS
 from training.run_directory import RunDirectory
 from training.state import cast
 
-LARGEST = 2**31 - 1
+BROKEN = "\ufffd"  # what stands for the bytes of a character that is not whole
+PATIENCE = 16  # tokens in which a character must become whole
 
 
-def check(length: int, temperature: float, top_k: int, top_p: float, seed: int) -> None:
-    """Raises a UserError for settings of `sample` that are out of range."""
-    check_range("--length", length, 1, LARGEST)
-    check_range("--temperature", temperature, 0, 1e6)
-    if 0 < temperature < 1e-6:  # logits divided by it leave float32
-        raise UserError(
-            f"--temperature must be 0, which takes the likeliest token, or at least 1e-06, got {temperature}"
-        )
-    check_range("--top_k", top_k, 0, LARGEST)
-    if not 0 < top_p <= 1:
-        raise UserError(f"--top_p must be more than 0 and at most 1, got {top_p}")
-    if not 0 <= seed < SEEDS:
-        raise UserError(f"--seed must be from 0 to {SEEDS - 1}, got {seed}")
-
-
-def filter_logits(
-    logits: Float[Array, "B V"], temperature: float, top_k: int = 0, top_p: float = 1.0
-) -> Float[Array, "B V"]:
-    """Log-probabilities (unnormalised) to sample from.
-
-    Args:
-      logits: [batch, vocabulary].
-      temperature: divides the logits; must be positive.
-      top_k: keep the k most likely tokens; 0 keeps all.
-      top_p: keep the smallest set of most likely tokens whose probability reaches p (arXiv 1904.09751); 1 keeps all.
-    """
-    logits = logits.astype(jnp.float32) / temperature
-    floor = jnp.finfo(jnp.float32).min
-    if top_k > 0:
-        kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
-        logits = jnp.where(logits < kth, floor, logits)
-    if top_p < 1:
-        ordered = jnp.sort(logits, -1, descending=True)
-        probability = jax.nn.softmax(ordered, -1)
-        before = jnp.cumsum(probability, -1) - probability
-        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
-        logits = jnp.where(logits < least, floor, logits)
-    return logits
-
-
-def generate(
-    call: Callable[..., tuple[Array, Any]],
-    initial_carry: Callable[[Any, int, int], Any],
-    params: Any,
-    prompt: Int[np.ndarray, "B P"],
+def check(
     length: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-) -> tuple[Int[np.ndarray, "B L"], dict[str, float]]:
-    """Continues prompts.
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    samples: int = 1,
+    stop: Sequence[str] = (),
+    batch_size: int = 1,
+) -> None:
+    """Raises a UserError for settings of `sample` that are out of range."""
+    generation.check(length, temperature, top_k, top_p, seed)
+    check_range("--samples", samples, 1, SEEDS - seed)
+    check_range("--batch_size", batch_size, 1)
+    if "" in stop:
+        raise UserError("--stop is empty, which every text contains")
 
-    Args:
-      call: `(params, ids, carry) -> (logits, carry)`.
-      initial_carry: `(params, batch, capacity) -> carry`.
-      params: parameters.
-      prompt: [batch, prompt length >= 1].
-      length: number of tokens to generate.
-      temperature: 0 takes the most likely token; else see `filter_logits`.
-      top_k, top_p: see `filter_logits`.
-      seed: the source of the draws.
 
-    Returns:
-      the new tokens [batch, length], and `prefill_seconds`, `step_seconds` (both without compilation) and
-      `tokens_per_second` of the steps.
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of a file: of `.jsonl` a string, or an object with "prompt", in each line; else each line that is not blank.
 
     Raises:
-      UserError: for an empty prompt or parameters out of range.
+      UserError: if the file cannot be read or holds no prompt.
     """
-    if prompt.shape[1] < 1:
-        raise UserError("the prompt is empty: generation needs at least one token to continue")
-    check(length, temperature, top_k, top_p, seed)
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts={path} cannot be read: {error}") from None
+    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+    if not lines:
+        raise UserError(f"--prompts={path} holds no prompt: write one into each line")
+    if Path(path).suffix != ".jsonl":
+        return [line for _, line in lines]
+    prompts = []
+    for number, line in lines:
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--prompts={path}, line {number}, is no JSON: {error}") from None
+        prompt = value.get("prompt") if isinstance(value, dict) else value
+        if not isinstance(prompt, str):
+            raise UserError(
+                f'--prompts={path}, line {number}, is neither a string nor an object with a string "prompt"'
+            )
+        prompts.append(prompt)
+    return prompts
 
-    def draw(logits, key):
-        if temperature == 0:
-            return jnp.argmax(logits, -1).astype(jnp.int32)
-        return jax.random.categorical(key, filter_logits(logits, temperature, top_k, top_p)).astype(jnp.int32)
 
-    @jax.jit
-    def prefill(params, ids, key):
-        carry = initial_carry(params, ids.shape[0], ids.shape[1] + length)
-        logits, carry = call(params, ids, carry)
-        return draw(logits[:, -1], key), carry
+class Continuation:
+    """The text of tokens that come one by one, until a stop string.
 
-    def step(params, token, carry, key):
-        logits, carry = call(params, token[:, None], carry)
-        return draw(logits[:, -1], key), carry
+    Args:
+      decode: the text of token ids.
+      stop: strings before the first of which the text ends.
 
-    key = jax.random.key(seed)
-    ids = jnp.asarray(prompt, jnp.int32)
-    prefill = prefill.lower(params, ids, key).compile()
-    begin = time.perf_counter()
-    token, carry = jax.block_until_ready(prefill(params, ids, key))
-    prefill_seconds = time.perf_counter() - begin
-    step = jax.jit(step, donate_argnums=2).lower(params, token, carry, key).compile()
-    tokens = [token]
-    begin = time.perf_counter()
-    for i in range(1, length):
-        token, carry = step(params, token, carry, jax.random.fold_in(key, i))
-        tokens.append(token)
-    tokens = np.stack(jax.device_get(tokens), 1)
-    seconds = time.perf_counter() - begin
-    rate = prompt.shape[0] * (length - 1) / seconds if length > 1 else 0.0
-    return tokens, {"prefill_seconds": prefill_seconds, "step_seconds": seconds, "tokens_per_second": rate}
+    Attributes:
+      text: so far, in whole characters.
+      ended: whether a stop string was found.
+    """
+
+    def __init__(self, decode: Callable[[Iterable[int]], str], stop: Sequence[str] = ()):
+        self._decode, self._stop = decode, tuple(stop)
+        self._longest = max(map(len, self._stop), default=0)
+        # Tokens whose text is known and gives the next ones their context, and those that wait for a character to be whole.
+        self._known: list[int] = []
+        self._waiting: list[int] = []
+        self._given = 0
+        self.text, self.ended = "", False
+
+    def add(self, token: int) -> None:
+        """Takes a token. None changes the text once it has ended."""
+        if self.ended:
+            return
+        self._waiting.append(int(token))
+        if not self._new().endswith(BROKEN) or len(self._waiting) >= PATIENCE:
+            self._take()
+
+    def finish(self) -> None:
+        """There are no more tokens: characters that are not whole stay so."""
+        if not self.ended and self._waiting:
+            self._take()
+
+    def piece(self) -> str:
+        """What has not been given yet and cannot become part of a stop string."""
+        end = len(self.text) if self.ended else max(self._given, len(self.text) - max(self._longest - 1, 0))
+        piece, self._given = self.text[self._given : end], end
+        return piece
+
+    def rest(self) -> str:
+        """What has not been given yet."""
+        piece, self._given = self.text[self._given :], len(self.text)
+        return piece
+
+    def _new(self):
+        return self._decode(self._known + self._waiting)[len(self._decode(self._known)) :]
+
+    def _take(self):
+        new = self._new()
+        since = max(0, len(self.text) - self._longest + 1)
+        self.text += new
+        self._known, self._waiting = self._waiting, []
+        found = [at for stop in self._stop if (at := self.text.find(stop, since)) >= 0]
+        if found:
+            self.text, self.ended = self.text[: min(found)], True
 
 
 def sample(
     run: LoadedRun,
-    prompt: str,
+    prompts: Sequence[str],
     length: int,
     *,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-) -> str:
-    """Continues a prompt, prints the text and the speed, and keeps the text in the run's `samples/`.
+    samples: int = 1,
+    stop: Sequence[str] = (),
+    batch_size: int = 16,
+) -> list[str]:
+    """Continues prompts, prints the texts and the speed, and keeps each text in the run's `samples/`.
 
-    A text that cannot be kept (on a read-only disk, say) is printed all the same, with the reason.
+    A single text is printed while it is made. One that cannot be kept (on a read-only disk, say) is printed all the same, with
+    the reason. What is drawn for a prompt does not depend on the prompts beside it.
 
     Args:
       run: the run and its checkpoint.
-      prompt: a text.
-      length, temperature, top_k, top_p, seed: see `generate`.
+      prompts: texts.
+      length: number of tokens to generate, where no stop string ends a text before.
+      temperature, top_k, top_p: see `generation.draw`.
+      seed: the source of the draws of the first sample; the next one has the next seed.
+      samples: of each prompt.
+      stop: strings before which a text ends.
+      batch_size: rows that are computed together.
 
     Returns:
-      the prompt and what follows it.
+      the prompts and what follows them, the samples of the first prompt first.
 
     Raises:
-      UserError: if the model does not predict a text, for an empty prompt, and for settings out of range.
+      UserError: if the model does not predict a text, for an empty prompt, for settings out of range, and for scores that are
+        no numbers.
     """
     config, built = run.config, run.built
     if config.model.head != "token" or not config.model.causal or config.task.spec.vocab_size is None:
         raise UserError(f"task {config.task.name!r} trains no model that continues a text: there is nothing to sample")
+    settings = {"temperature": float(temperature), "top_k": top_k, "top_p": float(top_p)}
+    check(length, **settings, seed=seed, samples=samples, stop=stop, batch_size=batch_size)
+    encoded = [_encode(config.task, prompt) for prompt in prompts]
+    rows = [(i, seed + j) for i in range(len(prompts)) for j in range(samples)]
+    alone = len(rows) == 1
+    params = cast(run.params, built.metadata, config.train.compute_dtype)
+
+    generator = Generator(*of_model(built), **settings)
+    pads = all(mixer.padding or mixer.packing for mixer in config.model.sketches.values())
+    texts, rates, prefill = {}, [], 0.0
+    for batch in batches(rows, [len(ids) for ids in encoded], batch_size, pads):
+        # A last batch of fewer rows is filled up, so that it need not be compiled.
+        several = len(rows) > len(batch)
+        filled = batch + batch[-1:] * (batch_size - len(batch) if several and pads else 0)
+        ids, segment_ids = padded([encoded[i] for i, _ in filled], several)
+        parts = [Continuation(config.task.decode, stop) for _ in batch]
+        if alone:
+            _show(prompts[0])
+
+        def see(tokens, parts=parts):
+            for part, token in zip(parts, tokens):
+                part.add(token)
+            if alone:
+                _show(parts[0].piece())
+            return all(part.ended for part in parts)
+
+        with run.computing():
+            _, speed = generator(params, ids, length, [s for _, s in filled], segment_ids=segment_ids, see=see)
+        rates.append(speed["tokens_per_second"] * len(batch) / len(filled))
+        prefill += speed["prefill_seconds"]
+        for row, part in zip(batch, parts):
+            part.finish()
+            if alone:
+                _show(part.rest() + "\n")
+            texts[row] = prompts[row[0]] + part.text
+    say(f"\n{np.mean(rates):,.0f} {config.task.spec.unit}s/s (prefill {1e3 * prefill:.1f} ms)")
+    _report(run, prompts, texts, rows, length, settings, stop)
+    return [texts[row] for row in rows]
+
+
+def batches(
+    rows: Sequence[tuple[int, int]], lengths: Sequence[int], batch_size: int, pads: bool
+) -> list[list[tuple[int, int]]]:
+    """Rows (prompt, seed) in batches: the short prompts first, and only equal lengths together where nothing can be padded."""
+    found: list[list[tuple[int, int]]] = []
+    for row in sorted(rows, key=lambda row: lengths[row[0]]):
+        same = found and (pads or lengths[found[-1][-1][0]] == lengths[row[0]])
+        if same and len(found[-1]) < batch_size:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+def padded(prompts: Sequence[np.ndarray], several: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Prompts [batch, length], padded on the left, and their segments, None where nothing is padded.
+
+    Args:
+      prompts: token ids.
+      several: whether there are other batches. Then those that are padded are as long as a power of two, so that few shapes are
+        compiled.
+    """
+    longest = max(map(len, prompts))
+    if all(len(prompt) == longest for prompt in prompts):
+        return np.stack(prompts), None
+    size = 1 << (longest - 1).bit_length() if several else longest
+    left = lambda a: np.pad(a, (size - len(a), 0))
+    return np.stack([left(a) for a in prompts]), np.stack([left(np.ones(len(a), np.int32)) for a in prompts])
+
+
+def _encode(task, prompt):
     try:
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError("the prompt is not valid UTF-8") from None
-    settings = {"temperature": float(temperature), "top_k": top_k, "top_p": float(top_p), "seed": seed}
-
-    def call(params, ids, carry):
-        return built.apply(params, ids, carry)
-
-    def initial_carry(params, batch, capacity):
-        return built.merge(params).initial_carry(batch, capacity)
-
-    ids = np.asarray(config.task.encode(prompt))[None]
-    params = cast(run.params, built.metadata, config.train.compute_dtype)
-    with run.computing():
-        new, speed = generate(call, initial_carry, params, ids, length, **settings)
-    text = prompt + config.task.decode(new[0])
-    rate, prefill = speed["tokens_per_second"], 1e3 * speed["prefill_seconds"]
-    say(f"{text}\n\n{rate:,.0f} {config.task.spec.unit}s/s (prefill {prefill:.1f} ms)")
-    if jax.process_index() == 0:
-        folder = RunDirectory(run.workdir).samples
-        try:
-            say(f"kept as {_keep(folder, text, {**run.origin, 'prompt': prompt, 'length': length, **settings})}")
-        except OSError as error:
-            say(f"not kept: cannot write to {folder}: {error.strerror or error}")
-    return text
+    ids = np.asarray(task.encode(prompt))
+    if not len(ids):
+        raise UserError("the prompt is empty: generation needs at least one token to continue")
+    return ids
 
 
-def _keep(folder: Path, text: str, settings: dict[str, Any]) -> Path:
-    """Writes a text, and its settings beside it as JSON; equal settings have the same file, and others another."""
-    record = json.dumps(settings, indent=1, ensure_ascii=False)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    path = folder / f"step{settings['step']}-seed{settings['seed']}-{digest}.txt"
-    write_atomically(path.with_suffix(".json"), record)
-    write_atomically(path, text)
-    return path
+def _show(text):
+    if text and jax.process_index() == 0:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _report(run, prompts, texts, rows, length, settings, stop):
+    """Prints the texts (one alone has been printed) and keeps them."""
+    folder, problem = RunDirectory(run.workdir).samples, None
+    for i, seed in rows:
+        text = texts[i, seed]
+        record = {**run.origin, "prompt": prompts[i], "length": length, **settings, "seed": seed}
+        record |= {"stop": list(stop)} if stop else {}
+        path = folder / f"{name(record)}.txt"
+        if len(rows) > 1:
+            say(f"\n--- {path.name}\n{text}")
+        if jax.process_index() == 0 and problem is None:
+            try:
+                write_atomically(path.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False))
+                write_atomically(path, text)
+            except OSError as error:
+                problem = f"not kept: cannot write to {folder}: {error.strerror or error}"
+            else:
+                if len(rows) == 1:
+                    say(f"kept as {path}")
+    if problem is not None:
+        say(problem)
+    elif len(rows) > 1:
+        say(f"\n{len(rows)} texts kept in {folder}")
+
+
+def name(record: dict[str, Any]) -> str:
+    """The name of a sample's files, by its prompt and settings: equal ones have the same file, and others another."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+    prompt = re.sub(r"[^A-Za-z0-9]+", "_", record["prompt"])[:24].strip("_") or "prompt"
+    parts = [f"step{record['step']}", prompt, f"n{record['length']}", f"t{record['temperature']:g}"]
+    if record["top_k"]:
+        parts.append(f"k{record['top_k']}")
+    if record["top_p"] < 1:
+        parts.append(f"p{record['top_p']:g}")
+    return "-".join([*parts, f"seed{record['seed']}", digest])

@@ -1,25 +1,56 @@
-"""Scores of a checkpoint on a split, at one or several context lengths."""
+"""Scores of a checkpoint: on its own task at one or several lengths, and on any task that it can answer."""
 
-from collections.abc import Sequence
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 
-from common.console import say
 from common.errors import UserError, check_choice
 from data import metrics
 from data import task as tasks
+from data.loader import prefetch
 from evaluation import report
-from evaluation.loading import LoadedRun
-from training import setup
-from training.config import Config
-from training.step import make_eval_step
-from training.validation import validate
+from evaluation.intervals import interval
+from evaluation.loading import LoadedRun, encode
+from training import setup, sharding
+from training.config import Config, head
+from training.state import Built, cast
+from training.step import class_sums, real_sums
+
+PROBE = "What is the pass key? The pass key is 71432.\n"
+TOKENS = 16_384  # of a batch, where no training says how many
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What a checkpoint scores on a task.
+
+    Attributes:
+      task: the task.
+      split: that was scored.
+      rows: number of rows that were scored, and `all_rows` of the split (for train, of an epoch).
+      result: scores, as `data.metrics.summary` and `text_scores` name them.
+      intervals: 95 % intervals of the task's metrics over the rows; those of a single row are left out.
+      floors: what trivial predictors score on the same rows, in the unit of the task's metric; None where that is not known.
+    """
+
+    task: tasks.Task
+    split: str
+    rows: int
+    all_rows: int
+    result: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    floors: dict[str, float] | None
 
 
 def score(
     run: LoadedRun, split: str = "test", lengths: Sequence[int] = (), batches: int = 0
 ) -> list[tuple[int, dict[str, float]]]:
-    """Scores a split and prints the results; those of whole splits, but for train, beside what trivial predictors score there.
+    """Scores the run's own task and prints the results, with what trivial predictors score on the same rows (not for train).
 
     Args:
       run: the run and its checkpoint.
@@ -28,38 +59,140 @@ def score(
       batches: so many batches are scored; 0 is the whole split.
 
     Returns:
-      for each length its scores, as `training.validation.evaluate` names them. Those that are reckoned with the sizes of the
-      whole split (`data.metrics.text_scores`) are left out where only a part of it is scored.
+      for each length its scores. Those that are reckoned with the sizes of the whole split (`data.metrics.text_scores`) are left
+      out where only a part of it is scored.
 
     Raises:
       UserError: for an unknown split, and for a length that the task, a mixer or the devices do not allow.
     """
     config, trained = run.config, run.config.task.spec.length
     check_choice("--split", split, config.task.splits)
-    eval_step = make_eval_step(run.built, metrics=config.task.spec.metrics, compute_dtype=config.train.compute_dtype)
-    results, floors, ways = [], [], run.built.mesh.size
+    found, beside = [], []
     for length in dict.fromkeys(lengths or [trained]):
         task = at_length(config, length)
-        # The same number of tokens in a batch, whatever the length.
-        rows = max(1, config.train.batch_size * trained // length // ways) * ways
-        loader = setup.batches(config, run.built, split, rows, task)
-        with run.computing():
-            result = validate(eval_step, run.params, loader, batches)
-        part = f", {batches} of {len(loader)} batches" if 0 < batches < len(loader) else ""
-        if not part:
-            result |= metrics.text_scores(result, task.text_sizes(split))
-            floors.append((task, result))
-        say(f"{split}, length {length}{part}: {metrics.describe(task.spec, result)}")
-        results.append((length, result))
+        found.append(score_task(run, task, split, batches))
+        report.line(found[-1])
+        options = task.hyperparameters | task.beside
+        if options != task.hyperparameters:
+            beside.append(score_task(run, tasks.create(config.raw["task"]["name"], **options), split, batches))
+            report.line(beside[-1])
     if jax.process_index() == 0:
-        if len(results) > 1:
-            report.lengths(config.task.spec, results, trained)
-        if split != "train":
-            for task, result in floors:
-                report.floors(task, split, result)
-            if len(floors) < len(results):
-                print("\nwithout floors where a part of the split is scored: theirs are of all its rows")
-    return results
+        if len(found) > 1:
+            report.lengths(config.task.spec, [(one.task.spec.length, one.result) for one in found], trained)
+        for one in (*found, *beside):
+            if one.floors is not None:
+                report.floors(one.task, split, one.result, one.floors)
+        if split != "train" and any(one.floors is None for one in found):
+            print("\nwithout floors where a part of the split is scored: theirs are of all its rows")
+    return [(one.task.spec.length, one.result) for one in found]
+
+
+def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: int = 0) -> Scored:
+    """Scores a checkpoint on a task; for the arguments see `score`.
+
+    Raises:
+      UserError: if the model cannot answer the task, see `check_fits`; if nothing is scored.
+    """
+    check_fits(run, task)
+    config, spec = run.config, task.spec
+    of_training = TOKENS if config.task is None else config.train.batch_size * config.task.spec.length
+    # The same number of tokens in a batch, whatever the length.
+    ways, count = run.built.mesh.size, task.num_examples(split)
+    size = -(-min(count, max(1, of_training // spec.length)) // ways) * ways
+    loader = setup.batches(config, run.built, split, size, task)
+    number = min(batches, len(loader)) or len(loader)
+    step, found, stream = row_sums(run.built, spec.metrics, config.train.compute_dtype), [], prefetch(loader)
+    try:
+        with run.computing():
+            pending = None
+            for _ in range(number):
+                sums = step(run.params, next(stream))
+                if pending is not None:
+                    found.append(jax.device_get(pending))  # a batch late, so that the device is never waited for
+                pending = sums
+            found.append(jax.device_get(pending))
+    finally:
+        stream.close()
+    rows = min(count, number * size)
+    sums = {name: np.concatenate([one[name] for one in found])[:rows].astype(np.float64) for name in found[0]}
+    if not sums["weight"].sum():
+        raise UserError("there is nothing to score: every weight of the split is zero")
+    result = metrics.summary(spec, {name: value.sum(0) for name, value in sums.items()})
+    if rows == count:
+        result |= metrics.text_scores(result, task.text_sizes(split))
+    intervals = {metric.name: interval(metric, sums) for metric in spec.metrics}
+    intervals = {name: ends for name, ends in intervals.items() if ends is not None}
+    return Scored(task, split, rows, count, result, intervals, floors(task, split, rows))
+
+
+def row_sums(built: Built, wanted: Sequence[metrics.Metric], compute_dtype: str) -> Callable[[Any, Any], dict]:
+    """The jitted `(params, batch) -> sums` of `training.step.class_sums` or `real_sums`, of each row: [batch, ...]."""
+
+    def each(function, *arrays):
+        return jax.vmap(lambda *row: function(*(a[None] for a in row), metrics=wanted))(*arrays)
+
+    def step(params, batch):
+        batch = jax.lax.with_sharding_constraint(batch, sharding.batch_sharding(built.mesh))
+        model = functools.partial(built.apply, cast(params, built.metadata, compute_dtype))
+        where = {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
+        targets, weights = batch["targets"], batch["weights"]
+        if np.issubdtype(targets.dtype, np.floating):
+            (predictions, loss), _ = model(batch["inputs"], targets=targets, **where)
+            return each(real_sums, predictions, loss, targets, weights)
+        return each(class_sums, model(batch["inputs"], **where)[0], targets, weights)
+
+    return jax.jit(step, out_shardings=sharding.replicated(built.mesh))
+
+
+def floors(task: tasks.Task, split: str, rows: int) -> dict[str, float] | None:
+    """What trivial predictors score on the first rows of a split; None where that is not known."""
+    if split == "train":
+        return None
+    if rows < task.num_examples(split):
+        if not task.floors_of_rows:
+            return None
+        whole, task = task, copy.copy(task)
+        task.num_examples = lambda of: rows if of == split else whole.num_examples(of)
+    return task.floors(split)
+
+
+def check_fits(run: LoadedRun, task: tasks.Task) -> None:
+    """Raises a UserError if a model cannot answer a task: its head, its inputs, its vocabulary, or what its mixers can do."""
+    model, spec, own = run.config.model, task.spec, run.config.task
+    if own is not None and (spec, task.name) == (own.spec, own.name):
+        return
+    cannot = f"this model cannot answer task {task.name!r}"
+    if head(spec) != model.head or (model.loss is not None) != (spec.objective in tasks.REAL):
+        raise UserError(
+            f"{cannot}: it asks for {tasks.OBJECTIVES[spec.objective]!r}, and the model's head gives something else"
+        )
+    if spec.causal is not None and spec.causal != model.causal:
+        raise UserError(f"{cannot}: it needs a {'causal' if spec.causal else 'two-sided'} model")
+    if spec.channels != model.channels:
+        raise UserError(f"{cannot}: its rows have {spec.channels} real channels, and the model takes {model.channels}")
+    if spec.vocab_size is not None:
+        _check_vocabulary(run, task, cannot)
+    elif spec.targets != model.targets:
+        raise UserError(f"{cannot}: it has {spec.targets} targets, and the model gives {model.targets}")
+    setup.check_capabilities(dataclasses.replace(run.config, task=task))
+
+
+def _check_vocabulary(run, task, cannot):
+    model, spec = run.config.model, task.spec
+    theirs, ours = encode(task, PROBE), run.encode(PROBE)
+    if theirs is not None and ours is not None and theirs != ours:
+        raise UserError(f"{cannot}: it cuts texts into other tokens than those that the model was trained on")
+    # Of texts in the same tokens, and of a model that says nothing of its tokens, a vocabulary may be larger than what is asked.
+    larger = theirs is not None and (ours is not None or run.config.task is None)
+    for what, asked, there in (
+        ("a vocabulary", spec.vocab_size, model.vocab_size),
+        ("targets", spec.targets, model.targets),
+    ):
+        if not (asked == there or (larger and asked < there)):
+            raise UserError(
+                f"{cannot}: it has {what} of {asked}, and the model {what} of {there}; set the task's keys as they were in "
+                "training"
+            )
 
 
 def at_length(config: Config, length: int) -> tasks.Task:

@@ -32,6 +32,7 @@ class Block(nnx.Module):
         self.channel_mixer = config.make_channel_mixer(kind, rngs)
         self.pre_norm = config.norm_position == "pre"
         self.dropout = config.dropout
+        self.recompute_mixer = config.remat == "mixer"
 
     def __call__(
         self,
@@ -60,6 +61,9 @@ class Block(nnx.Module):
                 h, carry, segment_ids=segment_ids, positions=positions, context=context._replace(key=keys[2])
             )
             return y, rest
+
+        if self.recompute_mixer:
+            mix = jax.checkpoint(mix, prevent_cse=False)
 
         def residual(x, norm, f, key):
             """The branch added to x; what f returns beside; and what the norm saw."""

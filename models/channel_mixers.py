@@ -7,8 +7,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
+from models.checks import whole
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
+from ops.elementwise import gate, gelu
 from ops.projection import project, project_each
 
 
@@ -25,7 +27,7 @@ class MLP(nnx.Module):
         bias: bool = False,
         depth: int = 1,
     ):
-        hidden = int(expansion * width) if hidden is None else hidden
+        hidden = whole(expansion * width) if hidden is None else hidden
         self.hidden = _checked(hidden, expansion)
         self.w_in = dense(rngs, (width, hidden), ("embed", "mlp"))
         self.w_out = residual_output(rngs, (hidden, width), ("mlp", "embed"), depth)
@@ -34,7 +36,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         h = constrain(_plus(project(x, self.w_in[...]), self.b_in), "batch", "length", "mlp")
-        return _plus(project(jax.nn.gelu(h), self.w_out[...]), self.b_out)
+        return _plus(project(gelu(h), self.w_out[...]), self.b_out)
 
 
 class GLU(nnx.Module):
@@ -52,7 +54,7 @@ class GLU(nnx.Module):
         bias: bool = False,
         depth: int = 1,
     ):
-        hidden = int(expansion * width * 2 / 3) if hidden is None else hidden
+        hidden = whole(expansion * width * 2 / 3) if hidden is None else hidden
         self.hidden = _checked(hidden, expansion)
         self.activation = activation
         self.w_in = dense(rngs, (width, 2, hidden), ("embed", None, "mlp"))
@@ -61,10 +63,10 @@ class GLU(nnx.Module):
         self.b_out = param(rngs, zeros, (width,), (None,)) if bias else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, value = project_each(x, self.w_in[...])
+        g, v = project_each(x, self.w_in[...])
         if self.b_in is not None:
-            gate, value = gate + self.b_in[0], value + self.b_in[1]
-        h = constrain(self.activation(gate) * value, "batch", "length", "mlp")
+            g, v = g + self.b_in[0], v + self.b_in[1]
+        h = constrain(gate(self.activation, g, v), "batch", "length", "mlp")
         return _plus(project(h, self.w_out[...]), self.b_out)
 
 

@@ -53,6 +53,13 @@ def ascending(**given: float) -> None:
         raise UserError(f"0 < `{low}` <= `{high}` must hold, got {low}={first} and {high}={second}")
 
 
+def whole(product: float) -> int:
+    """A number of channels, rounded down; a product that misses a whole number by rounding errors alone is that number, so that
+    i / width times the width is i for every i."""
+    nearest = round(product)
+    return nearest if abs(product - nearest) <= 1e-12 * abs(nearest) else math.floor(product)
+
+
 def scaled(width: int, **factor: float) -> int:
     """A whole number of channels.
 
@@ -61,16 +68,16 @@ def scaled(width: int, **factor: float) -> int:
       **factor: one number, under its hyperparameter's name.
 
     Returns:
-      width times the factor, rounded down.
+      width times the factor, as `whole` rounds it.
 
     Raises:
       UserError: if that is less than 1, or the factor is not finite.
     """
     positive(**factor)
     ((key, value),) = factor.items()
-    if int(value * width) < 1:
+    if whole(value * width) < 1:
         raise UserError(f"`{key}`={value} times the width {width} must be 1 or more; increase `{key}` or the width")
-    return int(value * width)
+    return whole(value * width)
 
 
 @contextlib.contextmanager

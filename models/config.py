@@ -37,6 +37,7 @@ class ModelConfig:
       channel_bias: whether the channel mixer's maps have biases.
       norm: "rmsnorm", "rmsnorm1p" (weights stored as their difference from 1), "layernorm", "scalenorm" or "batchnorm".
       norm_eps: added to the norm's variance; by default the norm's own.
+      final_norm_eps: the same of the last norm; by default `norm_eps`.
       norm_position: "pre" or "post".
       embedding_norm: whether the embedded tokens are normalised before the first block.
       embedding_scale: factor of the embedded tokens (width^0.5 in arXiv 1706.03762, section 3.4); real inputs have none.
@@ -47,7 +48,8 @@ class ModelConfig:
       tie_embeddings: whether the head is the transposed embedding.
       logit_cap: c of logits = c tanh(logits / c); 0 for none.
       dropout: rate on the residual branches.
-      remat: what the backward pass recomputes: "none", "dots" (all but matmul outputs) or "full".
+      remat: what the backward pass computes again instead of keeping it: "none"; "mixer", all within the mixers; "dots", all but
+        the outputs of products with parameters; "offload", the same, with them in the host's memory meanwhile; or "full".
     """
 
     vocab_size: int | None
@@ -66,6 +68,7 @@ class ModelConfig:
     channel_bias: bool = False
     norm: str = "rmsnorm"
     norm_eps: float | None = None
+    final_norm_eps: float | None = None
     norm_position: str = "pre"
     embedding_norm: bool = False
     embedding_scale: float = 1.0
@@ -95,7 +98,7 @@ class ModelConfig:
             value = getattr(self, key)
             if value is not None and not value >= 1:
                 raise UserError(f"model.{key} must be at least 1, got {value}")
-        for key in ("expansion", "norm_eps"):
+        for key in ("expansion", "norm_eps", "final_norm_eps"):
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{key} must be more than 0 and finite, got {value}")
@@ -168,9 +171,10 @@ class ModelConfig:
             return self.channel_mixer
         return "none" if self.sketches[name].replaces_channel_mixer else "swiglu"
 
-    def make_norm(self, rngs: nnx.Rngs) -> nnx.Module:
-        """A norm of the residual stream."""
-        return NORMS[self.norm](self.width, rngs=rngs, **({} if self.norm_eps is None else {"eps": self.norm_eps}))
+    def make_norm(self, rngs: nnx.Rngs, final: bool = False) -> nnx.Module:
+        """A norm of the residual stream; `final` for the one before the head."""
+        eps = self.final_norm_eps if final and self.final_norm_eps is not None else self.norm_eps
+        return NORMS[self.norm](self.width, rngs=rngs, **({} if eps is None else {"eps": eps}))
 
     def make_channel_mixer(self, kind: str, rngs: nnx.Rngs) -> nnx.Module | None:
         """A channel mixer of a kind of `CHANNEL_MIXERS`; None for "none"."""
@@ -205,5 +209,6 @@ class ModelConfig:
             channel_mixer=kinds.pop() if len(kinds) == 1 else self.channel_mixer,
             channel_size=channel_mixers[0].hidden if channel_mixers else None,
             norm_eps=norm.eps,
+            final_norm_eps=norm.eps if self.final_norm_eps is None else self.final_norm_eps,
             position_embedding="sinusoidal" if self.sinusoidal else "none",
         )

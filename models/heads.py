@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from common.errors import UserError
 from models.params import dense, param, zeros
 from models.real_nvp import RealNVP
+from ops.elementwise import gelu
 from ops.projection import project
 
 POOLINGS = ("mean", "last", "first")
@@ -44,7 +45,7 @@ class PairHead(nnx.Module):
     def __call__(self, x: Float[Array, "B 2 D"]) -> Float[Array, "B V"]:
         a, b = x[:, 0], x[:, 1]
         features = jnp.stack([a, b, a - b, a * b], 1)
-        hidden = jax.nn.gelu(project(features, self.w_1[...], inputs=2) + self.b_1[...])
+        hidden = gelu(project(features, self.w_1[...], inputs=2) + self.b_1[...])
         return (project(hidden, self.w_2[...]) + self.b_2[...]).astype(jnp.float32)
 
 

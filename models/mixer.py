@@ -119,7 +119,8 @@ class Mixer(nnx.Module):
           x: [batch, length, width]; zero at padding.
           state: None in training (what is returned for it is ignored), else what `initial_state` or the last call
             returned. It always belongs to the segment of the first token.
-          segment_ids: [batch, length] or None for one segment without padding; always given with a state.
+          segment_ids: [batch, length] or None for one segment without padding; always given with a state. Documents are counted
+            from 1 (`ops.segments.runs`), so that no number comes back in a row, nor in the pieces after it.
           positions: [batch, length], counted from 0 in each segment and continued across calls.
 
         A mixer that `uses_context` takes also `context`, a `Context`, and returns (y, state, stream).
@@ -149,8 +150,9 @@ class Mixer(nnx.Module):
         Args:
           x: [batch, length, width], float32 or bfloat16.
           carry: None for whole sequences, else `initial_carry(...)` or the carry of the piece before.
-          segment_ids: [batch, length], 0 for padding; a change restarts the state, also across calls. None: one segment, which
-            continues the one in the carry.
+          segment_ids: [batch, length], 0 for padding; a change restarts the state, also across calls, so that an id that comes
+            back after others (padding included) is a new document. None: one segment, which continues that of the last token
+            in the carry, and is a new document where that token is padding or there is none.
           positions: [batch, length]; by default counted from 0 in each segment.
           context: given by the model around the mixer, see `Context`; None for a mixer alone.
 
@@ -163,15 +165,19 @@ class Mixer(nnx.Module):
         """
         self._check(x, carry, segment_ids, positions)
         x = segments.zero_padding(x, segment_ids)
-        place, ids, positions = locate(x.shape[:2], carry, segment_ids, positions)
+        place, runs, positions = locate(x.shape[:2], carry, segment_ids, positions)
         state = None if carry is None else carry["state"]
         if carry is None:
-            ids = segment_ids  # None tells `mix` of the fast paths
+            runs = None if segment_ids is None else runs  # None tells `mix` of the fast paths
         elif segment_ids is not None and self.constant_carry:
-            state = self._restart(state, ids[:, 0] != carry["segment"])
-        y, new, stream = self._mix(x, state, ids, positions, context)
+            state = self._restart(state, segment_ids[:, 0] != carry["segment"])
+        y, new, stream = self._mix(x, state, runs, positions, context)
         if carry is not None:
-            carry = {**place, "state": jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)}
+            new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+            if segment_ids is not None and self.constant_carry:
+                # Nothing of what is before padding is left, so that a piece without segments need not ask.
+                new = self._restart(new, segment_ids[:, -1] == 0)
+            carry = {**place, "state": new}
         y = segments.zero_padding(y, segment_ids)
         return (y, carry) if context is None else (y, carry, stream)
 
@@ -299,8 +305,8 @@ class BothShared(nnx.Module):
 
 
 def origin(batch: int) -> Carry:
-    """The place before the first token of a sequence: no segment yet, position 0."""
-    return {"segment": jnp.zeros(batch, jnp.int32), "position": jnp.zeros(batch, jnp.int32)}
+    """The place before the first token of a sequence: no segment yet (as at padding), the first run to come, position 0."""
+    return {key: jnp.zeros(batch, jnp.int32) for key in ("segment", "run", "position")}
 
 
 def locate(
@@ -313,22 +319,28 @@ def locate(
 
     Args:
       shape: (batch, length) of the piece.
-      place: "segment" and "position" of what comes before, as in `origin`; None for whole sequences.
-      segment_ids: None to go on with the segment of `place`.
+      place: what comes before, as in `origin`: the "segment" of the last token, the "run", which is the number of documents so
+        far, and the "position" that follows it; None for whole sequences.
+      segment_ids: None to go on with the segment of `place`, or with a new one behind padding.
       positions: None to count inside each segment.
 
     Returns:
-      the place after the piece, and segment_ids and positions [batch, length].
+      the place after the piece, the number of each token's document as `ops.segments.runs` counts, and positions [batch, length].
     """
     place = origin(shape[0]) if place is None else place
-    segment = place["segment"]
+    before = place["segment"]
     if segment_ids is None:
-        segment = jnp.where(segment == 0, 1, segment)
-        segment_ids = jnp.broadcast_to(segment[:, None], shape)
+        segment_ids = jnp.broadcast_to(jnp.where(before == 0, 1, before)[:, None], shape)
     if positions is None:
-        positions = segments.positions(segment_ids, segment, place["position"])
-    last = jnp.where(segment_ids[:, -1] == 0, 0, positions[:, -1] + 1)
-    return {"segment": segment_ids[:, -1], "position": last}, segment_ids, positions
+        positions = segments.positions(segment_ids, before, place["position"])
+    runs = segments.runs(segment_ids, before, place["run"])
+    last = segment_ids[:, -1]
+    after = {
+        "segment": last,
+        "run": jnp.maximum(place["run"], jnp.max(runs, 1)),
+        "position": jnp.where(last == 0, 0, positions[:, -1] + 1),
+    }
+    return after, runs, positions
 
 
 def head_size(total: int, heads: int, what: str, key: str = "heads") -> int:

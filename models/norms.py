@@ -1,4 +1,7 @@
-"""Normalisation layers. Statistics are float32 whatever the input dtype."""
+"""Normalisation layers. Statistics are float32 whatever the input dtype.
+
+Their backward pass keeps the input, in its own dtype, and nothing else of its size: the rest is cheap to compute again.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -15,23 +18,40 @@ from models.params import constant, ones, param, zeros
 Statistics = Mapping[str, Any]
 
 
-def rms_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
-    """x / sqrt(mean(x^2) + eps) over the last axis, without a weight."""
+_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+def _rms(x, weight, eps):
     x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)).astype(x.dtype)
+    y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
+    return (y if weight is None else y * weight).astype(x.dtype)
 
 
-def l2_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
-    """x / sqrt(sum(x^2) + eps) over the last axis."""
+def _layer(x, weight, bias, eps):
+    x32 = x.astype(jnp.float32)
+    x32 = x32 - jnp.mean(x32, -1, keepdims=True)
+    y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
+    return (y if weight is None else y * weight + bias).astype(x.dtype)
+
+
+def _l2(x, eps):
     x32 = x.astype(jnp.float32)
     return (x32 * jax.lax.rsqrt(jnp.sum(jnp.square(x32), -1, keepdims=True) + eps)).astype(x.dtype)
 
 
+def rms_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
+    """x / sqrt(mean(x^2) + eps) over the last axis, without a weight."""
+    return _recomputed(_rms)(x, None, eps)
+
+
+def l2_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
+    """x / sqrt(sum(x^2) + eps) over the last axis."""
+    return _recomputed(_l2)(x, eps)
+
+
 def layer_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
     """(x - mean) / sqrt(var + eps) over the last axis, without weight and bias."""
-    x32 = x.astype(jnp.float32)
-    x32 = x32 - jnp.mean(x32, -1, keepdims=True)
-    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)).astype(x.dtype)
+    return _recomputed(_layer)(x, None, None, eps)
 
 
 class RMSNorm(nnx.Module):
@@ -43,9 +63,7 @@ class RMSNorm(nnx.Module):
         self.offset = offset
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        x32 = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
-        return (x32 * scale * (self.offset + self.weight[...])).astype(x.dtype)
+        return _recomputed(_rms)(x, self.offset + self.weight[...], self.eps)
 
 
 class LayerNorm(nnx.Module):
@@ -57,8 +75,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        y = layer_normalize(x.astype(jnp.float32), self.eps)
-        return (y * self.weight[...] + self.bias[...]).astype(x.dtype)
+        return _recomputed(_layer)(x, self.weight[...], self.bias[...], self.eps)
 
 
 class ScaleNorm(nnx.Module):
@@ -69,7 +86,7 @@ class ScaleNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return (self.scale[...] * rms_normalize(x.astype(jnp.float32), self.eps)).astype(x.dtype)
+        return _recomputed(_rms)(x, self.scale[...], self.eps)
 
 
 class BatchNorm(nnx.Module):

@@ -1,6 +1,7 @@
 """The sequence model: embedding, stack, norm, head."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ class SequenceModel(nnx.Module):
         self.embedding_norm = config.make_norm(rngs) if config.embedding_norm else None
         self.embedding_scale = config.embedding_scale
         self.stack = Stack(config, rngs=rngs)
-        self.norm = config.make_norm(rngs)
+        self.norm = config.make_norm(rngs, final=True)
         self.kind, self.pooling = config.head, config.pooling
         self.logit_cap = config.logit_cap
         real, pair = config.loss is not None, config.head == "pair"
@@ -57,6 +58,7 @@ class SequenceModel(nnx.Module):
         positions: Int[Array, "B T"] | Int[Array, "B 2 T"] | None = None,
         key: jax.Array | None = None,
         targets: Float[Array, "B ..."] | None = None,
+        reduce: Callable[[Callable, Float[Array, "B T D"]], Any] | None = None,
     ) -> tuple[Any, Any] | tuple[Any, Any, Statistics]:
         """Scores the next token (or the token's label) at every position, or each row, or pair of rows.
 
@@ -67,6 +69,8 @@ class SequenceModel(nnx.Module):
           segment_ids, positions: as in `Mixer.__call__`.
           key: source of random numbers in training (dropout, mixers that are `random`); None in evaluation.
           targets: only of models with a `loss`: what to score instead of predicting.
+          reduce: only of models with a head on tokens and without a `loss`: called as (head, x) with what the head reads [batch,
+            length, width], and the head, which makes logits of any piece of it. Its result is returned in place of logits.
 
         Returns:
           float32 logits [batch, length, targets] or [batch, targets], and the carry for the next piece (None if `carry` is
@@ -78,7 +82,7 @@ class SequenceModel(nnx.Module):
             pack = lambda a: None if a is None else a.reshape(2 * rows, *a.shape[2:])
             inputs, segment_ids, positions = pack(inputs), pack(segment_ids), pack(positions)
         x, carry, statistics = self.encode(inputs, carry, segment_ids=segment_ids, positions=positions, key=key)
-        result = self._score(x, segment_ids, targets)
+        result = self._score(x, segment_ids, targets) if reduce is None else reduce(self._logits, x)
         return (result, carry) if key is None else (result, carry, statistics)
 
     def _score(self, x, segment_ids, targets):
@@ -88,6 +92,9 @@ class SequenceModel(nnx.Module):
             return self.regression(x, targets)
         if self.pair is not None:
             return self.pair(x.reshape(-1, 2, x.shape[-1]))
+        return self._logits(x)
+
+    def _logits(self, x):
         head = self.embedding[...].T if self.head is None else self.head[...]
         logits = project(x, head, dtype=jnp.float32)
         if self.logit_cap:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models.params import conv_taps, dense
 from models.partitioning import constrain
+from ops.elementwise import silu
 from ops.projection import project
 from ops.short_convolution import short_convolution
 
@@ -37,7 +37,7 @@ class ConvolvedProjection(nnx.Module):
         `ops.short_convolution`."""
         u = constrain(project(x, self.weight[...]), "batch", "length", "heads")
         u, state = short_convolution(u, self.taps[...], initial_state=state, segment_ids=segment_ids)
-        return jax.nn.silu(u).reshape(*u.shape[:2], -1, self.size), state
+        return silu(u).reshape(*u.shape[:2], -1, self.size), state
 
     def initial_state(self, batch: int) -> Float[Array, "B past C"]:
         """The state before the first token."""

@@ -19,10 +19,13 @@ from models.block import Block
 from models.mixer import Context
 from models.norms import Statistics
 
+# What the backward pass has of a repeat, see `ModelConfig.remat`; None where nothing of it is recomputed as a whole.
 REMAT = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "mixer": None,  # which the blocks do
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
 
@@ -133,7 +136,7 @@ class Stack(nnx.Module):
             )
             return (x, streams), (carries, statistics)
 
-        if self.remat != "none":
+        if REMAT[self.remat] is not None:
             repeat = jax.checkpoint(repeat, prevent_cse=False, policy=REMAT[self.remat])
         keys = None if key is None else jax.random.split(key, self.repeats)
         streams = {

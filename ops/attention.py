@@ -231,7 +231,7 @@ def _cudnn_takes(form, q, k, segment_ids):
     (_, T, _, K), S = q.shape, k.shape[1]
     fits = jnp.dtype(q.dtype).itemsize == 2 and K % 8 == 0 and K <= 128 and (form.causal or form.window is None)
     even = segment_ids is None or (T % 2 == 0 and S % 2 == 0)
-    return jax.default_backend() == "gpu" and fits and even
+    return dispatch.current_platform() == "gpu" and fits and even
 
 
 def _library(form, x):

@@ -30,8 +30,13 @@ class _Declared(NamedTuple):
 # Decides where a primitive is called with "auto": (primitive, the forms that it offers, its policy) -> form.
 _Decision = Callable[[str, Sequence[str], str], str]
 
+# Logical names of an array's axes.
+Axes = tuple[str | None, ...]
+
 _declared: dict[str, _Declared] = {}
 _run_wide: contextvars.ContextVar[_Decision | None] = contextvars.ContextVar("implementation", default=None)
+_localise: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("localise", default=None)
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 def primitive(*forms: str, matmul: str | None = None) -> Callable[[Callable], Callable]:
@@ -65,6 +70,7 @@ class Choice:
     Attributes:
       asked: the primitives that were called with "auto" while the choice was in force, and the forms that each of them offered
         at all of its calls.
+      taken: the forms that they were given.
 
     Raises:
       UserError: as `check` does.
@@ -73,6 +79,7 @@ class Choice:
     def __init__(self, text: str):
         self._everywhere, self._of = _parse(text)
         self.asked: dict[str, tuple[str, ...]] = {}
+        self.taken: dict[str, set[str]] = {}
 
     def form(self, primitive: str, forms: Sequence[str], policy: str) -> str:
         """The form that a primitive is to use.
@@ -83,8 +90,8 @@ class Choice:
         self.asked[primitive] = tuple(form for form in self.asked.get(primitive, forms) if form in forms)
         wanted = self._of.get(primitive, self._everywhere)
         if wanted is None:
-            return policy
-        if wanted not in forms:
+            wanted = policy
+        elif wanted not in forms:
             able = ", ".join(
                 f"{name}={wanted}" for name, declared in sorted(_declared.items()) if wanted in declared.forms
             )
@@ -92,6 +99,7 @@ class Choice:
                 f"implementation: {primitive} has no form {wanted!r} in this model, it offers {', '.join(forms)}; "
                 f"choose for single primitives (there is {able})"
             )
+        self.taken.setdefault(primitive, set()).add(wanted)
         return wanted
 
     def check_used(self) -> None:
@@ -212,9 +220,55 @@ def _parse(text: str) -> tuple[str | None, dict[str, str]]:
     return None, chosen
 
 
+@contextlib.contextmanager
+def platform(name: str) -> Iterator[None]:
+    """Says what is traced inside is to run on: who traces for a mesh says the platform of its devices, which need not be here.
+
+    Backward passes are traced after the forward pass, so whoever differentiates says it around the whole.
+
+    Args:
+      name: of a device (`jax.Device.platform`): "cpu", "tpu", or "gpu", for which "cuda" and "rocm" stand, too.
+    """
+    token = _platform.set("gpu" if name in ("cuda", "rocm") else name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+@contextlib.contextmanager
+def localised_by(localise: Callable[[Callable, Sequence[Axes], Axes], Callable]) -> Iterator[None]:
+    """Makes `local` call `localise` while tracing inside; who traces for a mesh knows which axes it splits."""
+    token = _localise.set(localise)
+    try:
+        yield
+    finally:
+        _localise.reset(token)
+
+
+def local(function: Callable, inputs: Sequence[Axes], output: Axes) -> Callable:
+    """A function that each device applies to its own part of the arguments: for what the compiler would not split itself.
+
+    Args:
+      function: of arrays to one array; what it computes must not cross an axis that is named.
+      inputs: logical names of the axes of each argument ("batch", "heads", ...), None for one that every device has whole.
+      output: likewise, of the result.
+
+    Returns:
+      the function itself where nothing is split.
+    """
+    localise = _localise.get()
+    return function if localise is None else localise(function, inputs, output)
+
+
+def current_platform() -> str:
+    """The platform that is traced for, "cpu", "tpu" or "gpu": what `platform` says, else JAX's default."""
+    return _platform.get() or jax.default_backend()
+
+
 def on_cpu() -> bool:
-    """Whether computations run on the CPU by default."""
-    return jax.default_backend() == "cpu"
+    """Whether what is traced is to run on a CPU."""
+    return current_platform() == "cpu"
 
 
 def matmul_precision(dtype) -> jax.lax.Precision:

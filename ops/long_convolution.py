@@ -71,8 +71,19 @@ def _rough_part(n: int) -> int:
     return n
 
 
+# XLA does not split a Fourier transform over rows (on a CPU and a GPU up to jax 0.11, on a TPU): it would send all rows to all.
+_ROWS = ("batch", None, None)
+_KERNEL = (None, None)
+
+
 def _spectrum(x, size: int):
-    return jnp.fft.rfft(x, size, axis=-1)
+    axes = _ROWS if x.ndim == 3 else _KERNEL
+    return dispatch.local(lambda x: jnp.fft.rfft(x, size, axis=-1), [axes], axes)(x)
+
+
+def _inverse(y, size: int):
+    axes = _ROWS if y.ndim == 3 else _KERNEL
+    return dispatch.local(lambda y: jnp.fft.irfft(y, size, axis=-1), [axes], axes)(y)
 
 
 @jax.custom_vjp
@@ -80,7 +91,7 @@ def _convolve(x: Float[Array, "B D T"], kernel: Float[Array, "D S"]) -> Float[Ar
     """First T entries of the circular convolution of period S. The derivative recomputes the spectra: none is kept."""
     size = kernel.shape[1]
     y = _spectrum(x.astype(kernel.dtype), size) * _spectrum(kernel, size)
-    return jnp.fft.irfft(y, size, axis=-1)[..., : x.shape[2]]
+    return _inverse(y, size)[..., : x.shape[2]]
 
 
 def _convolve_forward(x, kernel):
@@ -91,9 +102,9 @@ def _convolve_backward(residuals, dy):
     x, kernel = residuals
     size = kernel.shape[1]
     dy = _spectrum(dy, size)
-    dx = jnp.fft.irfft(dy * jnp.conj(_spectrum(kernel, size)), size, axis=-1)[..., : x.shape[2]]
+    dx = _inverse(dy * jnp.conj(_spectrum(kernel, size)), size)[..., : x.shape[2]]
     dkernel = jnp.sum(dy * jnp.conj(_spectrum(x.astype(kernel.dtype), size)), axis=0)
-    return dx.astype(x.dtype), jnp.fft.irfft(dkernel, size, axis=-1)
+    return dx.astype(x.dtype), _inverse(dkernel, size)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)

@@ -2,6 +2,7 @@
 
 `segment_ids` is an integer array [batch, length]. Id 0 is padding; any other id is a document, and each document is one
 contiguous run of its id. A change of id restarts every recurrence; padding is never read from or written to a state.
+What compares the ids of pairs of tokens must see ids that do not come back in a row: those of `runs`.
 """
 
 import jax
@@ -31,6 +32,26 @@ def _run_starts(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Index of the first token of the run that each token belongs to."""
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
     return jax.lax.cummax(jnp.where(is_start(segment_ids), index, 0), axis=1)
+
+
+def runs(
+    segment_ids: Int[Array, "B T"],
+    previous_segment: Int[Array, "B"] | None = None,
+    previous_run: Int[Array, "B"] | None = None,
+) -> Int[Array, "B T"]:
+    """The documents of a row counted from 1, and 0 at padding: an id that comes back after others is another document.
+
+    Args:
+      segment_ids: [batch, length].
+      previous_segment: segment of the token before the first one, where this is the continuation of a sequence.
+      previous_run: the number of documents up to that token.
+    """
+    first = segment_ids[:, :1] != (0 if previous_segment is None else previous_segment[:, None])
+    start = jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], 1)
+    number = jnp.cumsum(start & (segment_ids != 0), axis=1, dtype=jnp.int32)
+    if previous_run is not None:
+        number = number + previous_run[:, None]
+    return jnp.where(segment_ids != 0, number, 0)
 
 
 def positions(

@@ -12,6 +12,7 @@ BELOW = {
     "data": ("ops", "common"),
     "training": ("models", "data", "ops", "common"),
     "evaluation": ("training", "models", "data", "ops", "common"),
+    "compilation": ("evaluation", "training", "models", "data", "ops", "common"),
     "sweeps": ("evaluation", "training", "models", "data", "ops", "common"),
     "configs": ("training", "models", "data", "common"),
 }
@@ -88,4 +89,4 @@ def test_orbax_stands_in_one_file():
 
 
 def test_training_is_small_enough_to_read():
-    assert len(list((ROOT / "training").glob("*.py"))) <= 17  # sixteen nouns and __init__
+    assert len(list((ROOT / "training").glob("*.py"))) <= 18  # seventeen nouns and __init__

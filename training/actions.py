@@ -13,7 +13,7 @@ import jax
 from common.console import say
 from data.loader import Loader
 from data.metrics import describe, training_summary
-from training.step import make_eval_step
+from training import setup
 from training.validation import validate
 
 
@@ -81,8 +81,7 @@ class Evaluate:
 
     def __init__(self, run, log: Log, batches: Loader):
         self._log = log
-        metrics, dtype = run.config.task.spec.metrics, run.config.train.compute_dtype
-        self._eval_step = make_eval_step(run.built, metrics=metrics, compute_dtype=dtype)
+        self._eval_step = setup.eval_step(run.config, run.built)
         self._batches = batches
 
     def __call__(self, run) -> None:

@@ -197,6 +197,27 @@ class Checkpoints:
             restored = self._read_step(step, {"params": abstract_params}, prefix="params/")
         return restored._replace(state=restored.state["params"])
 
+    def restore_any_params(self, sharding: jax.sharding.Sharding, step: int | None = None) -> Restored:
+        """Reads `state["params"]`, whatever model they are of, and changes nothing on disk.
+
+        Args:
+          sharding: to restore to.
+          step: which checkpoint; None is the newest whose record is intact.
+
+        Returns:
+          As `restore_params`.
+
+        Raises:
+          CheckpointError: if there is no intact checkpoint.
+        """
+        steps = self.steps() if step is None else [step]
+        for number in reversed(steps):
+            with contextlib.suppress(_Damaged):
+                leaves = {path: leaf["type"] for path, leaf in self._record(number)["leaves"].items()}
+                abstract = _abstract({p: t for p, t in leaves.items() if p.startswith("params/")}, sharding)
+                return self.restore_params(abstract["params"], number)
+        raise CheckpointError(f"there is no intact checkpoint{'' if step is None else f' {step}'} in {self.directory}")
+
     def _best(self, steps: Sequence[int]) -> int | None:
         for step in steps:
             if step not in self._scores:
@@ -361,6 +382,20 @@ def _quiet_failure() -> Iterator[None]:
 
 def _types(tree: Any) -> dict[str, str]:
     return {path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in named_leaves(tree).items()}
+
+
+def _abstract(types: dict[str, str], sharding: jax.sharding.Sharding) -> dict:
+    """The tree of nested dicts that `_types` describes."""
+    tree: dict = {}
+    for path, described in types.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        dtype, _, sizes = described.rstrip("]").partition("[")
+        shape = tuple(map(int, filter(None, sizes.split(","))))
+        node[last] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    return tree
 
 
 def _seal(record: dict) -> int:

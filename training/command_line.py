@@ -15,7 +15,8 @@ from common.errors import UserError, near, nearest
 from data import task as tasks
 from models import mixer as mixers
 from models.config import ModelConfig
-from training.config import LEFT_TO_TASK, SECTIONS, Config, Expect, TrainConfig, flatten
+from training.config import FROM_TASK, LEFT_TO_TASK, SECTIONS, Config, Expect, TrainConfig, flatten
+from training.initial import Source
 from training.optimizer import OptimizerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -28,22 +29,30 @@ MESH = {
 }
 
 
-def parse(arguments: Sequence[str]) -> ConfigDict:
+# Of the model section, what the task and the training decide, also where weights come from elsewhere.
+OF_THE_FILE = (*LEFT_TO_TASK, "loss", "pooling", "dropout", "remat")
+
+
+def parse(arguments: Sequence[str], source: Source | None = None) -> ConfigDict:
     """The configuration that a command line asks for.
 
     Args:
       arguments: `--config=FILE[:ARGUMENT]`, and `--config.KEY=VALUE` or `--config.KEY VALUE` for any key, in any order. A file
         that is not below the current directory is looked for beside this program. An optional key takes None.
+      source: where the weights come from: its model (and tokenizer) stand in place of the file's, and keys that are set on the
+        command line in place of the source's.
 
     Raises:
       UserError: for a file that is not there, a key that the configuration does not have, with the near ones, a value of another
         type, and arguments that are left over; and what the file itself refuses.
     """
-    source, settings = _split(arguments)
-    config = _load(source)
+    file, settings = _split(arguments)
+    config = _load(file)
+    if source is not None:
+        _begin_from(source, config)
     rest = []
     for key, value, argument in settings:
-        _check_key(config, key, source)
+        _check_key(config, key, file)
         if value == "None":
             _set_none(config, key)
         else:
@@ -58,6 +67,31 @@ def parse(arguments: Sequence[str]) -> ConfigDict:
     if left:
         raise UserError(f"{' '.join(left)!r} belongs to no option; a value with spaces needs quotes")
     return holder.value
+
+
+def _begin_from(source: Source, config: ConfigDict) -> None:
+    """Puts the model of a source, and the tokenizer of its text, into a configuration."""
+    section = signatures.defaults(ModelConfig, FROM_TASK)
+    for key, value in source.model.items():
+        if key not in section:
+            raise UserError(f"{source.address} has model.{key}, which nobody reads")
+        if value is not None and key not in ("mixer", "pattern"):
+            section[key] = value
+    for key in OF_THE_FILE:
+        section[key] = config.model.get_ref(key)
+    if source.model.get("tie_embeddings") is False:
+        section.tie_embeddings = False
+    section.pattern = tuple(source.model["pattern"])
+    section.mixer = ConfigDict({name: mixers.defaults(name) for name in dict.fromkeys(section.pattern)})
+    with section.mixer.ignore_type():
+        for name, options in source.model["mixer"].items():
+            section.mixer[name].update({key: value for key, value in options.items() if value is not None})
+    with config.unlocked():
+        config.model = section
+        config.train.init_from = source.address
+        if source.tokenizer is not None and "tokenizer" in config.task:
+            config.task.tokenizer = source.tokenizer
+    config.lock()
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[tuple[str, str | None, list[str]]]]:

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 from common import signatures
 from common.errors import UserError, check_choice, check_range, near
+from common.files import absolute
 from data import task as tasks
 from models.config import ModelConfig
 from ops import dispatch
-from training.optimizer import OptimizerConfig
+from training.optimizer import OptimizerConfig, schedule
 from training.sharding import AXES, check_sizes
 
 SEEDS = 2**32
@@ -27,6 +28,8 @@ class TrainConfig:
       steps: optimiser steps.
       batch_size: rows of a step, over all devices.
       accumulation: microbatches that a step is computed in.
+      loss_chunks: pieces of the length that logits and their loss are computed in, one after the other; for large vocabularies,
+        whose logits would take more memory than the model.
       z_loss: weight of the squared log-partition in the objective.
       compute_dtype: "float32" or "bfloat16"; parameters and optimiser are float32.
       implementation: of the primitives: "auto", or a choice for some of them, see `ops.dispatch`.
@@ -36,11 +39,13 @@ class TrainConfig:
       eval_batches: batches of the validation split in an evaluation; 0 is all.
       keep: number of latest checkpoints that are kept, beside the best.
       profile_step: the three steps from this one on are traced into the run's `profile/`; 0 is never.
+      init_from: whose weights to start from: a run, or "hf:" and a folder in Hugging Face's format; "" for none.
     """
 
     steps: int = 1000
     batch_size: int = 32
     accumulation: int = 1
+    loss_chunks: int = 1
     z_loss: float = 0.0
     compute_dtype: str = "float32"
     implementation: str = "auto"
@@ -50,11 +55,13 @@ class TrainConfig:
     eval_batches: int = 0
     keep: int = 2
     profile_step: int = 0
+    init_from: str = ""
 
     def __post_init__(self):
+        object.__setattr__(self, "init_from", locate(self.init_from))
         check_choice("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         dispatch.check(self.implementation)
-        for key in ("steps", "batch_size", "accumulation", "keep"):
+        for key in ("steps", "batch_size", "accumulation", "loss_chunks", "keep"):
             check_range(f"train.{key}", getattr(self, key), 1)
         for key in ("log_every", "eval_every", "checkpoint_every", "eval_batches", "profile_step", "z_loss"):
             check_range(f"train.{key}", getattr(self, key), 0)
@@ -114,6 +121,18 @@ class Config:
     raw: dict[str, Any]
 
 
+HF = "hf:"
+
+
+def locate(init_from: str) -> str:
+    """Where initial weights are, with an absolute path; empty where there are none."""
+    prefix = HF if init_from.startswith(HF) else ""
+    path = init_from.removeprefix(prefix)
+    if prefix and not path:
+        raise UserError("train.init_from='hf:' names no folder")
+    return prefix + absolute(path) if path else ""
+
+
 # What the sections of a configuration are about, as the help tells.
 SECTIONS = {
     "seed": "of the parameters and of the order of the data",
@@ -129,11 +148,12 @@ FROM_TASK = ("vocab_size", "channels", "targets", "head")
 LEFT_TO_TASK = ("causal", "length", "tie_embeddings")
 
 
-def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
+def resolve(config: ConfigDict | Mapping[str, Any], with_data: bool = True) -> Config:
     """Checks a configuration and builds what it describes, up to the task.
 
     Args:
       config: from a config file and flags, or a `config.json` that was read back. What it leaves out has its default.
+      with_data: False for a model that is only compiled: the task is an outline, and nothing is read or downloaded.
 
     Raises:
       UserError: for a key that nobody reads, one that is missing, or a value that does not fit; the message says which.
@@ -145,10 +165,12 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> Config:
     name = raw["task"].get("name")
     if name is None:
         raise UserError("config.task.name is missing: it says which task to train on")
-    task = tasks.create(name, **{key: value for key, value in raw["task"].items() if key != "name"})
+    make = tasks.create if with_data else tasks.outline
+    task = make(name, **{key: value for key, value in raw["task"].items() if key != "name"})
     model = section(ModelConfig, _fill(raw["model"], task), "config.model", _from_task(task.spec)).as_used()
     optimizer = section(OptimizerConfig, raw["optimizer"], "config.optimizer")
     train = section(TrainConfig, raw["train"], "config.train")
+    schedule(optimizer, train.steps)  # refuses a warm-up that does not fit into them
     expect = section(Expect, raw["expect"], "config.expect") if raw.get("expect") is not None else None
     mesh = {axis: 1 for axis in AXES} | raw["mesh"]
     model_raw = {key: value for key, value in dataclasses.asdict(model).items() if key not in FROM_TASK}

@@ -16,10 +16,10 @@ from training import setup
 from training.actions import Action, Evaluate, Log, Profile, Save, every
 from training.checkpoints import Checkpoints
 from training.config import Config
+from training.initial import Weights, read_weights
 from training.metrics import MetricWriter, Progress, peak_flops, read_metrics
-from training.run_directory import RunDirectory, open_run
+from training.run_directory import RunDirectory, locate, open_run
 from training.state import Built, State
-from training.step import make_train_step
 from training.stopping import GracefulStop
 
 
@@ -96,22 +96,23 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
     """
     built = setup.build(config)
     options = config.train
+    weights = None
+    if options.init_from and not Checkpoints(RunDirectory(locate(workdir)).checkpoints).steps():
+        weights = read_weights(options.init_from, config, built)
     rows = {split: setup.batches(config, built, split, options.batch_size) for split in ("train", "valid")}
     table, flops_per_token = setup.cost_table(config)
-    train_step = make_train_step(
-        built,
-        metrics=config.task.spec.metrics,
-        accumulation=options.accumulation,
-        z_loss=options.z_loss,
-        compute_dtype=options.compute_dtype,
-        random=config.model.random,
-    )
+    train_step = setup.train_step(config, built)
     with (
-        open_run(config, workdir, allow_other_data=allow_other_data) as directory,
+        open_run(
+            config,
+            workdir,
+            allow_other_data=allow_other_data,
+            notes=None if weights is None else {"init_from": weights.record},
+        ) as directory,
         jax.set_mesh(built.mesh),
         dispatch.implementation(options.implementation),
         GracefulStop() as stop,
-        _started(config, built, directory, flops_per_token) as run,
+        _started(config, built, directory, flops_per_token, weights) as run,
     ):
         task = config.task
         say(f"{task.name}: {task.num_examples('train'):,} rows of {task.spec.length} an epoch")
@@ -146,7 +147,9 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
 
 
 @contextlib.contextmanager
-def _started(config: Config, built: Built, directory: RunDirectory, flops_per_token: float) -> Iterator[Run]:
+def _started(
+    config: Config, built: Built, directory: RunDirectory, flops_per_token: float, weights: Weights | None
+) -> Iterator[Run]:
     """The run at the step that it goes on from, its files open."""
     task, tokens = config.task, config.train.batch_size * config.task.spec.length
     checkpoints = Checkpoints(
@@ -157,6 +160,8 @@ def _started(config: Config, built: Built, directory: RunDirectory, flops_per_to
         say(f"resuming {directory.root} at step {int(state['step'])}")
     else:
         state = built.init(jax.random.key(config.seed))
+        if weights is not None:
+            state = weights.into(state)
     start, peak = int(state["step"]), peak_flops(built.mesh.devices.flat[0])
     progress = Progress(
         config.train.steps,

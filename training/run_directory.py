@@ -102,7 +102,13 @@ def locate(workdir: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def open_run(config: Config, workdir: str | Path, *, allow_other_data: bool = False) -> Iterator[RunDirectory]:
+def open_run(
+    config: Config,
+    workdir: str | Path,
+    *,
+    allow_other_data: bool = False,
+    notes: Mapping[str, Any] | None = None,
+) -> Iterator[RunDirectory]:
     """Makes a run directory, or checks that the one that is there belongs to this configuration, and holds its lock.
 
     To be called by all processes. No file but the lock is changed where an error is raised.
@@ -111,6 +117,7 @@ def open_run(config: Config, workdir: str | Path, *, allow_other_data: bool = Fa
       config: the resolved configuration.
       workdir: made if it does not exist.
       allow_other_data: go on with a run whose data was other than it is now; `environment.json` records it.
+      notes: what else `environment.json` is to record of this launch.
 
     Raises:
       RunDirectoryError: if the directory cannot be written; if it holds a run with another configuration (but for the keys
@@ -130,7 +137,7 @@ def open_run(config: Config, workdir: str | Path, *, allow_other_data: bool = Fa
         other = check_data(run.root, fingerprint, allow_other_data)
         _tell(run, config, changes)
         launches = read(run.environment) if run.environment.exists() else []
-        launch = environment() | {"config_changes": changes, "fingerprint": fingerprint}
+        launch = environment() | {"config_changes": changes, "fingerprint": fingerprint, **(notes or {})}
         if other is not None:
             launch["fingerprint_before"] = other
         with writing(run.root):

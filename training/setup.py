@@ -1,6 +1,7 @@
 """What a configuration describes, built: the model on its mesh, its batches, its costs."""
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +15,57 @@ from models.accounting import Summary
 from models.config import ModelConfig
 from models.sequence_model import SequenceModel
 from ops import dispatch
-from training import optimizer, sharding, state
+from training import optimizer, sharding, state, step
 from training.config import Config
 
 
-def build(config: Config, for_training: bool = True) -> state.Built:
+def build(config: Config, for_training: bool = True, devices: Sequence[jax.Device] | None = None) -> state.Built:
     """The model of a configuration on its mesh.
+
+    Args:
+      config: the configuration.
+      for_training: whether the state has an optimiser.
+      devices: of the mesh; by default all that are here.
 
     Raises:
       UserError: if the mesh, the model's sizes or the mixers' capabilities do not fit.
     """
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     check_capabilities(config)
     check_implementation(config)
     make_optimizer = functools.partial(optimizer.build, config.optimizer, config.train.steps) if for_training else None
     return state.build(lambda rngs: SequenceModel(config.model, rngs=rngs), make_optimizer, mesh)
 
 
+def train_step(
+    config: Config, built: state.Built
+) -> Callable[[state.State, step.Batch], tuple[state.State, step.Metrics]]:
+    """The step of `step.make_train_step`, as a configuration wants it."""
+    return step.make_train_step(
+        built,
+        metrics=config.task.spec.metrics,
+        accumulation=config.train.accumulation,
+        loss_chunks=config.train.loss_chunks,
+        z_loss=config.train.z_loss,
+        compute_dtype=config.train.compute_dtype,
+        random=config.model.random,
+    )
+
+
+def eval_step(config: Config, built: state.Built) -> Callable:
+    """The step of `step.make_eval_step`, as a configuration wants it."""
+    metrics, chunks, dtype = config.task.spec.metrics, config.train.loss_chunks, config.train.compute_dtype
+    return step.make_eval_step(built, metrics=metrics, loss_chunks=chunks, compute_dtype=dtype)
+
+
 def check_capabilities(config: Config) -> None:
-    """Raises a UserError if the task packs or pads its rows and a mixer cannot honour that."""
+    """Raises a UserError if the task packs or pads its rows and a mixer cannot honour that, or if its loss has no chunks."""
     spec = config.task.spec
+    if config.train.loss_chunks > 1:
+        whole = [metric.name for metric in spec.metrics if metric.whole_rows]
+        if config.model.head != "token" or config.model.loss is not None or whole:
+            why = f"its metric {whole[0]!r} is of whole rows" if whole else "it does not score tokens by logits"
+            raise UserError(f"config.train.loss_chunks > 1 is not for task {config.task.name!r}: {why}; leave it at 1")
     for name, mixer in config.model.sketches.items():
         if spec.packed and not mixer.packing:
             raise UserError(

@@ -6,13 +6,14 @@ names mean on a mesh; `jit` does the rest. All axes are of the type Auto: the co
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from common.errors import UserError, near
 from models import partitioning
+from ops import dispatch
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -123,11 +124,26 @@ def batch_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def constraints(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
-    """Makes `models.partitioning.constrain` follow `RULES` on this mesh."""
+@contextlib.contextmanager
+def tracing(mesh: Mesh) -> Iterator[None]:
+    """Makes what is traced inside a program for this mesh.
+
+    `models.partitioning.constrain` and `ops.dispatch.local` follow `RULES`, and the primitives take the forms of the devices'
+    platform, whatever this process computes on.
+    """
 
     def constrain(x, axes):
         target = sharding(axes, x.shape, mesh)
         return x if mesh.size == 1 else jax.lax.with_sharding_constraint(x, target)
 
-    return partitioning.constraints(constrain)
+    def localise(function, inputs, output):
+        def run(*arrays):
+            in_specs = tuple(spec(axes, x.shape, mesh) for axes, x in zip(inputs, arrays, strict=True))
+            out_specs = spec(output, jax.eval_shape(function, *arrays).shape, mesh)
+            return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(*arrays)
+
+        return function if mesh.size == 1 else run
+
+    platform = mesh.devices.flat[0].platform
+    with partitioning.constraints(constrain), dispatch.localised_by(localise), dispatch.platform(platform):
+        yield

@@ -98,7 +98,7 @@ def build(
         return nnx.merge(graphdef, nnx.from_flat_state(values))
 
     def apply(params, *args, **kwargs):
-        with sharding.constraints(mesh):
+        with sharding.tracing(mesh):
             return merge(params)(*args, **kwargs)
 
     def create(key: Key[jax.Array, ""]) -> State:

@@ -72,11 +72,40 @@ def real_sums(
     return sums | batch_sums(metrics, predictions, targets, weights)
 
 
+def class_sums_in_chunks(
+    head: Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]],
+    x: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    weights: Num[Array, "B T"],
+    metrics: Sequence[Metric] = (),
+    chunks: int = 1,
+) -> dict[str, Float[Array, "..."]]:
+    """`class_sums` of head(x), a chunk of the length after the other: logits of all tokens are never there at once.
+
+    The backward pass computes the logits of each chunk again. The metrics must be sums over tokens (not `whole_rows`).
+    """
+    size = -(-x.shape[1] // chunks)
+    fill = lambda a: jnp.pad(a, [(0, 0), (0, size * chunks - a.shape[1])] + [(0, 0)] * (a.ndim - 2))
+    split = lambda a: jnp.moveaxis(fill(a).reshape(a.shape[0], chunks, size, *a.shape[2:]), 1, 0)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def sums(x, targets, weights):
+        return class_sums(head(x), targets, weights, metrics)
+
+    def add(total, chunk):
+        return jax.tree.map(jnp.add, total, sums(*chunk)), None
+
+    parts = split(x), split(targets), split(weights)
+    shapes = jax.eval_shape(sums, *(part[0] for part in parts))
+    return jax.lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), parts)[0]
+
+
 def make_train_step(
     built: Built,
     *,
     metrics: Sequence[Metric] = (),
     accumulation: int = 1,
+    loss_chunks: int = 1,
     z_loss: float = 0.0,
     compute_dtype="float32",
     random: bool = False,
@@ -92,6 +121,7 @@ def make_train_step(
       built: the model, with an optimiser.
       metrics: of the task, whose sums are reported.
       accumulation: number of microbatches whose gradients are summed; the loss stays that of the whole batch.
+      loss_chunks: number of pieces of the length that logits and their loss are computed in, see `class_sums_in_chunks`.
       z_loss: weight of the squared log-normaliser (2204.02311, section 5); in the gradient, not in the metric "loss".
       compute_dtype: of the parameters that the model sees (those without `keep_float32`).
       random: whether to pass the model a `key`, a function of `state["key"]`, the step and the microbatch.
@@ -113,11 +143,12 @@ def make_train_step(
     def loss(params, batch, total, key):
         kwargs = {"key": key} if random else {}
         model = functools.partial(built.apply, cast(params, built.metadata, compute_dtype))
-        sums, statistics = sums_and_statistics(model, batch, metrics, **kwargs)
+        sums, statistics = sums_and_statistics(model, batch, metrics, loss_chunks, **kwargs)
         return (sums["nats"] + z_loss * sums.get("squared_log_z", 0)) / total, (sums, statistics)
 
     def gradient(params, batch, total, key):
-        (_, (sums, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
+        with sharding.tracing(built.mesh):  # backward passes, too, are traced here
+            (_, (sums, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
         return jax.lax.with_sharding_constraint(grads, built.shardings["params"]), sums, statistics
 
     def accumulate(params, batch, total, key):
@@ -164,24 +195,26 @@ def make_train_step(
 
 
 def make_eval_step(
-    built: Built, *, metrics: Sequence[Metric] = (), compute_dtype="float32"
+    built: Built, *, metrics: Sequence[Metric] = (), loss_chunks: int = 1, compute_dtype="float32"
 ) -> Callable[[PyTree, Batch], dict[str, Float[Array, "..."]]]:
     """Makes the jitted `(params, batch) -> sums` of `class_sums` or `real_sums`, to be added over batches outside."""
 
     def step(params, batch):
         model = functools.partial(built.apply, cast(params, built.metadata, compute_dtype))
-        return score(model, _prepare(built, batch, 1), metrics)
+        return score(model, _prepare(built, batch, 1), metrics, loss_chunks)
 
     return jax.jit(step, out_shardings=sharding.replicated(built.mesh))
 
 
-def score(model: Callable, batch: Batch, metrics: Sequence[Metric] = (), **kwargs) -> dict[str, Float[Array, "..."]]:
+def score(
+    model: Callable, batch: Batch, metrics: Sequence[Metric] = (), loss_chunks: int = 1, **kwargs
+) -> dict[str, Float[Array, "..."]]:
     """The sums of a batch: `class_sums` or, of real targets, `real_sums`; `model` is a `SequenceModel` or is called like one."""
-    return sums_and_statistics(model, batch, metrics, **kwargs)[0]
+    return sums_and_statistics(model, batch, metrics, loss_chunks, **kwargs)[0]
 
 
 def sums_and_statistics(
-    model: Callable, batch: Batch, metrics: Sequence[Metric], **kwargs
+    model: Callable, batch: Batch, metrics: Sequence[Metric], loss_chunks: int, **kwargs
 ) -> tuple[dict[str, Float[Array, "..."]], Statistics | None]:
     """The sums of `score`, and what the norms of a model in training saw of the batch (None of one that does not say)."""
     kwargs |= {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
@@ -189,6 +222,11 @@ def sums_and_statistics(
     if jnp.issubdtype(targets.dtype, jnp.floating):
         (predictions, loss), _, *statistics = model(batch["inputs"], targets=targets, **kwargs)
         sums = real_sums(predictions, loss, targets, weights, metrics)
+    elif loss_chunks > 1:
+        chunked = functools.partial(
+            class_sums_in_chunks, targets=targets, weights=weights, metrics=metrics, chunks=loss_chunks
+        )
+        sums, _, *statistics = model(batch["inputs"], reduce=chunked, **kwargs)
     else:
         logits, _, *statistics = model(batch["inputs"], **kwargs)
         # The backward pass keeps the logits and nothing else of their size.

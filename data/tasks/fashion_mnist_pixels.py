@@ -13,7 +13,7 @@ from common.errors import UserError, check_choice
 from common.files import Folder
 from data import images
 from data.rows import class_row
-from data.task import Task
+from data.task import Outline, Task
 
 SIDE = 28
 MEAN, STD = 72.94, 90.02
@@ -49,6 +49,10 @@ class FashionMnistPixels(Task):
             test = images.tfds_pixels("fashion_mnist", "test", data_dir, OTHERWISE)
         size = len(train) * 9 // 10
         self._data = {"train": train[:size], "valid": train[size:], "test": test}
+
+    @classmethod
+    def outline(cls, **_) -> Outline:
+        return Outline("fashion_mnist_pixels", images.spec(SIDE * SIDE, 10, ids=False))
 
     def num_examples(self, split: str) -> int:
         check_choice("split", split, self.splits)

@@ -18,7 +18,7 @@ from common.errors import UserError, check_choice
 from common.files import Folder, read_bytes
 from data import images, lra
 from data.rows import class_row
-from data.task import Task
+from data.task import Outline, Task
 
 SIDE = 32
 MEAN, STD = 122.6, 61.0
@@ -56,6 +56,11 @@ class Image(Task):
         size = len(train) * 9 // 10
         order = np.arange(len(train)) if self._ids else lra.torch_permutation(len(train), 42)
         self._data = {"train": train[order[:size]], "valid": train[order[size:]], "test": test}
+
+    @classmethod
+    def outline(cls, protocol: str, **_) -> Outline:
+        check_choice("protocol", protocol, lra.PROTOCOLS)
+        return Outline(f"image/{protocol}", images.spec(SIDE * SIDE, 10, ids=protocol == "lra"))
 
     def num_examples(self, split: str) -> int:
         check_choice("split", split, self.splits)

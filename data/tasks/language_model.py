@@ -23,7 +23,13 @@ import numpy as np
 from common.errors import UserError, check_choice
 from common.files import Folder, cache_folder
 from data import corpora, ngram, tokenizers
-from data.task import Spec, Task
+from data.task import Outline, Spec, Task
+
+PACKINGS = ("windows", "documents")
+
+
+def _spec(size: int, unit: str, length: int, packing: str) -> Spec:
+    return Spec(size, None, size, "causal_lm", length, packed=packing == "documents", unit=unit)
 
 
 class LanguageModel(Task):
@@ -60,20 +66,12 @@ class LanguageModel(Task):
         tokenizer: str = "byte",
         download: bool = False,
     ):
-        check_choice("packing", packing, ("windows", "documents"))
+        check_choice("packing", packing, PACKINGS)
         self.corpus = corpora.load(corpus, cache_dir, data_dir, download)
         self._cache = cache_folder(cache_dir)
         self.tokens = tokenizers.load(tokenizer, self.corpus, self._cache)
-        size, unit = self.tokens.tokenizer.vocab_size, self.tokens.tokenizer.unit
-        self.spec = Spec(
-            vocab_size=size,
-            channels=None,
-            targets=size,
-            objective="causal_lm",
-            length=length,
-            packed=packing == "documents",
-            unit=unit,
-        )
+        unit = self.tokens.tokenizer.unit
+        self.spec = _spec(self.tokens.tokenizer.vocab_size, unit, length, packing)
         self.name = f"language_model/{self.corpus.name}" + (f"/{self.tokens.name}" if tokenizer != "byte" else "")
         self.resolved = {"corpus": self.corpus.name, "tokenizer": self.tokens.name}
         self._documents = packing == "documents"
@@ -84,6 +82,11 @@ class LanguageModel(Task):
                     f"the {split} split of {self.corpus.name!r} has {len(stream.data)} {unit}s and length={length} needs "
                     f"{need}: give a longer text or a smaller length"
                 )
+
+    @classmethod
+    def outline(cls, corpus: str, length: int, packing: str, tokenizer: str, **_) -> Outline:
+        check_choice("packing", packing, PACKINGS)
+        return Outline(f"language_model/{corpus}/{tokenizer}", _spec(*tokenizers.outline(tokenizer), length, packing))
 
     def num_examples(self, split: str) -> int:
         size, length = len(self.tokens.splits[split].data), self.spec.length

@@ -53,6 +53,7 @@ class ListOps(Task):
       UserError: for a file missing in data_dir.
     """
 
+    floors_of_rows = True
     # arXiv 2011.04006; with protocol="s4" the length is 2048 and max_length 2000.
     paper_size: ClassVar[dict] = {"length": 2000, "min_length": 500, "max_depth": 10, "max_args": 10}
 

@@ -16,9 +16,22 @@ from common.errors import UserError, check_choice
 from common.files import Folder, cache_folder
 from data import corpora, tokenizers
 from data.rows import one_segment
-from data.task import Spec, Task
+from data.task import Outline, Spec, Task
 
 HIDDEN, MASKED, RANDOM = 0.15, 0.8, 0.1
+
+
+def _spec(size: int, unit: str, length: int) -> Spec:
+    return Spec(
+        vocab_size=size + 1,
+        channels=None,
+        targets=size,
+        objective="token_labels",
+        length=length,
+        unit=unit,
+        causal=False,
+        metrics=(f"bits_per_{unit}", "perplexity", "accuracy", "row_accuracy"),
+    )
 
 
 class MaskedLanguageModel(Task):
@@ -36,6 +49,7 @@ class MaskedLanguageModel(Task):
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
 
+    floors_of_rows = True
     paper_size: ClassVar[dict] = {"corpus": "tfds:c4/en", "length": 512, "tokenizer": "bpe:32000"}
 
     def __init__(
@@ -50,16 +64,7 @@ class MaskedLanguageModel(Task):
         self.corpus = corpora.load(corpus, cache_dir, data_dir, download)
         self.tokens = tokenizers.load(tokenizer, self.corpus, cache_folder(cache_dir))
         size, unit = self.tokens.tokenizer.vocab_size, self.tokens.tokenizer.unit
-        self.spec = Spec(
-            vocab_size=size + 1,
-            channels=None,
-            targets=size,
-            objective="token_labels",
-            length=length,
-            unit=unit,
-            causal=False,
-            metrics=(f"bits_per_{unit}", "perplexity", "accuracy", "row_accuracy"),
-        )
+        self.spec = _spec(size, unit, length)
         self.mask = size
         self.name = f"masked_lm/{self.corpus.name}" + (f"/{self.tokens.name}" if tokenizer != "byte" else "")
         self.resolved = {"corpus": self.corpus.name, "tokenizer": self.tokens.name}
@@ -70,6 +75,10 @@ class MaskedLanguageModel(Task):
                     f"the {split} split of {self.corpus.name!r} has {len(stream.data)} {unit}s and length={length} needs "
                     f"{need}: give a longer text or a smaller length"
                 )
+
+    @classmethod
+    def outline(cls, corpus: str, length: int, tokenizer: str, **_) -> Outline:
+        return Outline(f"masked_lm/{corpus}/{tokenizer}", _spec(*tokenizers.outline(tokenizer), length))
 
     def num_examples(self, split: str) -> int:
         # A training row fits behind any offset below `length`.

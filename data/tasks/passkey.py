@@ -21,12 +21,16 @@ from common.files import Folder
 from data import corpora
 from data.generated import GeneratedTask
 from data.rows import token_row
-from data.task import Spec
+from data.task import Outline, Spec
 
 NEEDLE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
 QUESTION = "\nWhat is the pass key? The pass key is {key}"
 KEYS = (10_000, 100_000)
 DIGITS = 5
+
+
+def _spec(length: int) -> Spec:
+    return Spec(256, None, 256, "causal_lm", length, metrics=("row_accuracy", "accuracy"))
 
 
 class Passkey(GeneratedTask):
@@ -63,7 +67,7 @@ class Passkey(GeneratedTask):
         frame = len((NEEDLE + QUESTION).format(key=KEYS[0]))
         if length < frame:
             raise UserError(f"length={length} must be at least {frame}, for needle and question")
-        self.spec = Spec(256, None, 256, "causal_lm", length, metrics=("row_accuracy", "accuracy"))
+        self.spec = _spec(length)
         self.corpus = corpora.load(corpus, cache_dir, data_dir, download)
         self.name = f"passkey/{self.corpus.name}"
         self.resolved = {"corpus": self.corpus.name}
@@ -76,6 +80,10 @@ class Passkey(GeneratedTask):
                     f"the {split} split of {self.corpus.name!r} has {len(stream.data)} bytes and length={length} needs "
                     f"{self._text}: give a longer text or a smaller length"
                 )
+
+    @classmethod
+    def outline(cls, corpus: str, length: int, **_) -> Outline:
+        return Outline(f"passkey/{corpus}", _spec(length))
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         stream, length = self.corpus.splits[split].data, self.spec.length

@@ -25,7 +25,7 @@ from common.errors import UserError, check_choice
 from common.files import Folder, cache_folder, write_atomically
 from data import lra
 from data.rows import class_row
-from data.task import Spec, Task
+from data.task import Outline, Spec, Task
 
 FILES = {"train": "train", "valid": "eval", "test": "test"}
 SPECIALS = 3
@@ -33,6 +33,11 @@ FIRST, LAST = 32, 126
 _BLOCK = 2**24
 _S4_IDS = np.full(256, lra.UNKNOWN, np.int32)
 _S4_IDS[FIRST : LAST + 1] = SPECIALS + np.arange(LAST + 1 - FIRST)
+
+
+def _spec(protocol: str, length: int) -> Spec:
+    size = SPECIALS + LAST + 1 - FIRST if protocol == "s4" else 257
+    return Spec(size, None, 2, "pair_classification", length, padded=True, unit="row")
 
 
 class Retrieval(Task):
@@ -63,18 +68,15 @@ class Retrieval(Task):
             raise UserError(f"retrieval needs data_dir, the folder lra_release of {lra.ARCHIVE}, fetched and unpacked")
         self.name = f"retrieval/{protocol}"
         self._eos = protocol == "s4"
-        self.spec = Spec(
-            vocab_size=SPECIALS + LAST + 1 - FIRST if self._eos else 257,
-            channels=None,
-            targets=2,
-            objective="pair_classification",
-            length=length,
-            padded=True,
-            unit="row",
-        )
+        self.spec = _spec(protocol, length)
         cache = cache_folder(cache_dir) / "retrieval"
         paths = {split: lra.locate(data_dir, f"tsv_data/new_aan_pairs.{part}.tsv") for split, part in FILES.items()}
         self._lines = {split: _Lines(path, cache) for split, path in paths.items()}
+
+    @classmethod
+    def outline(cls, protocol: str, length: int, **_) -> Outline:
+        check_choice("protocol", protocol, lra.PROTOCOLS)
+        return Outline(f"retrieval/{protocol}", _spec(protocol, length))
 
     def num_examples(self, split: str) -> int:
         check_choice("split", split, self.splits)

@@ -19,7 +19,7 @@ from common.errors import UserError, check_choice
 from common.files import Folder, read_bytes
 from data import images, lra
 from data.rows import class_row
-from data.task import Spec, Task
+from data.task import Outline, Spec, Task
 
 FOLDER = "aclImdb"
 ARCHIVE = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
@@ -27,6 +27,10 @@ OTHERWISE = f"Or unpack {ARCHIVE} and give the folder that holds {FOLDER}."
 # The s4 protocol counts characters after it has cut the reviews to its own length, whatever `length` is here.
 COUNTED, MIN_COUNT = 4095, 15
 SPECIALS = 3
+
+
+def _spec(size: int, length: int) -> Spec:
+    return Spec(size, None, 2, "classification", length, padded=True, unit="row")
 
 
 class Text(Task):
@@ -55,15 +59,17 @@ class Text(Task):
             train, test = _tfds("train", data_dir), _tfds("test", data_dir)
         self._data = {"train": train, "valid": test, "test": test}
         self._characters = _characters(text for text, _ in train) if protocol == "s4" else None
-        self.spec = Spec(
-            vocab_size=257 if self._characters is None else SPECIALS + len(self._characters),
-            channels=None,
-            targets=2,
-            objective="classification",
-            length=length,
-            padded=True,
-            unit="row",
-        )
+        self.spec = _spec(257 if self._characters is None else SPECIALS + len(self._characters), length)
+
+    @classmethod
+    def outline(cls, protocol: str, length: int, **_) -> Outline:
+        check_choice("protocol", protocol, lra.PROTOCOLS)
+        if protocol == "s4":
+            raise UserError(
+                "task 'text' with protocol='s4': how many characters there are only the text says, and no data is read to "
+                "compile; take protocol='lra' instead"
+            )
+        return Outline(f"text/{protocol}", _spec(257, length))
 
     def num_examples(self, split: str) -> int:
         check_choice("split", split, self.splits)

@@ -9,7 +9,7 @@ counted; A5 and S5, which are not solvable, need a state that is updated step by
 Training scores every position, so that one length teaches all shorter ones. Evaluation scores only the last position of a
 row, and the accuracy is that of the whole product: an average over positions hides a model that loses the state after the
 length that it was trained on (its early positions stay right). With scored="all" evaluation scores every position too, and
-the metric is the share of rows without an error.
+the metric is the share of rows without an error, the papers' accuracy of the sequence. `eval.py` prints both.
 
 No sequence is in two splits: which one it belongs to follows from its hash.
 """
@@ -44,6 +44,7 @@ class WordProblem(GeneratedTask):
     """
 
     paper_size: ClassVar[dict] = {"group": "A5", "length": 25}
+    beside: ClassVar[dict] = {"scored": "all"}
 
     def __init__(self, group: str = "parity", length: int = 16, scored: str = "last"):
         check_choice("scored", scored, ("last", "all"))

@@ -3,6 +3,7 @@
     checkpoint = import_hf.load("path/to/mamba-130m-hf")
     logits, _ = checkpoint.model(ids)
     import_hf.save("somewhere/else", checkpoint)
+    import_hf.save("a/model/of/ours", import_hf.from_ours(model, config))
 
 Reading and writing follow the same table of an architecture (`architectures.py`), so a round trip changes no bit.
 """
@@ -24,11 +25,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common.errors import UserError
+from common.files import read_bytes
+from models.checks import whole
 from models.config import ModelConfig
 from models.import_hf.architectures import ARCHITECTURES, Architecture, Options, Part
 from models.sequence_model import SequenceModel
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What travels along with the weights: how text becomes ids and back.
+TOKENIZER = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+# What a configuration says of initial values and of training, or of parts that a language model does not have.
+WITHOUT_EFFECT = ("model.dropout", "model.remat", "model.length", "model.pooling", "model.expansion")
+OF_INITIAL_VALUES = ("dt_min", "dt_max", "r_min", "r_max")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,36 +58,41 @@ class Checkpoint:
       config: its configuration.
       hf_config: the content of config.json.
       dtypes: numpy dtype of every tensor in the files.
+      files: content of the tokenizer's files, by name.
     """
 
     model: SequenceModel
     config: ModelConfig
     hf_config: dict[str, Any]
     dtypes: Mapping[str, np.dtype]
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 def load(directory: str | os.PathLike) -> Checkpoint:
     """Reads a checkpoint directory of one of the `ARCHITECTURES`.
 
+    What config.json leaves out is what the library's class has by default. A stored head that is not the embedding is the head,
+    whatever config.json says.
+
     Args:
       directory: holds config.json and model.safetensors, or the pieces that model.safetensors.index.json lists.
 
     Raises:
-      UserError: for an architecture or an option of it that our model does not have; for tensors that are missing, left
-        over or of another shape (named); for files in another format.
-      UserError: if a file is not there.
+      UserError: for an architecture or an option of it that our model does not have, or that nobody reads; for tensors that are
+        missing, left over or of another shape (named); for files that are not there or in another format.
     """
-    directory = pathlib.Path(directory)
-    hf = json.loads((directory / "config.json").read_text())
-    architecture = _architecture(hf, directory)
-    config = architecture.config(Options(hf, directory / "config.json"))
+    directory = pathlib.Path(directory).expanduser()
+    hf, architecture, config = _described(directory)
+    files = {name: file for name, file in _files(directory).items() if not name.endswith(architecture.buffers)}
+    config = _with_stored_head(config, architecture, files)
     graph, params = nnx.split(nnx.eval_shape(lambda: SequenceModel(config, rngs=nnx.Rngs(0))))
     flat = dict(nnx.to_flat_state(params))
     values = {_dotted(path): np.full(leaf.shape, np.nan, np.float32) for path, leaf in flat.items()}
-    tied = {"lm_head.weight"} if config.tie_embeddings else set()  # some writers repeat the embedding under this name
-    files = _files(directory)
     tensors = dict(architecture.tensors(config))
-    _check_names(set(tensors), set(files) - tied, directory)
+    repeated = (
+        {architecture.head} if config.tie_embeddings else set()
+    )  # some writers repeat the embedding under this name
+    _check_names(set(tensors), set(files) - repeated, directory)
     dtypes = {}
     for name, parts in tensors.items():
         tensor = _read(files[name], name)
@@ -89,28 +112,84 @@ def load(directory: str | os.PathLike) -> Checkpoint:
     state = nnx.from_flat_state(
         [(path, leaf.replace(jnp.asarray(values[_dotted(path)]))) for path, leaf in flat.items()]
     )
-    return Checkpoint(nnx.merge(graph, state), config, hf, dtypes)
+    others = {name: (directory / name).read_bytes() for name in TOKENIZER if (directory / name).is_file()}
+    return Checkpoint(nnx.merge(graph, state), config, hf, dtypes, others)
+
+
+def read_config(directory: str | os.PathLike) -> ModelConfig:
+    """The configuration of a checkpoint, as `load` gives it; no weights are read but those of a head that may be tied.
+
+    Raises:
+      UserError: as `load`.
+    """
+    directory = pathlib.Path(directory).expanduser()
+    _, architecture, config = _described(directory)
+    return _with_stored_head(config, architecture, _files(directory))
+
+
+def from_ours(model: SequenceModel, config: ModelConfig, files: Mapping[str, bytes] | None = None) -> Checkpoint:
+    """A checkpoint of a model of ours, to be written by `save`, if the library has its architecture.
+
+    Args:
+      model: the model.
+      config: its configuration.
+      files: content of the tokenizer's files, by name.
+
+    Returns:
+      the checkpoint; its tensors are float32.
+
+    Raises:
+      UserError: if the library has no such architecture; the message says what differs from the nearest.
+    """
+    mixers = frozenset(config.pattern)
+    candidates = {kind: a for kind, a in ARCHITECTURES.items() if mixers <= a.mixers}
+    if not candidates:
+        known = "; ".join(f"{kind}: {' and '.join(sorted(a.mixers))}" for kind, a in ARCHITECTURES.items())
+        raise UserError(
+            f"transformers has no model of the mixers {', '.join(sorted(mixers))} that we know; it has {known}"
+        )
+    used, found = config.as_used(), {}
+    for kind, architecture in candidates.items():
+        hf = {
+            "model_type": kind,
+            "architectures": [architecture.name],
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.width,
+            "num_hidden_layers": config.depth,
+            "tie_word_embeddings": config.tie_embeddings,
+            "torch_dtype": "float32",
+            **architecture.options(used),
+        }
+        theirs = architecture.config(Options(hf, pathlib.Path("config.json"), architecture)).as_used()
+        found[kind] = _differences(used, theirs)
+        if not found[kind]:
+            names = [name for name, _ in architecture.tensors(config)]
+            return Checkpoint(model, config, hf, dict.fromkeys(names, np.dtype(np.float32)), files or {})
+    kind = min(found, key=lambda kind: len(found[kind]))
+    raise UserError(f"transformers' {kind} is another model: {'; '.join(found[kind])}")
 
 
 def save(directory: str | os.PathLike, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint as `load` reads it, with the parameters that `checkpoint.model` has now.
 
     Raises:
-      FileExistsError: if the directory exists.
+      UserError: if the directory exists.
     """
     directory = pathlib.Path(directory)
     if directory.exists():
-        raise FileExistsError(f"{directory} exists; choose a directory that does not")
-    config = checkpoint.config
+        raise UserError(f"{directory} exists; choose a directory that does not")
+    config, architecture = checkpoint.config, _architecture(checkpoint.hf_config, directory)
     values = {_dotted(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(checkpoint.model))}
     tensors = {}
-    for name, parts in _architecture(checkpoint.hf_config, directory).tensors(config):
+    for name, parts in architecture.tensors(config):
         pieces = [einops.rearrange(_view(values, part, config), part.axes) for part in parts]
         tensors[name] = np.ascontiguousarray(np.concatenate(pieces).astype(checkpoint.dtypes[name]))
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         (temporary / "config.json").write_text(json.dumps(checkpoint.hf_config, indent=2) + "\n")
+        for name, content in checkpoint.files.items():
+            (temporary / name).write_bytes(content)
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         temporary.chmod(0o755)
         temporary.rename(directory)
@@ -124,6 +203,55 @@ def _architecture(hf: Mapping[str, Any], where: pathlib.Path) -> Architecture:
     if kind not in ARCHITECTURES:
         raise UserError(f"{where} holds a model of type {kind!r}; supported are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[kind]
+
+
+def _described(directory: pathlib.Path) -> tuple[dict[str, Any], Architecture, ModelConfig]:
+    """What config.json says: its content, the architecture, and our configuration."""
+    path = directory / "config.json"
+    try:
+        hf = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    architecture = _architecture(hf, directory)
+    return hf, architecture, architecture.config(Options(hf, path, architecture))
+
+
+def _with_stored_head(
+    config: ModelConfig, architecture: Architecture, files: Mapping[str, pathlib.Path]
+) -> ModelConfig:
+    """The configuration, untied where the files hold a head that is not the embedding."""
+    embedding = next(
+        name
+        for name, parts in architecture.tensors(dataclasses.replace(config, depth=len(config.pattern)))
+        if parts[0].path == "embedding"
+    )
+    if not config.tie_embeddings or architecture.head not in files or embedding not in files:
+        return config
+    head, table = (_read(files[name], name) for name in (architecture.head, embedding))
+    same = head.shape == table.shape and head.dtype == table.dtype and head.tobytes() == table.tobytes()
+    return config if same else dataclasses.replace(config, tie_embeddings=False)
+
+
+def _differences(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
+    """What a configuration has otherwise than another, by name."""
+    ours, theirs = _flat(ours), _flat(theirs)
+    return [
+        f"{key}={ours.get(key)!r} where it has {theirs.get(key)!r}"
+        for key in {**ours, **theirs}
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def _flat(config: ModelConfig) -> dict[str, Any]:
+    """What has an effect, by key, with sizes in channels."""
+    flat = {f"model.{key}": value for key, value in dataclasses.asdict(config).items() if key != "mixer"}
+    for name, options in config.mixer.items():
+        for key, value in options.items():
+            if key in ("expand", "expansion"):
+                value = whole(value * config.width)
+            if key not in OF_INITIAL_VALUES:
+                flat[f"model.mixer.{name}.{key}"] = value
+    return {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT}
 
 
 def _dotted(path: tuple) -> str:

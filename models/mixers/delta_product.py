@@ -12,6 +12,7 @@ from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_of, residual_output, step_bias, time_scale, uniform
 from models.short_convolution import ConvolvedProjection, convolve
 from ops.delta_rule import delta_rule
+from ops.elementwise import silu_gate
 from ops.projection import project
 
 
@@ -93,7 +94,7 @@ class DeltaProduct(Mixer):
         )
         o = self.norm(o[:, self.steps - 1 :: self.steps])
         if self.gated:
-            o = jax.nn.silu(project(x, self.w_g[...])) * o
+            o = silu_gate(project(x, self.w_g[...]), o)
         y = project(o, self.w_o[...], inputs=2)
         return y, {"conv": conv, "memory": memory}
 

@@ -12,6 +12,7 @@ from models.params import constant, dense, log_step, normal, param, time_scale
 from models.partitioning import constrain
 from models.state_space import from_lag_one, look_ahead, pair, unit
 from ops import segments
+from ops.elementwise import gelu
 from ops.hippo import normal_plus_low_rank
 from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.projection import project
@@ -113,7 +114,7 @@ class DSS(Mixer):
                 backwards = segments.reverse(x32, segment_ids)
                 z, _ = state_space_scan(backwards, a, pair(w[1]), unit(step), segment_ids=segment_ids)
                 y = y + look_ahead(z, segment_ids)
-        y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
+        y = gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
         return project(y, self.w_out[...]), state
 
     def initial_state(self, batch: int, capacity: int) -> State:

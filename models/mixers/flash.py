@@ -1,6 +1,5 @@
 """FLASH: mixed chunk attention."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -11,6 +10,7 @@ from models.params import dense, normal, param, zeros
 from models.partitioning import constrain
 from ops.block_attention import block_attention, block_ids, empty_block
 from ops.dispatch import matmul_precision
+from ops.elementwise import silu
 from ops.linear_attention import linear_attention
 from ops.projection import project
 from ops.rotary import rotary
@@ -71,9 +71,9 @@ class Flash(Mixer):
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
-        u = constrain(jax.nn.silu(project(x, self.w_u[...])), "batch", "length", "mlp")
-        v = constrain(jax.nn.silu(project(x, self.w_v[...])), "batch", "length", "mlp")[:, :, None]
-        z = jax.nn.silu(project(x, self.w_z[...]))
+        u = constrain(silu(project(x, self.w_u[...])), "batch", "length", "mlp")
+        v = constrain(silu(project(x, self.w_v[...])), "batch", "length", "mlp")[:, :, None]
+        z = silu(project(x, self.w_z[...]))
         # Heads of one [B, T, 6, key_size]: the four copies of z, then a and c of the bias.
         copies = z[:, :, None] * self.gamma[...] + self.beta[...]
         bias = jnp.broadcast_to(self.bias[...].astype(z.dtype), (*z.shape[:2], *self.bias.shape))

@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 
 from models.mixer import Ids, Mixer, Tokens
-from ops import segments
+from ops import dispatch, segments
 from ops.dispatch import matmul_precision
 
 
@@ -35,10 +35,12 @@ class FNet(Mixer):
         self.orthonormal = orthonormal
 
     def mix(self, x: Tokens, state: None, *, segment_ids: Ids | None, positions: Ids) -> tuple[Tokens, None]:
-        z = jnp.fft.fft(x.astype(jnp.float32), axis=2)
+        rows = ("batch", None, None)
+        transform = lambda axis: dispatch.local(lambda x: jnp.fft.fft(x, axis=axis), [rows], rows)
+        z = transform(2)(x.astype(jnp.float32))
         if segment_ids is None:
             length = x.shape[1]
-            y = jnp.fft.fft(z, axis=1).real
+            y = transform(1)(z).real
         else:
             index = segments.positions(segment_ids)
             length = segments.lengths(segment_ids)

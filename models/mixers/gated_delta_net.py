@@ -12,6 +12,7 @@ from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_of, residual_output, step_bias, time_scale, uniform
 from models.short_convolution import ConvolvedProjection, convolve
 from ops.delta_rule import delta_rule
+from ops.elementwise import silu_gate
 from ops.projection import project
 
 
@@ -77,7 +78,7 @@ class GatedDeltaNet(Mixer):
             segment_ids=segment_ids,
         )
         g = project(x, self.w_g[...])
-        y = project(jax.nn.silu(g) * self.norm(o), self.w_o[...], inputs=2)
+        y = project(silu_gate(g, self.norm(o)), self.w_o[...], inputs=2)
         return y, {"conv": conv, "memory": memory}
 
     def initial_state(self, batch: int, capacity: int) -> dict:

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -14,6 +13,7 @@ from models.params import dense, normal, ones, param, zeros
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
+from ops.elementwise import silu
 from ops.projection import project
 from ops.rotary import rotary
 
@@ -80,9 +80,9 @@ class GatedAttentionUnit(Mixer):
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
-        u = constrain(jax.nn.silu(project(x, self.w_u[...])), "batch", "length", "mlp")
-        v = constrain(jax.nn.silu(project(x, self.w_v[...])), "batch", "length", "mlp")[:, :, None]
-        z = jax.nn.silu(project(x, self.w_z[...]))
+        u = constrain(silu(project(x, self.w_u[...])), "batch", "length", "mlp")
+        v = constrain(silu(project(x, self.w_v[...])), "batch", "length", "mlp")[:, :, None]
+        z = silu(project(x, self.w_z[...]))
         q, k, count = *self.queries_and_keys(z, positions), self.count(segment_ids, positions)[..., None]
         options = {"activation": "relu2", "scale": 1.0}
         if self.normalizer == "softmax":

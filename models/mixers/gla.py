@@ -11,6 +11,7 @@ from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import RMSNorm
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
+from ops.elementwise import silu_gate
 from ops.linear_attention import linear_attention
 from ops.projection import project
 
@@ -70,7 +71,7 @@ class GatedLinearAttention(Mixer):
         o, state = linear_attention(
             q, k, v, log_decay, scale=1 / math.sqrt(q.shape[-1]), initial_state=state, segment_ids=segment_ids
         )
-        return project(jax.nn.silu(g) * self.norm(o), self.w_o[...], inputs=2), state
+        return project(silu_gate(g, self.norm(o)), self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)

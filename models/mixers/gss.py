@@ -9,6 +9,7 @@ from models.checks import at_least, scaled
 from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, normal, param, residual_output, time_scale
 from models.partitioning import constrain
+from ops.elementwise import gelu
 from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.projection import project
 from ops.state_space_scan import state_space_scan
@@ -63,8 +64,8 @@ class GatedStateSpace(Mixer):
     def mix(
         self, x: Tokens, state: State | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, State | None]:
-        u = constrain(jax.nn.gelu(project(x, self.w_u[...])), "batch", "length", "mlp")
-        v = jax.nn.gelu(project(x, self.w_v[...])).astype(jnp.float32)
+        u = constrain(gelu(project(x, self.w_u[...])), "batch", "length", "mlp")
+        v = gelu(project(x, self.w_v[...])).astype(jnp.float32)
         v = constrain(v, "batch", None, "activation")
         a = jax.lax.complex(-jnp.exp(self.log_a_real[...]), jnp.exp(self.log_a_imag[...]))
         # The operations take twice the real part, for conjugate pairs; these modes stand alone.

@@ -12,6 +12,7 @@ from models.mixer import Context, Ids, Mixer, Tokens
 from models.norms import LayerNorm
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
+from ops.elementwise import silu
 from ops.linear_recurrence import linear_recurrence
 from ops.projection import project, project_each
 
@@ -58,7 +59,7 @@ class HGRN(Mixer):
         ]
         mu, gates = maps[self.parts], maps[self.parts + 1 :]
         decay = bound + (1 - bound) * jax.nn.sigmoid(mu)
-        c = [(1 - bound) * jax.nn.sigmoid(-mu) * jax.nn.silu(a) for a in maps[: self.parts]]
+        c = [(1 - bound) * jax.nn.sigmoid(-mu) * silu(a) for a in maps[: self.parts]]
         where = {"initial_state": state, "segment_ids": segment_ids}
         if self.parts == 2:
             a = (decay * jnp.cos(self.theta[...]), decay * jnp.sin(self.theta[...]))

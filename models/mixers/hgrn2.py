@@ -11,6 +11,7 @@ from models.mixer import Context, Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import RMSNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
+from ops.elementwise import silu
 from ops.linear_attention import linear_attention
 from ops.projection import project
 
@@ -50,7 +51,7 @@ class HGRN2(Mixer):
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids, context: Context
     ) -> tuple[Tokens, MatrixState | None, Any]:
         to_heads = lambda w: constrain(project(x, w[...]), "batch", "length", "heads", None)
-        q, v = jax.nn.silu(to_heads(self.w_q)), to_heads(self.w_v)
+        q, v = silu(to_heads(self.w_q)), to_heads(self.w_v)
         z = to_heads(self.w_f).astype(jnp.float32)
         bound = context.stream[context.layer].reshape(z.shape[2:])
         # f = (1 + gamma e^-z) / (1 + e^-z); the floor keeps log gamma and its gradient finite in the first layer.

@@ -12,6 +12,7 @@ from models.mixer import Context, Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import RMSNorm, rms_normalize
 from models.params import dense, residual_output
 from models.partitioning import constrain
+from ops.elementwise import silu
 from ops.linear_attention import linear_attention
 from ops.projection import project, project_each
 
@@ -64,9 +65,9 @@ class LightningAttention(Mixer):
         log_decay = -slope * (1 - context.layer / (self.layers - 1 + 1e-5) + 1e-5)
         q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         gate = constrain(project(x, self.w_g[...]), "batch", "length", "heads")
-        q, k = jax.nn.silu(q), jax.nn.silu(k)
+        q, k = silu(q), silu(k)
         if self.norm is not None:
-            v, gate = jax.nn.silu(v), jax.nn.sigmoid(gate)
+            v, gate = silu(v), jax.nn.sigmoid(gate)
         o, state = linear_attention(q, k, v, log_decay, initial_state=state, segment_ids=segment_ids)
         o = o.reshape(x.shape)
         o = rms_normalize(o) if self.norm is None else self.norm(o)

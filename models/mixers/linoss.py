@@ -11,6 +11,7 @@ from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, fan_in_uniform, normal, param, time_scale, uniform
 from models.partitioning import constrain
 from ops.block_recurrence import block_recurrence
+from ops.elementwise import gelu
 from ops.projection import project, project_each
 
 
@@ -67,7 +68,7 @@ class LinOSS(Mixer):
             jnp.concatenate([m, m], -1), both(force), initial_state=state, segment_ids=segment_ids
         )
         real, imag = jnp.split(h[:, :, 1].astype(x.dtype), 2, axis=-1)
-        y = jax.nn.gelu(project(real, self.c[0]) - project(imag, self.c[1]) + self.d[...] * x)
+        y = gelu(project(real, self.c[0]) - project(imag, self.c[1]) + self.d[...] * x)
         value, gate = project_each(y, self.w_out[...])
         return value * jax.nn.sigmoid(gate), state
 

@@ -10,6 +10,7 @@ from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import RMSNorm
 from models.params import conv_taps, dense, log_of, ones, param, residual_output, step_bias, time_scale, uniform, zeros
 from models.partitioning import constrain
+from ops.elementwise import silu, silu_gate
 from ops.log_linear_attention import log_linear_attention
 from ops.projection import project
 from ops.short_convolution import short_convolution
@@ -95,7 +96,7 @@ class LogLinearAttention(Mixer):
             initial = None if state is None else state[name]
             u = project(x, w[...])
             u, new[name] = short_convolution(u, taps[...], bias[...], initial_state=initial, segment_ids=segment_ids)
-            return jax.nn.silu(u)
+            return silu(u)
 
         z = constrain(project(x, self.w_z[...]), "batch", "length", "heads")
         u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias), "batch", "length", "heads")
@@ -115,7 +116,7 @@ class LogLinearAttention(Mixer):
             segment_ids=segment_ids,
         )
         o = (o + self.d[...][:, None] * u).astype(x.dtype)
-        return project(self.norm(o.reshape(z.shape) * jax.nn.silu(z)), self.w_out[...]), new
+        return project(self.norm(silu_gate(z, o.reshape(z.shape))), self.w_out[...]), new
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         check_capacity(capacity)

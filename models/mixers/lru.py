@@ -12,6 +12,7 @@ from models.checks import at_least, positive
 from models.mixer import Ids, Mixer, Tokens
 from models.params import constant, dense, normal, param, time_scale
 from models.partitioning import constrain
+from ops.elementwise import gelu
 from ops.linear_recurrence import linear_recurrence
 from ops.projection import project, project_each
 
@@ -81,7 +82,7 @@ class LRU(Mixer):
         )
         (real, imag), state = linear_recurrence(a, b, initial_state=state, segment_ids=segment_ids)
         real, imag = real.astype(x.dtype), imag.astype(x.dtype)
-        y = jax.nn.gelu(project(real, self.c[0]) - project(imag, self.c[1]) + self.d[...] * x)
+        y = gelu(project(real, self.c[0]) - project(imag, self.c[1]) + self.d[...] * x)
         value, gate = project_each(y, self.w_out[...])
         return value * jax.nn.sigmoid(gate), state
 

@@ -21,6 +21,7 @@ from models.params import (
     zeros,
 )
 from models.partitioning import constrain
+from ops.elementwise import silu, silu_gate
 from ops.projection import project, project_each
 from ops.selective_scan import selective_scan
 from ops.short_convolution import short_convolution
@@ -89,7 +90,7 @@ class Mamba(Mixer):
             initial_state=None if state is None else state["conv"],
             segment_ids=segment_ids,
         )
-        u = jax.nn.silu(u)
+        u = silu(u)
         r, b, c = jnp.split(project(u, self.w_x[...]), (rank, rank + size), axis=-1)
         dt = jax.nn.softplus(project(r, self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
         o, h = selective_scan(
@@ -102,7 +103,7 @@ class Mamba(Mixer):
             initial_state=None if state is None else state["ssm"],
             segment_ids=segment_ids,
         )
-        return project(o * jax.nn.silu(z), self.w_out[...]), {"conv": taps, "ssm": h}
+        return project(silu_gate(z, o), self.w_out[...]), {"conv": taps, "ssm": h}
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         _, size, inner = self.sizes

@@ -9,6 +9,7 @@ from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import rms_normalize
 from models.params import conv_taps, dense, log_of, ones, param, residual_output, step_bias, time_scale, uniform, zeros
 from models.partitioning import constrain
+from ops.elementwise import silu, silu_gate
 from ops.linear_attention import linear_attention
 from ops.projection import project
 from ops.short_convolution import short_convolution
@@ -86,7 +87,7 @@ class Mamba2(Mixer):
             initial = None if state is None else state[name]
             u = project(x, w[...])
             u, new[name] = short_convolution(u, taps[...], bias[...], initial_state=initial, segment_ids=segment_ids)
-            return jax.nn.silu(u)
+            return silu(u)
 
         z = constrain(project(x, self.w_z[...]), "batch", "length", "heads")
         u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias), "batch", "length", "heads")
@@ -104,7 +105,7 @@ class Mamba2(Mixer):
             segment_ids=segment_ids,
         )
         o = (o + self.d[...][:, None] * u).astype(x.dtype)
-        o = o.reshape(z.shape) * jax.nn.silu(z)
+        o = silu_gate(z, o.reshape(z.shape))
         o = rms_normalize(o.astype(jnp.float32).reshape(*z.shape[:2], self.groups, -1), self.eps).reshape(z.shape)
         return project((self.norm[...] * o).astype(x.dtype), self.w_out[...]), new
 

@@ -13,6 +13,7 @@ from models.norms import RMSNorm
 from models.params import dense, ones, param, residual_output, step_bias, time_scale
 from models.partitioning import constrain
 from ops import segments
+from ops.elementwise import silu_gate
 from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
 from ops.projection import project, project_each
@@ -117,7 +118,7 @@ class Mamba3(Mixer):
         )
         read = own * jnp.sum(b * c, -1) + self.d[...]
         o = (o + read[..., None] * u).astype(x.dtype)
-        return project(o * jax.nn.silu(z), self.w_out[...], inputs=2), new
+        return project(silu_gate(z, o), self.w_out[...], inputs=2), new
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size, channels, angles = self.sizes

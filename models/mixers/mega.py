@@ -13,6 +13,7 @@ from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
 from ops.block_attention import block_attention, block_ids, empty_block
+from ops.elementwise import silu
 from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.projection import project
 from ops.rotary import rotary
@@ -103,9 +104,9 @@ class Mega(Mixer):
             ema = jnp.where((last == segment_ids[:, 0])[:, None, None], ema, 0)
         m, ema = self.moving_average(x, ema, segment_ids)
         u, h, z = jnp.split(project(m, self.w_m[...]) + self.b_m[...], (width, 2 * width), axis=-1)
-        r = constrain(jax.nn.silu(project(m, self.w_r[...]) + self.b_r[...]), "batch", "length", "mlp")
-        v = constrain(jax.nn.silu(project(x, self.w_v[...]) + self.b_v[...]), "batch", "length", "mlp")[:, :, None]
-        z = jax.nn.silu(z)[:, :, None]
+        r = constrain(silu(project(m, self.w_r[...]) + self.b_r[...]), "batch", "length", "mlp")
+        v = constrain(silu(project(x, self.w_v[...]) + self.b_v[...]), "batch", "length", "mlp")[:, :, None]
+        z = silu(z)[:, :, None]
         q, k = (z * self.gamma[i] + self.beta[i] for i in (0, 1))
         if self.activation == "softmax":
             q = q * key_size**-0.5
@@ -115,7 +116,7 @@ class Mega(Mixer):
         # [q, rope(a)] . [k, rope(c)] = q . k + b
         q, k = jnp.concatenate([q, a], -1), jnp.concatenate([k, c], -1)
         y, keys = self.attend(q, k, v, keys, segment_ids, positions)
-        h = jax.nn.silu(h + project(r * y[:, :, 0], self.u_h[...]))
+        h = silu(h + project(r * y[:, :, 0], self.u_h[...]))
         return jax.nn.sigmoid(u) * (h - x), None if state is None else {"ema": ema, "keys": keys}
 
     def moving_average(self, x, state, segment_ids):
@@ -135,7 +136,7 @@ class Mega(Mixer):
             # The primitive takes the token itself from the first kernel only.
             own = self.omega[...] if self.causal else self.omega[...] + future[:, 0]
             y = long_convolution(x32, kernels[0], bidirectional_kernel=future, skip=own)
-            return jax.nn.silu(y).astype(x.dtype), None
+            return silu(y).astype(x.dtype), None
 
         def scan(i, x32, state=None):
             system = (complex_pair(value[i]) for value in (jnp.exp(log_a), b, c))
@@ -145,7 +146,7 @@ class Mega(Mixer):
         y, state = scan(0, x32, None if state is None else complex_pair(state))
         if not self.causal:
             y = y + segments.reverse(scan(1, segments.reverse(x32, segment_ids))[0], segment_ids)
-        return jax.nn.silu(y + self.omega[...] * x32).astype(x.dtype), state
+        return silu(y + self.omega[...] * x32).astype(x.dtype), state
 
     def attend(self, q, k, v, state, segment_ids, positions):
         """A v, over the sequence or inside chunks, and the keys and values that later tokens see."""

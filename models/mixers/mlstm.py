@@ -12,6 +12,7 @@ from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import layer_normalize
 from models.params import constant, conv_taps, normal, ones, param, zeros
 from models.partitioning import constrain
+from ops.elementwise import silu, silu_gate
 from ops.linear_attention import linear_attention
 from ops.projection import project, project_blocks, project_each
 from ops.running_max import NOTHING, running_max
@@ -84,7 +85,7 @@ class MLSTM(Mixer):
         c, taps = short_convolution(
             u, self.conv[...], self.conv_bias[...], initial_state=initial["conv"], segment_ids=segment_ids
         )
-        c = jax.nn.silu(c)
+        c = silu(c)
         q, k, v = (blockwise(a, w) for a, w in zip((c, c, u), self.w_qkv[...], strict=True))
         gates = sum(project(a.astype(jnp.float32), w) for a, w in zip((q, k, v), self.w_gates[...], strict=True))
         scaled = running_max(
@@ -109,7 +110,7 @@ class MLSTM(Mixer):
         h = h[..., :-1] / jnp.maximum(jnp.abs(h[..., -1:]), bound)
         h = layer_normalize(h, self.eps) * self.norm_weight[...]
         h = h.reshape(u.shape).astype(x.dtype)
-        y = (h + self.skip[...] * c) * jax.nn.silu(z)
+        y = silu_gate(z, h + self.skip[...] * c)
         return project(y, self.w_down[...]), {"conv": taps, "memory": memory, "maximum": scaled.final}
 
     def initial_state(self, batch: int, capacity: int) -> dict:

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -12,6 +11,7 @@ from models.mixer import Ids, MatrixState, Mixer, Tokens, check_rotated, head_si
 from models.norms import rms_normalize
 from models.params import param, xavier_uniform
 from models.partitioning import constrain
+from ops.elementwise import silu_gate
 from ops.linear_attention import linear_attention
 from ops.projection import project
 from ops.rotary import rotary
@@ -63,7 +63,7 @@ class RetNet(Mixer):
         o, state = linear_attention(
             q, k, v, log_decay, scale=1 / math.sqrt(key), initial_state=state, segment_ids=segment_ids
         )
-        y = jax.nn.silu(g) * rms_normalize(o, self.eps)
+        y = silu_gate(g, rms_normalize(o, self.eps))
         return project(y, self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:

@@ -9,6 +9,7 @@ from models.checks import at_least, scaled
 from models.mixer import Ids, Mixer, Tokens, head_size
 from models.params import dense, normal, param, residual_output, time_scale, zeros
 from models.partitioning import constrain
+from ops.elementwise import gelu
 from ops.linear_recurrence import linear_recurrence
 from ops.projection import project, project_blocks
 from ops.short_convolution import short_convolution
@@ -76,7 +77,7 @@ class RGLRU(Mixer):
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
         u = constrain(linear(x, self.w_x, self.b_x), "batch", "length", "mlp")
-        y = jax.nn.gelu(constrain(linear(x, self.w_y, self.b_y), "batch", "length", "mlp"))
+        y = gelu(constrain(linear(x, self.w_y, self.b_y), "batch", "length", "mlp"))
         u, taps = short_convolution(
             u,
             self.conv[...],

@@ -10,6 +10,7 @@ from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import layer_normalize
 from models.params import constant, param, uniform, zeros
 from models.partitioning import constrain
+from ops.elementwise import silu_gate
 from ops.linear_attention import linear_attention
 from ops.projection import project
 from ops.token_shift import token_shift
@@ -104,7 +105,7 @@ class RWKV6(Mixer):
             initial_state=initial["memory"],
             segment_ids=segment_ids,
         )
-        y = self.norm(o) * jax.nn.silu(g)
+        y = silu_gate(g, self.norm(o))
         return project(y, self.w_o[...], inputs=2), {"shift": last, "memory": memory}
 
     def norm(self, o):

@@ -13,6 +13,7 @@ from models.partitioning import constrain
 from models.state_space import from_lag_one, look_ahead
 from ops import segments
 from ops.dplr import dplr_kernel, dplr_scan
+from ops.elementwise import gelu
 from ops.hippo import normal_plus_low_rank
 from ops.long_convolution import long_convolution
 from ops.projection import project_each
@@ -93,7 +94,7 @@ class S4(Mixer):
                     segments.reverse(x32, segment_ids), *system, tuple(self.c[1]), dt, segment_ids=segment_ids
                 )
                 y = y + look_ahead(z, segment_ids)
-        y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
+        y = gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
         value, gate = project_each(y, self.w_out[...])
         return value * jax.nn.sigmoid(gate), state
 

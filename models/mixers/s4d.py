@@ -13,6 +13,7 @@ from models.params import constant, dense, log_step, normal, param, time_scale
 from models.partitioning import constrain
 from models.state_space import from_lag_one, look_ahead, pair, unit
 from ops import segments
+from ops.elementwise import gelu
 from ops.hippo import normal_plus_low_rank
 from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.projection import project_each
@@ -97,7 +98,7 @@ class S4D(Mixer):
                 backwards = segments.reverse(x32, segment_ids)
                 z, _ = state_space_scan(backwards, a, one, pair(c[1]), segment_ids=segment_ids)
                 y = y + look_ahead(z, segment_ids)
-        y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
+        y = gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
         value, gate = project_each(y, self.w_out[...])
         return value * jax.nn.sigmoid(gate), state
 

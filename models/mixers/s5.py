@@ -12,6 +12,7 @@ from models.mixer import Ids, Mixer, Tokens, head_size
 from models.params import constant, dense, log_step, normal, param, time_scale
 from models.partitioning import constrain
 from ops import segments
+from ops.elementwise import gelu
 from ops.hippo import normal_plus_low_rank
 from ops.linear_recurrence import linear_recurrence
 from ops.projection import project, project_each
@@ -96,7 +97,7 @@ class S5(Mixer):
             backwards = tuple(segments.reverse(part, segment_ids) for part in b)
             h, _ = linear_recurrence(a, backwards, segment_ids=segment_ids)
             y = y + self.read(tuple(segments.reverse(part, segment_ids) for part in h), 1, x.dtype)
-        y = jax.nn.gelu(y)
+        y = gelu(y)
         return y * jax.nn.sigmoid(project(y, self.w[...])), state
 
     def read(self, h, direction, dtype):

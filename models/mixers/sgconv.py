@@ -12,6 +12,7 @@ from models.checks import ascending, at_least
 from models.mixer import Ids, Mixer, Tokens
 from models.params import constant, dense, normal, param
 from models.partitioning import constrain
+from ops.elementwise import gelu
 from ops.long_convolution import long_convolution
 from ops.projection import project_each
 from ops.windowed_convolution import windowed_convolution
@@ -78,7 +79,7 @@ class SGConv(Mixer):
             y = long_convolution(x32, kernel[0], bidirectional_kernel=future)
         else:
             y, state = windowed_convolution(x32, kernel[0], state)
-        y = jax.nn.gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
+        y = gelu(constrain(y, "batch", None, "activation") + self.d[...] * x32).astype(x.dtype)
         value, gate = project_each(y, self.w_out[...])
         return value * jax.nn.sigmoid(gate), state
 

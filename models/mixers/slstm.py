@@ -14,6 +14,7 @@ from models.norms import layer_normalize
 from models.params import conv_taps, normal, ones, param, zeros
 from models.partitioning import constrain
 from ops import segments
+from ops.elementwise import silu
 from ops.projection import project_blocks
 from ops.running_max import NOTHING
 from ops.short_convolution import short_convolution
@@ -82,7 +83,7 @@ class SLSTM(Mixer):
         )
         by_head = lambda a: constrain(a.reshape(*a.shape[:2], *self.sizes), "batch", "length", "heads", None)
         gates = lambda a, w: jnp.moveaxis(project_blocks(by_head(a), w[...]), 2, 3)
-        gates = jnp.concatenate([gates(jax.nn.silu(c), self.w_if), gates(x, self.w_zo)], 2)
+        gates = jnp.concatenate([gates(silu(c), self.w_if), gates(x, self.w_zo)], 2)
         gates = gates.astype(jnp.float32) + self.b[...]
         h, cell = recurrence(gates, self.r[...].astype(jnp.float32), state["cell"], segment_ids)
         y = layer_normalize(h, self.eps) * self.norm_weight[...]

@@ -11,6 +11,7 @@ from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_uniform, param, residual_output, time_scale, zeros
 from models.short_convolution import ConvolvedProjection, convolve
+from ops.elementwise import silu_gate
 from ops.momentum_delta_rule import momentum_delta_rule
 from ops.projection import project
 
@@ -84,7 +85,7 @@ class Titans(Mixer):
             segment_ids=segment_ids,
         )
         g = project(x, self.w_g[...])
-        y = project(jax.nn.silu(g) * self.norm(o), self.w_o[...], inputs=2)
+        y = project(silu_gate(g, self.norm(o)), self.w_o[...], inputs=2)
         return y, {"conv": conv, "memory": memory, "momentum": momentum}
 
     def initial_state(self, batch: int, capacity: int) -> dict:

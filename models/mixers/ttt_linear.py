@@ -9,6 +9,7 @@ from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
 from models.norms import LayerNorm
 from models.params import conv_taps, dense, normal, ones, param, residual_output, zeros
 from models.partitioning import constrain
+from ops.elementwise import gate
 from ops.projection import project
 from ops.rotary import rotary
 from ops.short_convolution import short_convolution
@@ -102,7 +103,7 @@ class TTTLinear(Mixer):
             segment_ids=segment_ids,
         )
         o = self.norm(o.reshape(x.shape))
-        return project(jax.nn.gelu(project(x, self.w_g[...])) * o, self.w_o[...]), new
+        return project(gate(jax.nn.gelu, project(x, self.w_g[...]), o), self.w_o[...]), new
 
     def first(self):
         """W and b before the first token, as one matrix."""

@@ -1,5 +1,6 @@
 """What holds for every task: hyperparameters that give it again from whatever directory, and a fingerprint of all its rows."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from common.errors import UserError
 from common.files import Folder
 from data import corpora, task, tokenizers
+from data.loader import Loader, batch_shapes
 from tests.data.small_data import create, options, pseudo_text, reads_files
 
 
@@ -27,9 +29,37 @@ def test_hyperparameters_give_the_same_task_from_another_directory(name, tmp_pat
     again = create(name, **first.hyperparameters)
     assert (again.name, again.spec, again.hyperparameters) == (first.name, first.spec, first.hyperparameters)
     assert again.fingerprint() == first.fingerprint()
+    outline = task.outline(name, **first.hyperparameters)
+    if not (name == "text" and given.get("protocol") == "s4"):
+        assert outline.spec == first.spec and set(outline.hyperparameters) == set(first.hyperparameters)
+    shown = Loader(first, "train", 2, 0)[0]
+    assert {key: (x.shape, x.dtype) for key, x in shown.items()} == {
+        key: (x.shape, x.dtype) for key, x in batch_shapes(outline.spec, 2).items()
+    }
     for split in first.splits:
         for key, value in first.example(split, 0, 5).items():
             np.testing.assert_array_equal(again.example(split, 0, 5)[key], value)
+
+
+@pytest.mark.parametrize("name", [name for name in task.names() if reads_files(name)])
+def test_outlines_read_nothing(name, tmp_path):
+    """No folder that is named here exists."""
+    folders = {key: str(tmp_path / key) for key in ("data_dir", "cache_dir") if key in task.defaults(name)}
+    if name in ("listops", "pathfinder"):  # which generate their data unless they are given a folder
+        folders = {}
+    made = task.outline(name, **folders)
+    assert made.spec.length == task.defaults(name).get("length", made.spec.length)
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(NotImplementedError) if folders else contextlib.nullcontext():
+        made.num_examples("train")
+
+
+def test_outlines_of_characters_are_refused():
+    with pytest.raises(UserError, match="how many characters there are only the text says"):
+        task.outline("language_model", tokenizer="character")
+    with pytest.raises(UserError, match="tokenizer='bpe' is unknown"):
+        task.outline("language_model", tokenizer="bpe")
+    assert task.outline("masked_lm", tokenizer="bpe:1000").spec.vocab_size == 1001
 
 
 @pytest.mark.parametrize("name", task.names())

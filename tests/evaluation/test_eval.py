@@ -34,6 +34,18 @@ def no_start(monkeypatch):
         (["--sample=a", "--length=0"], "--length must be"),
         (["--sample=a", "--seed=-1"], "--seed must be"),
         (["--sample=a", f"--seed={2**32}"], "--seed must be"),
+        (["--task=passky"], "there is no task 'passky'; did you mean 'passkey'"),
+        (["--task=passkey", "--set", "task.deep=1"], "no hyperparameter 'deep'; did you mean 'depth'"),
+        (["--task=passkey", "--set", "task.depth=x"], "--set task.depth takes float, got 'x'"),
+        (["--task=passkey", "--set", "depth=1"], "--set takes task.KEY=VALUE"),
+        (["--task=passkey", "--set", "mqar.length=64"], "'mqar' is not asked; choose one of task, passkey"),
+        (["--suite=recal"], "--suite='recal' is unknown; did you mean 'recall'"),
+        (["--suite=recall", "--task=mqar"], "leave --task and --set out"),
+        (["--sample=a", "--hf=b"], "--hf does not go with --sample"),
+        (["--sample=a", "--samples=0"], "--samples must be"),
+        (["--sample=a", "--stop="], "--stop is empty"),
+        (["--prompts=/nowhere/prompts.txt"], "--prompts=/nowhere/prompts.txt cannot be read"),
+        (["--prompts=a", "--sample=b"], "--sample: not allowed with argument --prompts"),
         (["--sample=a", "--diagnose"], "--diagnose: not allowed with argument --sample"),
         (["--sample=a", "--split=test"], "--split does not go with --sample"),
         (["--top_p=0.5"], "--top_p does not go with scoring"),
@@ -46,23 +58,33 @@ def test_refused_before_anything_is_read(arguments, message):
         entry.main(["--workdir=/nowhere", *arguments])
 
 
-def test_workdir_is_needed():
-    with pytest.raises(UserError, match="--workdir"):
-        entry.main([])
+def test_a_checkpoint_is_needed():
+    for arguments in ([], ["--workdir=a", "--hf=b"]):
+        with pytest.raises(UserError, match="give --workdir=DIR, a run, or --hf=DIR"):
+            entry.main(arguments)
+    with pytest.raises(UserError, match="no task of its own: give --task or --suite"):
+        entry.main(["--hf=/nowhere"])
+    with pytest.raises(UserError, match="--hf=/nowhere holds no config"):
+        entry.main(["--hf=/nowhere", "--suite=language"])
 
 
 def test_scoring(trained, capsys):
     entry.main([f"--workdir={trained}", "--split=valid", "--checkpoint=2", "--batches=1"])
     printed = capsys.readouterr().out
-    assert "checkpoint of step 2" in printed and "valid, length 24, 1 of" in printed
+    assert "checkpoint of step 2" in printed and "valid, length 24, 8 of" in printed
 
 
-def test_sampling(trained, monkeypatch, capsys):
+def test_sampling(trained, monkeypatch, tmp_path):
     """What is not given has the defaults that the help names."""
     asked = []
-    monkeypatch.setattr(sampling, "sample", lambda run, prompt, **settings: asked.append((prompt, settings)))
+    monkeypatch.setattr(sampling, "sample", lambda run, prompts, **settings: asked.append((prompts, settings)))
     entry.main([f"--workdir={trained}", "--sample=king and queen", "--top_p=0.9"])
-    assert asked == [("king and queen", {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 0.9, "seed": 0})]
+    defaults = {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
+    defaults |= {"samples": 1, "stop": [], "batch_size": 16}
+    assert asked == [(["king and queen"], {**defaults, "top_p": 0.9})]
+    (tmp_path / "prompts.txt").write_text("king\nqueen\n")
+    entry.main([f"--workdir={trained}", f"--prompts={tmp_path}/prompts.txt", "--samples=3", "--stop=a", "--stop=b"])
+    assert asked[1:] == [(["king", "queen"], {**defaults, "samples": 3, "stop": ["a", "b"]})]
 
 
 def test_other_data(shorter, capsys):

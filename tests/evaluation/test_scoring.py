@@ -32,7 +32,7 @@ def test_a_part_of_a_split(run, trained, capsys):
     """It has the scores of the training's own evaluation, and no floors of rows that are not scored."""
     ((_, found),) = scoring.score(run, "valid", batches=2)
     printed = capsys.readouterr().out
-    assert "2 of" in printed and "without floors" in printed and not floors(printed)
+    assert "16 of" in printed and "without floors" in printed and not floors(printed)
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     (recorded,) = [line for line in lines if line["split"] == "valid" and line["step"] == 4]
     assert found["bits_per_byte"] == pytest.approx(recorded["bits_per_byte"], rel=1e-5)

@@ -8,6 +8,7 @@ tests share its results.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,21 @@ from ops import dispatch
 from tests.collection import one_of_each_primitive
 from tests.tolerance import FLOAT32, assert_close
 
-WIDTH, BATCH, LENGTH = 32, 2, 23
+WIDTH, BATCH, LENGTH = 32, 3, 23
 PIECES = (1, 7, 1, 7, 7)
-# Two packed rows: documents of several lengths (1 included), then padding; the second row is a single document. One cut
-# between pieces falls on a border between documents, the others do not.
-PACKED = np.array([[1] * 9 + [2] + [3] * 9 + [0] * 4, [1] * LENGTH], np.int32)
-PADDED = np.array([[1] * 19 + [0] * 4, [0] * 2 + [1] * 19 + [0] * 2], np.int32)
+# Packed rows: documents of several lengths (1 included), then padding; a single document; and an id that comes back after
+# padding, where it is another document. Cuts between pieces fall on borders between documents, inside of them and into padding.
+PACKED = np.array(
+    [[1] * 9 + [2] + [3] * 9 + [0] * 4, [1] * LENGTH, [1] * 9 + [0] * 5 + [1] * 9],
+    np.int32,
+)
+PADDED = np.array([[1] * 19 + [0] * 4, [0] * 2 + [1] * 19 + [0] * 2, [0] * 4 + [1] * 19], np.int32)
+
+
+def documents(ids: np.ndarray) -> list[slice]:
+    """The runs of equal ids of a row that are no padding."""
+    borders = [0, *(np.flatnonzero(np.diff(ids)) + 1), len(ids)]
+    return [slice(a, b) for a, b in itertools.pairwise(borders) if ids[a]]
 
 
 def able(capability: str, value: bool = True) -> list[str]:
@@ -36,26 +46,32 @@ def able(capability: str, value: bool = True) -> list[str]:
 
 
 def each(found) -> list:
-    """Test parameters (name or (name, causal)), those of one mixer in one process."""
-    groups = [(item, item if isinstance(item, str) else item[0]) for item in found]
-    return [
-        pytest.param(*(item if isinstance(item, tuple) else (item,)), marks=pytest.mark.xdist_group(group))
-        for item, group in groups
-    ]
+    """Test parameters, those of one mixer in one process."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in found]
 
 
-def forms() -> list[tuple[str, bool]]:
+def forms() -> list:
     """Every mixer's causal and own two-sided form; and in two-sided form, through the wrapper, the first mixer without context
-    and all those that have one."""
-    own = [(name, causal) for causal, kind in ((True, "causal"), (False, "bidirectional")) for name in able(kind)]
+    and all those that have one. Of mixers that have both forms, the two-sided one of the first of each primitive is tested
+    here, and the others thoroughly."""
+    own = able("bidirectional")
+    both = one_of_each_primitive([name for name in own if mixers.find(name).causal], pytest.mark.thorough)
     wrapped = able("bidirectional", False)
     first = next(name for name in wrapped if not mixers.find(name).uses_context)
-    return own + [(name, False) for name in wrapped if name == first or mixers.find(name).uses_context]
+    two_sided = [name for name in own if not mixers.find(name).causal]
+    two_sided += [name for name in wrapped if name == first or mixers.find(name).uses_context]
+    of_each = lambda params, causal: [pytest.param(*p.values, causal, marks=p.marks) for p in params]
+    return of_each(each(able("causal")), True) + of_each([*both, *each(two_sided)], False)
 
 
-def main_forms() -> list[tuple[str, bool]]:
-    """Every mixer in its causal form, or two-sided where it has no other."""
-    return [(name, mixers.find(name).causal) for name in mixers.names()]
+def after_padding() -> list:
+    """Mixers whose carry grows, which tell documents apart by themselves, and those that are restarted from outside, all of them
+    in the same way: the first is tested, the others are slow."""
+    found = sorted(set(able("streaming")) & set(able("packing")))
+    grows = [name for name in found if not mixers.find(name).constant_carry]
+    first, *others = (name for name in found if name not in grows)
+    slow = [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.xdist_group(name)]) for name in others]
+    return each([*grows, first]) + slow
 
 
 @functools.lru_cache(maxsize=2)
@@ -104,8 +120,8 @@ def differentiator(name: str, causal: bool):
 
 @functools.lru_cache(maxsize=4)
 def whole(name: str, causal: bool):
-    """Output and gradients without segments."""
-    return differentiator(name, causal)(build(name, causal)[1], inputs(), None, normal(3))
+    """Output without segments."""
+    return runner(name, causal)(build(name, causal)[1], inputs())[0]
 
 
 @functools.lru_cache(maxsize=4)
@@ -121,7 +137,7 @@ def test_law(name):
     graph, params = build(name)
     run = runner(name, True)
     packing = sketch(name).packing
-    expected = in_rows(name, True)[0] if packing else whole(name, True)[0]
+    expected = in_rows(name, True)[0] if packing else whole(name, True)
     x = inputs(PACKED) if packing else inputs()
     start = nnx.merge(graph, params).initial_carry(BATCH, LENGTH)
     assert float(jnp.abs(expected).max()) > 0
@@ -143,6 +159,19 @@ def test_law(name):
         assert_close(y, expected, what=what)
         for a, b in zip(jax.tree.leaves(carry), jax.tree.leaves(last), strict=True):
             assert_close(a, b, what=f"carry after {what}")
+
+
+@pytest.mark.parametrize("name", after_padding())
+def test_continuing_without_segments(name):
+    """Without segment_ids a piece goes on with the document of the last token; behind padding it is a new one."""
+    graph, params = build(name)
+    run = runner(name, True)
+    ids = np.array([[1] * 5 + [0] * 2, [0] * 2 + [1] * 5, [1] * 7], np.int32)
+    x = np.where(np.pad(ids, ((0, 0), (0, 1)), constant_values=1)[..., None], normal(2)[:, :8], np.float32(np.nan))
+    _, carry = run(params, x[:, :7], nnx.merge(graph, params).initial_carry(BATCH, 8), ids)
+    y, _ = run(params, x[:, 7:], carry)
+    expected, _ = run(params, x, None, np.concatenate([ids, [[2], [1], [1]]], 1).astype(np.int32))
+    assert_close(y, expected[:, 7:])
 
 
 @pytest.mark.parametrize("name", each(able("streaming")))
@@ -167,7 +196,7 @@ def test_overfull_carry(name):
         assert np.isnan(y).all() if i == 4 else np.isfinite(y).all()
 
 
-@pytest.mark.parametrize("name,causal", each((n, c) for n, c in forms() if mixers.find(n).padding))
+@pytest.mark.parametrize("name,causal", [form for form in forms() if mixers.find(form.values[0]).padding])
 def test_packing_and_padding(name, causal):
     """A row gives its documents' outputs when alone; padding, even NaN, enters neither outputs nor gradients."""
     params = build(name, causal)[1]
@@ -175,28 +204,29 @@ def test_packing_and_padding(name, causal):
     y, gradients, ids = in_rows(name, causal)
     x = inputs()
     for row in range(BATCH):
-        for i in set(ids[row]) - {0}:
-            document = ids[row] == i
-            alone = whole(name, causal)[0] if document.all() else run(params, x[:, document])[0]
-            assert_close(y[row, document], alone[row], what=f"row {row}, document {i}")
+        for document in documents(ids[row]):
+            if causal:  # what follows it is of no consequence (test_dependence), and the program is compiled already
+                alone = run(params, np.concatenate([x[:, document], normal(5)], 1)[:, :LENGTH])[0]
+            else:
+                alone = run(params, x[:, document])[0]
+            assert_close(y[row, document], alone[row, : document.stop - document.start], what=f"row {row}, {document}")
     assert not np.asarray(y[ids == 0]).any()
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
     assert not np.asarray(gradients[1][ids == 0]).any()
 
 
-@pytest.mark.parametrize("name,causal", each(forms()))
+@pytest.mark.parametrize("name,causal", forms())
 def test_dependence(name, causal):
     """Causal: y_t depends on x_1..x_t and on nothing later. Two-sided: on both sides."""
-    params = build(name, causal)[1]
-    t = LENGTH // 2
-    weight = np.where(np.arange(LENGTH)[:, None] == t, normal(4), 0)
-    _, (_, gradient) = differentiator(name, causal)(params, inputs(), None, weight)
-    found = np.abs(gradient).sum((0, 2))
-    assert found[t] > 0 and found[t - 1] > 0
+    params, x, other = build(name, causal)[1], inputs(), normal(4)
+    y, t, at = whole(name, causal), LENGTH // 2, np.arange(LENGTH)[:, None]
+    change = lambda where: np.abs(runner(name, causal)(params, np.where(where, other, x))[0] - y).max((0, 2))
+    assert change(at == t)[t] > 0 and change(at == t - 1)[t] > 0
+    later = change(at > t)
     if causal:
-        assert found[t + 1 :].max() <= FLOAT32 * found.max()  # transforms leave rounding errors everywhere
+        assert later[: t + 1].max() <= FLOAT32 * np.abs(y).max()  # transforms leave rounding errors everywhere
     else:
-        assert found[t + 1] > 0
+        assert later[t] > 0
 
 
 @pytest.mark.parametrize("name", one_of_each_primitive(able("causal")))
@@ -204,7 +234,7 @@ def test_implementations_agree(name):
     """All forms that the mixer's primitives offer are the same function, gradients included."""
     graph, params = build(name)
     ids = PACKED if sketch(name).packing else None
-    y, gradients = whole(name, True) if ids is None else in_rows(name, True)[:2]
+    y, gradients = differentiator(name, True)(params, inputs(ids), ids, normal(3))
     flat = lambda y, gradients: [y, *jax.tree.leaves(gradients)]
     expected = flat(y, gradients)
 
@@ -230,9 +260,10 @@ def test_implementations_agree(name):
         programs.add(program)
 
 
-@pytest.mark.parametrize("name,causal", each(main_forms()))
-def test_bfloat16(name, causal):
+@pytest.mark.parametrize("name", one_of_each_primitive(mixers.names(), pytest.mark.thorough))
+def test_bfloat16(name):
     """Outputs and gradients are finite in bfloat16 at two input scales, and close to float32's at the first."""
+    causal = mixers.find(name).causal
     params = build(name, causal)[1]
     low = jax.tree.map(
         lambda p: p.replace(p[...] if p.get_metadata()["keep_float32"] else p[...].astype(jnp.bfloat16)),
@@ -246,7 +277,7 @@ def test_bfloat16(name, causal):
         for leaf in jax.tree.leaves((y, gradients)):
             assert np.isfinite(np.asarray(leaf, np.float32)).all()
         if scale == 1.0:
-            assert_close(y.astype(jnp.float32), whole(name, causal)[0], 0.1)
+            assert_close(y.astype(jnp.float32), whole(name, causal), 0.1)
 
 
 @pytest.mark.parametrize("name", each(sorted(set(able("uses_context")) & set(able("streaming")))))

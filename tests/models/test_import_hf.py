@@ -1,14 +1,19 @@
 """Checkpoints in Hugging Face's format that do not fit. (That those which do compute the same is a test of parity.)"""
 
+import dataclasses
 import json
 
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from common.errors import UserError
 from models import import_hf
+from models.checks import scaled
+from models.config import ModelConfig
+from models.sequence_model import SequenceModel
 
 CONFIG = {
     "model_type": "mamba",
@@ -18,7 +23,6 @@ CONFIG = {
     "num_hidden_layers": 2,
     "time_step_rank": 2,
     "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
 }
 
 
@@ -75,7 +79,7 @@ def test_bfloat16_and_pieces(directory, tmp_path):
 
 
 def test_an_existing_directory_is_left_alone(directory):
-    with pytest.raises(FileExistsError, match="exists"):
+    with pytest.raises(UserError, match="exists"):
         import_hf.save(directory, import_hf.load(directory))
 
 
@@ -98,7 +102,9 @@ def test_tensors_that_do_not_fit(directory, changes, message):
     [
         ({"model_type": "gpt2"}, "'gpt2'; supported are mamba"),
         ({"use_bias": True}, "use_bias=True is not supported"),
-        ({"hidden_size": None}, "has no 'hidden_size'"),
+        ({"hidden_size": None}, "hidden_size is null"),
+        ({"num_attention_heads": 4, "gated": 1}, "nobody reads gated, num_attention_heads"),
+        ({"hidden_size": 9}, r"has the shape .* expected"),
     ],
 )
 def test_options_that_we_lack(directory, options, message):
@@ -116,3 +122,69 @@ def test_files_that_are_not_there(directory):
     (directory / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"pytorch_model.bin are pickles"):
         import_hf.load(directory)
+
+
+LLAMA = {"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            r"rope_scaling\.rope_type='llama3' is not supported",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_scaling\.type='linear' is not supported"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, r"nobody reads rope_parameters\.factor"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0\.5 is not supported"),
+        ({"attention_bias": True}, "attention_bias=True is not supported"),
+    ],
+)
+def test_rotary_options_that_we_lack(tmp_path, options, message):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | options))
+    with pytest.raises(UserError, match=message):
+        import_hf.read_config(tmp_path)
+
+
+def test_a_stored_head_is_the_head(directory):
+    """One that repeats the embedding is tied, another is used, whatever config.json says."""
+    embedding = load_file(directory / "model.safetensors")["backbone.embeddings.weight"]
+    change(directory, lm_head__weight=embedding)
+    assert import_hf.load(directory).config.tie_embeddings
+    change(directory, lm_head__weight=-embedding)
+    checkpoint = import_hf.load(directory)
+    assert not checkpoint.config.tie_embeddings and not import_hf.read_config(directory).tie_embeddings
+    np.testing.assert_array_equal(checkpoint.model.head[...], -embedding.astype(np.float32).T)
+
+
+def test_what_travels_along_and_what_is_ignored(directory, tmp_path):
+    """The tokenizer's files are copied; buffers that some writers store are no tensors of the model."""
+    change(directory, **{"backbone__layers__0__rotary_emb__inv_freq": np.ones(2, np.float32)})
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "weights.bin").write_text("")
+    import_hf.save(tmp_path / "copy", import_hf.load(directory))
+    assert {p.name for p in (tmp_path / "copy").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_models_that_transformers_lacks():
+    """What differs is named; what says nothing about a trained model may differ."""
+    config = ModelConfig(vocab_size=9, targets=9, width=8, depth=2, pattern=("mamba",), length=7, dropout=0.1)
+
+    def write(**changes):
+        changed = dataclasses.replace(config, **changes)
+        return import_hf.from_ours(nnx.eval_shape(lambda: SequenceModel(changed, rngs=nnx.Rngs(0))), changed)
+
+    options = write(mixer={"mamba": {"dt_min": 0.01, "expand": 1.5}}).hf_config
+    assert options["intermediate_size"] == 12 and options["time_step_min"] == 0.01
+    with pytest.raises(UserError, match=r"mamba is another model: model\.norm='layernorm' where it has 'rmsnorm'"):
+        write(norm="layernorm", norm_eps=1e-6)
+    with pytest.raises(UserError, match="no model of the mixers gla"):
+        write(pattern=("gla",))
+
+
+def test_every_size_has_a_ratio():
+    """A ratio of two sizes gives back the size, and a product that is no whole number is rounded down as before."""
+    for width in range(1, 60):
+        for size in range(1, 3 * width):
+            assert scaled(width, expand=size / width) == size
+    assert scaled(85, expand=1.1) == 93 and scaled(10, expand=0.99) == 9

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ops import delta_rule as module
+from ops import dispatch
 from ops.delta_rule import delta_rule
 
 B, T, H, K, V = 2, 41, 2, 5, 3
@@ -109,8 +110,7 @@ def _outputs_and_gradients(form, x, cotangents, segment_ids, chunk):
 def run(form, x, cotangents, segment_ids=None, dtype=np.float64, chunk=CHUNK):
     """y, the final state and all gradients of a form; "grouped" is the chunked form as it runs on an accelerator."""
     cast = functools.partial(jax.tree.map, lambda z: jnp.asarray(z, dtype))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.dispatch, "on_cpu", lambda: form != "grouped")
+    with dispatch.platform("tpu" if form == "grouped" else "cpu"):
         return _outputs_and_gradients(form, cast(x), cast(cotangents), segment_ids, chunk)
 
 
@@ -285,11 +285,11 @@ def test_auto_goes_by_platform_and_size(monkeypatch):
 
     for name in ("sequential", "chunked"):
         monkeypatch.setattr(module, "_" + name, stub(name))
-    for cpu in (True, False):
-        monkeypatch.setattr(module.dispatch, "on_cpu", lambda cpu=cpu: cpu)
+    for platform in ("cpu", "gpu"):
         for size in (64, 65):
             q = jnp.zeros((1, 2, 1, 64))
-            delta_rule(q, q, jnp.zeros((1, 2, 1, size)), jnp.zeros((1, 2, 1)))
+            with dispatch.platform(platform):
+                delta_rule(q, q, jnp.zeros((1, 2, 1, size)), jnp.zeros((1, 2, 1)))
     assert chosen == ["sequential", "chunked", "chunked", "chunked"]
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pathlib
 import pkgutil
 import re
 
@@ -29,6 +30,26 @@ def test_every_primitive_declares_its_forms():
         assert "reference" in forms and len(forms) > 1, name
         function = next(getattr(module, name) for module in modules if hasattr(module, name))
         assert inspect.signature(function).parameters["implementation"].default == "auto"
+
+
+def test_policies_go_by_the_platform_that_is_traced_for():
+    alone = {form: program(implementation=form) for form in ("sequential", "associative")}
+    assert program() == alone["sequential"]  # JAX's default is a CPU here
+    for name, known in (("tpu", "tpu"), ("cuda", "gpu"), ("cpu", "cpu")):
+        with dispatch.platform(name):
+            assert dispatch.current_platform() == known
+            assert program() == alone["sequential" if name == "cpu" else "associative"]
+    assert dispatch.current_platform() == "cpu"
+
+
+def test_one_place_asks_for_the_platform_of_this_process():
+    """A program that is traced here for devices elsewhere must not take the forms of this machine."""
+    root = pathlib.Path(ops.__file__).parents[1]
+    asking = [path for room in ("ops", "models") for path in (root / room).rglob("*.py")]
+    asking = [
+        path.name for path in asking if re.search(r"default_backend|jax\.devices|local_devices", path.read_text())
+    ]
+    assert asking == ["dispatch.py"]
 
 
 def test_choices_are_obeyed():

@@ -65,6 +65,22 @@ def test_positions(ids):
     np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.parametrize("ids", [ROWS, ONE])
+def test_runs(ids):
+    """Documents are counted in each row, and an id that comes back is another one."""
+    expected = np.zeros(ids.shape, np.int32)
+    for b, row in enumerate(ids):
+        real = [(first, end) for first, end in runs(row) if row[first]]
+        for number, (first, end) in enumerate(real, 1):
+            expected[b, first:end] = number
+    result = segments.runs(jnp.asarray(ids))
+    assert result.dtype == jnp.int32
+    np.testing.assert_array_equal(result, expected)
+    for cut in range(1, ids.shape[1]):
+        before = jnp.asarray(ids[:, cut - 1]), jnp.asarray(expected[:, :cut].max(1))
+        np.testing.assert_array_equal(segments.runs(jnp.asarray(ids[:, cut:]), *before), expected[:, cut:])
+
+
 @pytest.mark.parametrize("cut", [1, 3, 4, 7])
 def test_positions_of_a_sequence_cut_in_two(cut):
     whole = np.asarray(segments.positions(jnp.asarray(ROWS)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from common.errors import UserError
 from configs import lm, lra, recall
 from data import metrics
 from data.task import Spec
@@ -108,3 +109,17 @@ def test_mixers_that_do_not_fit_the_rows(monkeypatch):
     packed.task.packing = "documents"
     with pytest.raises(ValueError, match="hold several segments, and mixer 'hyena' has packing=False"):
         setup.check_capabilities(resolve(packed))
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (recall.get_config("task=mqar,mixer=lru"), "its metric 'row_accuracy' is of whole rows"),
+        (lra.get_config("task=listops,mixer=lru"), "it does not score tokens by logits"),
+    ],
+    ids=["rows", "classes of rows"],
+)
+def test_a_loss_that_has_no_chunks(config, message):
+    config.train.loss_chunks = 4
+    with pytest.raises(UserError, match=message):
+        setup.check_capabilities(resolve(config))

@@ -81,7 +81,7 @@ def test_constrain_acts_inside_the_context_only():
     x = jnp.arange(4.0 * 6 * 2).reshape(4, 6, 2)
 
     def inside(x):
-        with sharding.constraints(made):
+        with sharding.tracing(made):
             return constrain(2 * x, "batch", "length", "heads")
 
     y = jax.jit(inside)(x)
@@ -90,5 +90,5 @@ def test_constrain_acts_inside_the_context_only():
     assert constrain(x, "batch", "length", "heads") is x
     with pytest.raises(ValueError, match="needs 3 axis names"):
         constrain(x, "batch", "length")
-    with sharding.constraints(made), pytest.raises(ValueError, match="'lenght'; did you mean 'length'"):
+    with sharding.tracing(made), pytest.raises(ValueError, match="'lenght'; did you mean 'length'"):
         constrain(x, "batch", "lenght", "heads")

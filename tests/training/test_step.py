@@ -15,7 +15,7 @@ from data.task import Spec
 from models.partitioning import constrain
 from training import optimizer, sharding, state
 from training.optimizer import OPTIMIZERS, OptimizerConfig
-from training.step import class_sums, make_eval_step, make_train_step
+from training.step import class_sums, class_sums_in_chunks, make_eval_step, make_train_step
 
 VOCAB, WIDTH, HIDDEN, LAYERS, ROWS, LENGTH = 16, 8, 12, 3, 8, 6
 
@@ -47,7 +47,7 @@ class Model(nnx.Module):
         self.layers = jax.vmap(lambda key: Layer(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), LAYERS))
         self.gains = nnx.List([param(rngs, (), (), decay=False) for _ in range(2)])
 
-    def __call__(self, ids, carry=None, *, segment_ids=None, positions=None, key=None):
+    def __call__(self, ids, carry=None, *, segment_ids=None, positions=None, key=None, reduce=None):
         x = constrain(self.embedding[...][ids], "batch", "length", "activation")
         if key is not None:
             x = x * jax.random.bernoulli(key, 0.5, x.shape)
@@ -55,7 +55,8 @@ class Model(nnx.Module):
             x = jnp.where((segment_ids != 0)[..., None], x, 0)
         x, _ = jax.lax.scan(lambda x, layer: (layer(x), None), x, self.layers)
         x = x * (1 + self.gains[0][...]) * (1 + self.gains[1][...])
-        return constrain(x @ self.embedding[...].T, "batch", "length", "vocab"), None
+        head = lambda x: constrain(x @ self.embedding[...].T, "batch", "length", "vocab")
+        return (head(x) if reduce is None else reduce(head, x)), None
 
 
 def make_mesh(**sizes):
@@ -142,6 +143,35 @@ def test_init_is_sharded_and_the_same_on_every_mesh():
     other = start(built, seed=1)
     assert not np.array_equal(other["params"]["embedding"], made["params"]["embedding"])
     assert not np.array_equal(other["key"], made["key"])
+
+
+def test_loss_in_chunks():
+    """The same sums and gradients, of a length that the chunks do not divide, without the logits of all tokens."""
+    r = np.random.default_rng(0)
+    x, w, targets = r.standard_normal((2, 7, 5)), r.standard_normal((5, 400)), r.integers(0, 400, (2, 7))
+    weights = np.where(r.uniform(size=(2, 7)) < 0.3, 0, r.uniform(size=(2, 7)))
+
+    def loss(x, w, chunks):
+        if chunks == 1:
+            sums = class_sums(x @ w, targets, weights, (ACCURACY,))
+        else:
+            sums = class_sums_in_chunks(lambda x: x @ w, x, targets, weights, (ACCURACY,), chunks)
+        return sums["nats"] + 0.1 * sums["squared_log_z"], sums
+
+    run = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    with jax.enable_x64(True):
+        for a, b in zip(*(jax.tree.leaves(run(x, w, chunks)) for chunks in (1, 3)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)  # the sums are in float32
+    jaxpr = str(jax.make_jaxpr(functools.partial(run, chunks=7))(x, w))
+    assert "[2,1,400]" in jaxpr and "[2,7,400]" not in jaxpr
+
+
+def test_loss_in_chunks_on_a_mesh():
+    built, _ = built_on(fsdp=2, tensor=2)
+    metrics, current = train(built, make_train_step(built, metrics=(ACCURACY,), loss_chunks=4))
+    expected, final = trained_on_one_device()
+    for found, known in zip(jax.tree.leaves((metrics, host(current))), jax.tree.leaves((expected, final)), strict=True):
+        np.testing.assert_allclose(found, known, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

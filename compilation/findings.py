@@ -1,0 +1,308 @@
+"""A step compiled for its devices, and what the compiler says of it."""
+
+import dataclasses
+import importlib.metadata
+import math
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from common.errors import UserError
+from compilation import hlo
+from compilation.steps import Step
+from compilation.targets import GIB, GPUS, Target
+from ops import dispatch
+from training import sharding
+
+LONG = 1000  # trips of a loop that are worth a line
+LARGE = 2**20  # bytes of an array that are worth a line
+SMALL = 2**16  # bytes of a parameter whose split is not worth a line
+MOST = 8  # lines of a list
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device.
+
+    Attributes:
+      capacity: what a program may use.
+      peak: what this one uses at most, as its compiler plans; where it refuses, what it says that is needed.
+      held: arguments by what they are, as split by the mesh; the compiler's padding is not in it.
+      temporaries: the compiler's: activations, gradients and everything else that begins and ends in the step.
+      results: of the step that do not take the place of an argument.
+      program: the machine code.
+      remark: on the capacity.
+    """
+
+    capacity: float
+    peak: float
+    held: dict[str, float]
+    temporaries: float | None = None
+    results: float | None = None
+    program: float | None = None
+    remark: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.capacity
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A parameter that a mesh axis does not split: its bytes on each device, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: float
+    axis: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """Everything that is said of a step. Lists are whole; a page shows the beginning of them.
+
+    Attributes:
+      step, target, device, devices, mesh: what was compiled for what.
+      task, pattern, parameters, rows, length, dtype: the model and its batch.
+      forms: of the primitives, as they were chosen.
+      memory: of one device.
+      traffic, sent, products, kernels, loops, arrays: see `compilation.hlo`; empty where the compiler refused.
+      gathered: the collectives that collect what is no parameter from devices with other rows of the batch.
+      whole: parameters that the mesh does not split although it could.
+      suggestions: what would make it fit.
+      refusal: what the compiler said where it refused.
+      seconds: of tracing, lowering and compiling, by the clock of the wall; "processor" of all of them.
+      versions: of the compilers.
+    """
+
+    step: str
+    target: str
+    device: str
+    devices: int
+    mesh: dict[str, int]
+    task: str
+    pattern: tuple[str, ...]
+    parameters: int
+    rows: int
+    length: int
+    dtype: str
+    forms: dict[str, list[str]]
+    memory: Memory
+    traffic: list[hlo.Traffic]
+    sent: list[hlo.Sent]
+    products: list[hlo.Products]
+    kernels: list[hlo.Kernel]
+    loops: list[hlo.Loop]
+    arrays: list[hlo.Large]
+    gathered: list[hlo.Sent]
+    whole: list[Whole]
+    suggestions: list[str]
+    refusal: str
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return dataclasses.asdict(self) | {"fits": self.memory.fits}
+
+
+def compile_step(step: Step, target: Target, **options: Any) -> Findings:
+    """Compiles a step for the devices that its model is built on.
+
+    Args:
+      step: what is compiled.
+      target: the devices.
+      **options: of the compiler.
+
+    Raises:
+      UserError: where the model refuses its inputs or the mesh when it is traced.
+    """
+    began, cpu = time.perf_counter(), time.process_time()
+    seconds: dict[str, float] = {}
+
+    def lap(name: str) -> None:
+        seconds[name] = time.perf_counter() - began - sum(seconds.values())
+
+    refusal, compiled = "", None
+    with jax.set_mesh(step.built.mesh), dispatch.implementation(step.config.train.implementation) as choice:
+        try:
+            traced = step.function.trace(*step.arguments)
+        except RuntimeError as error:  # of JAX, before it writes down a call of cuDNN
+            if "cuDNN not found" not in str(error):
+                raise
+            raise UserError(
+                f"--compile_for={target.name}: this model's attention is cuDNN's on GPUs, and cuDNN is not installed: pip "
+                "install nvidia-cudnn-cu13 (450 MB), or choose the portable form, train.implementation=attention=blockwise"
+            ) from error
+        lap("trace")
+        lowered = traced.lower()
+        lap("lower")
+        try:
+            compiled = lowered.compile(compiler_options=options or None)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            refusal = str(error)
+        lap("compile")
+    seconds["processor"] = time.process_time() - cpu
+    mesh = dict(step.built.mesh.shape)
+    program = hlo.Program("" if compiled is None else compiled.as_text())
+    sent = program.sent(mesh)
+    memory = _memory(step, target, compiled, refusal)
+    config, params = step.config, step.built.abstract["params"]
+    return Findings(
+        step=step.name,
+        target=target.name,
+        device=target.kind,
+        devices=len(target.devices),
+        mesh=mesh,
+        task=config.task.name,
+        pattern=config.model.pattern,
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        rows=step.rows,
+        length=config.task.spec.length,
+        dtype=config.train.compute_dtype,
+        forms={name: sorted(forms) for name, forms in sorted(choice.taken.items())},
+        memory=memory,
+        traffic=hlo.traffic(sent),
+        sent=sent,
+        products=program.products(),
+        kernels=program.kernels(),
+        loops=[loop for loop in program.loops if loop.trips > LONG or loop.trips == hlo.UNKNOWN],
+        arrays=program.large(LARGE),
+        gathered=list(_gathered(step, sent)),
+        whole=sorted(_whole(step), key=lambda whole: -whole.bytes),
+        suggestions=[] if memory.fits else list(_suggestions(step, memory)),
+        refusal=refusal,
+        seconds={name: round(value, 2) for name, value in seconds.items()},
+        versions=_versions(target),
+    )
+
+
+def bytes_on_device(tree: Any) -> float:
+    """Bytes of a tree of `jax.ShapeDtypeStruct`s on one device; an array without a sharding counts whole."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        total += math.prod(shape) * (
+            8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) else leaf.dtype.itemsize
+        )
+    return total
+
+
+def needed(refusal: str) -> float:
+    """The bytes that a compiler says are needed where it refuses a program.
+
+    Args:
+      refusal: its message, such as "... the total memory required for HLO temporaries (17.20G) exceeds available HBM (15.75G)" or
+        "Used 17.20G of 15.75G hbm".
+
+    Returns:
+      the bytes, or infinity where the message has no number.
+    """
+    found = re.search(r"(?:required[^(]*\(|[Uu]sed )([\d.]+)([KMGT])", refusal)
+    return float(found.group(1)) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found.group(2)] if found else math.inf
+
+
+def _memory(step: Step, target: Target, compiled: Any, refusal: str) -> Memory:
+    held = {name: bytes_on_device(tree) for name, tree in step.held.items()}
+    if compiled is None:
+        return Memory(target.memory, needed(refusal), held, remark=target.remark)
+    plan = compiled.memory_analysis()
+    results = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    total = plan.argument_size_in_bytes + results + plan.temp_size_in_bytes + plan.generated_code_size_in_bytes
+    return Memory(
+        capacity=target.memory,
+        peak=max(getattr(plan, "peak_memory_in_bytes", 0), total),
+        held=held,
+        temporaries=plan.temp_size_in_bytes,
+        results=results,
+        program=plan.generated_code_size_in_bytes,
+        remark=target.remark,
+    )
+
+
+def _whole(step: Step) -> Iterator[Whole]:
+    """Parameters that `fsdp` or `tensor` does not split, and why."""
+    mesh = step.built.mesh
+    leaves = jax.tree_util.tree_leaves_with_path(step.built.abstract["params"])
+    facts = jax.tree.leaves(step.built.metadata)
+    for (path, leaf), fact in zip(leaves, facts, strict=True):
+        used = {axis for entry in leaf.sharding.spec for axis in (entry if isinstance(entry, tuple) else (entry,))}
+        sizes = dict(zip(fact.axes, leaf.shape[len(leaf.shape) - len(fact.axes) :]))
+        size = bytes_on_device(leaf)
+        for axis in ("fsdp", "tensor"):
+            ways = mesh.shape[axis]
+            if ways == 1 or axis in used or size < SMALL:
+                continue
+            meant = [name for name in sizes if name is not None and axis in sharding.RULES[name]]
+            able = [length for length in leaf.shape[len(leaf.shape) - len(fact.axes) :] if length % ways == 0]
+            if meant:
+                reason = ", ".join(f"{name}={sizes[name]}" for name in meant) + f" does not divide by {ways}"
+            elif able and size >= LARGE:
+                reason = f"no rule splits its axes ({', '.join(str(name) for name in fact.axes)})"
+            else:
+                continue
+            yield Whole(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, size, axis, reason)
+
+
+def _gathered(step: Step, sent: list[hlo.Sent]) -> Iterator[hlo.Sent]:
+    """Collectives over the axes that split rows which gather or exchange something that has not the size of a parameter.
+
+    Rows do not depend on each other: beside parameters and the sums of their gradients nothing needs to go there.
+    """
+    split = {axis for axis in sharding.RULES["batch"] if step.built.mesh.shape[axis] > 1}
+    known = set()
+    for leaf, facts in zip(
+        jax.tree.leaves(step.built.abstract["params"]), jax.tree.leaves(step.built.metadata), strict=True
+    ):
+        one = math.prod(leaf.shape[len(leaf.shape) - len(facts.axes) :])
+        for layers in {1, math.prod(leaf.shape) // one}:
+            for ways in {1, step.built.mesh.shape["tensor"], step.built.mesh.shape["fsdp"]}:
+                known.add(layers * one / ways)
+    for collective in sent:
+        kinds = ("all-gather", "all-to-all", "ragged-all-to-all", "collective-permute")
+        activation = math.prod(collective.shape.sizes) not in known
+        if collective.kind in kinds and split & set(collective.axes.split(",")) and activation:
+            if collective.bytes >= LARGE:
+                yield collective
+
+
+def _suggestions(step: Step, memory: Memory) -> Iterator[str]:
+    config, mesh = step.config, step.built.mesh
+    if step.name == "train":
+        if config.model.remat != "full":
+            yield "--config.model.remat=full computes activations again instead of keeping those of all layers"
+        own = step.rows // (config.train.accumulation * sharding.batch_ways(mesh))
+        if own > 1:
+            least = next(n for n in range(2, own + 1) if own % n == 0)
+            times = config.train.accumulation * least
+            yield f"--config.train.accumulation={times} computes {own // least} of {own} rows of a device at a time"
+    state = memory.held["parameters"] + memory.held.get("optimizer", 0)
+    if state > 0.2 * memory.capacity and mesh.shape["data"] > 1:
+        ways = mesh.shape["fsdp"] * mesh.shape["data"]
+        yield f"--config.mesh.fsdp={ways} --config.mesh.data=1 splits parameters and optimizer over {ways} devices"
+    if mesh.shape["tensor"] == 1:
+        yield "--config.mesh.tensor=2 splits heads and hidden units"
+    yield "more devices, or a smaller train.batch_size"
+
+
+def _versions(target: Target) -> dict[str, str]:
+    gpu = target.name.partition(":")[0] in GPUS
+    names = ("jax", "jaxlib", *(("jax-cuda13-pjrt", "jax-cuda12-pjrt") if gpu else ("libtpu",)))
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def amount(size: float) -> str:
+    """Bytes for a reader."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"

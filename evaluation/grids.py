@@ -1,0 +1,171 @@
+"""Any checkpoint on any task, under any setting: tables, a JSON file, and pictures of the grids."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from common.console import say
+from common.errors import UserError
+from common.files import write_atomically
+from data import task as tasks
+from evaluation import report
+from evaluation.loading import LoadedRun
+from evaluation.scoring import Scored, score_task
+from evaluation.settings import Setting
+
+Cell = tuple[Setting, Scored]
+
+
+def score_settings(
+    run: LoadedRun,
+    settings: Sequence[Setting],
+    split: str = "test",
+    batches: int = 0,
+    output: str | Path | None = None,
+    leave_out: bool = False,
+) -> list[Cell]:
+    """Scores a checkpoint under each setting, prints a table for each task, and writes a JSON file and pictures.
+
+    Args:
+      run: the run and its checkpoint.
+      settings: see `evaluation.settings.grid`.
+      split: "train", "valid" or "test".
+      batches: so many batches of each setting are scored; 0 is the whole split.
+      output: the folder that is written to; None for `evaluations/` of the run, and for nothing of a checkpoint that is no run's.
+      leave_out: say what the model cannot answer instead of refusing it.
+
+    Returns:
+      each setting with its scores.
+
+    Raises:
+      UserError: if the model cannot answer a setting, or with `leave_out` none of them; if nothing can be written.
+    """
+    cells: list[Cell] = []
+    for setting in settings:
+        what = ", ".join([setting.task, *(f"{key}={value}" for key, value in setting.named.items())])
+        try:
+            scored = score_task(run, tasks.create(setting.task, **setting.options), split, batches)
+        except UserError as error:
+            if not leave_out:
+                raise UserError(f"{what}: {error}") from error
+            say(f"{what}: left out: {error}")
+            continue
+        cells.append((setting, scored))
+        metric = scored.task.spec.metric
+        say(f"{what}: {metric.show(scored.result[metric.name])}")
+    if not cells:
+        raise UserError("there is nothing that this model can answer")
+    if jax.process_index() == 0:
+        for name in dict.fromkeys(setting.task for setting, _ in cells):
+            own = [(setting.named, scored) for setting, scored in cells if setting.task == name]
+            # Metrics may differ between settings: each has a table of its own.
+            for metric in dict.fromkeys(scored.task.spec.metric.name for _, scored in own):
+                part = [cell for cell in own if cell[1].task.spec.metric.name == metric]
+                print(f"\n{part[0][1].task.name.partition('/')[0]}, {split} split\n{report.table(part)}")
+        folder = _folder(run, output)
+        if folder is not None:
+            print("\n" + _write(folder, run, cells, split))
+    return cells
+
+
+def record(run: LoadedRun, cells: Sequence[Cell], split: str) -> dict[str, Any]:
+    """What is written of an evaluation, as JSON holds it."""
+    return {
+        "checkpoint": str(run.workdir),
+        **run.origin,
+        "split": split,
+        "cells": [
+            {
+                "task": setting.task,
+                "settings": dict(setting.named),
+                **scored.task.spec.metric.describe(),
+                "rows": scored.rows,
+                "of": scored.all_rows,
+                "scores": scored.result,
+                "intervals": {name: list(ends) for name, ends in scored.intervals.items()},
+                "floors": scored.floors,
+            }
+            for setting, scored in cells
+        ],
+    }
+
+
+def _folder(run, output):
+    if output is not None:
+        return Path(output).expanduser().absolute()
+    return None if run.config.task is None else run.workdir / "evaluations"
+
+
+def _write(folder, run, cells, split):
+    asked = json.dumps([[setting.task, dict(setting.named)] for setting, _ in cells])
+    names = "_".join(dict.fromkeys(setting.task for setting, _ in cells))[:40]
+    stem = f"step{run.step}-{split}-{names}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    try:
+        write_atomically(folder / f"{stem}.json", json.dumps(record(run, cells, split), indent=1))
+        pictures = _pictures(folder, stem, cells)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return f"written: {folder / stem}.json" + (f"; {pictures}" if pictures else "")
+
+
+def _pictures(folder, stem, cells):
+    """A heat map for each task and metric whose first two keys with several values make a grid."""
+    groups: dict[tuple, list[Cell]] = {}
+    for setting, scored in cells:
+        groups.setdefault((setting.task, scored.task.spec.metric.name, tuple(setting.named)), []).append(
+            (setting, scored)
+        )
+    several = {}
+    for group, own in groups.items():
+        keys = [key for key in group[2] if len({setting.named[key] for setting, _ in own}) > 1]
+        if keys:
+            several[group] = keys[:2]
+    if not several:
+        return ""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "no pictures: pip install matplotlib"
+    made = []
+    for (task, metric, _), keys in several.items():
+        own = groups[task, metric, _]
+        figure = Figure(figsize=(5, 4), layout="constrained")
+        heat_map(figure.subplots(), own, keys)
+        made.append(f"{stem}-{task}-{metric}{f'-{len(made)}' if made else ''}.png")
+        figure.savefig(folder / made[-1], dpi=130)
+    return f"pictures: {', '.join(made)}"
+
+
+def heat_map(axes, cells: Sequence[Cell], keys: Sequence[str]) -> None:
+    """Draws a metric over one or two keys of a grid; of cells that are equal in both the last is shown."""
+    import numpy as np
+
+    column, row = (*reversed(keys), None)[:2] if len(keys) > 1 else (keys[0], None)
+    columns = list(dict.fromkeys(setting.named[column] for setting, _ in cells))
+    rows = [None] if row is None else list(dict.fromkeys(setting.named[row] for setting, _ in cells))
+    metric = cells[0][1].task.spec.metric
+    values = np.full((len(rows), len(columns)), np.nan)
+    for setting, scored in cells:
+        place = 0 if row is None else rows.index(setting.named[row]), columns.index(setting.named[column])
+        values[place] = metric.scale * scored.result[metric.name]
+    limits = {"vmin": 0, "vmax": 100} if metric.unit == "%" else {}
+    image = axes.imshow(values, aspect="auto", cmap="viridis", **limits)
+    for place, value in np.ndenumerate(values):
+        if np.isfinite(value):
+            axes.annotate(
+                f"{value:.3g}",
+                place[::-1],
+                ha="center",
+                va="center",
+                color="white" if value < image.norm.vmin + 0.7 * (image.norm.vmax - image.norm.vmin) else "black",
+            )
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xlabel(column)
+    axes.set_yticks(range(len(rows)), [""] if row is None else rows)
+    axes.set_ylabel("" if row is None else row)
+    axes.figure.colorbar(image, label=metric.label)
+    axes.set_title(cells[0][0].task)

@@ -1,0 +1,68 @@
+"""One mixer of each primitive, compiled by the compilers for TPUs and GPUs: `make aot`."""
+
+import pytest
+
+from common.errors import UserError
+from compilation import findings, report, steps, targets
+from training import command_line, config
+
+pytestmark = pytest.mark.aot
+
+# The smallest of each: a mixer, a primitive that it uses, and the form of it that accelerators get.
+TPU = {
+    "attention": ("attention", "blockwise"),
+    "retnet": ("linear_attention", "chunked"),
+    "delta_net": ("delta_rule", "chunked"),
+    "s5": ("linear_recurrence", "associative"),
+    "mamba": ("selective_scan", "chunked"),
+    "s4d": (None, None),  # a long convolution, which has no forms
+}
+GPU = {"attention": ("attention", "library"), "s5": ("linear_recurrence", "associative")}
+
+
+def compiled(name: str, devices: str) -> findings.Findings:
+    if reason := targets.missing(devices.partition(":")[0]):
+        pytest.skip(reason)
+    keys = ("model.depth=1", "task.length=128", "optimizer.name=adamw", "train.compute_dtype=bfloat16")
+    if name in ("mamba", "s5", "s4d"):  # which take two blocks for one
+        keys = keys[1:]
+    keys = [f"--config.{key}" for key in (*keys, "mesh.fsdp=2", "mesh.data=2")]
+    chosen = config.resolve(command_line.parse([f"--config=configs/lm.py:mixer={name}", *keys]), with_data=False)
+    target = targets.find(devices)
+    return findings.compile_step(steps.train(chosen, target), target)
+
+
+def check(found: findings.Findings, primitive: str | None, form: str | None) -> None:
+    """What holds for every step, on every device."""
+    assert found.forms["project"] == ["reference"]  # those of a CPU are others
+    assert primitive is None or found.forms[primitive] == [form]
+    assert found.memory.fits and found.memory.peak > sum(found.memory.held.values())
+    assert not found.loops, "a loop over tokens"
+    reduced = {axis for t in found.traffic if t.kind in ("all-reduce", "reduce-scatter") for axis in t.axes.split(",")}
+    assert {"data", "fsdp"} <= reduced  # gradients are summed over all rows
+    assert any(p.operands == "bf16" for p in found.products)
+    assert not found.gathered, "rows are sent to devices that have others"
+    assert "compiled in" in report.page(found)
+
+
+@pytest.mark.parametrize("name", TPU)
+def test_tpu(name):
+    found = compiled(name, "v5e:2x2")
+    assert found.device == "TPU v5 lite" and found.devices == 4
+    check(found, *TPU[name])
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_gpu(name):
+    found = compiled(name, "h100:4")
+    assert "H100" in found.device and found.devices == 4
+    check(found, *GPU[name])
+    if name == "attention":
+        assert any("cudnn" in kernel.name for kernel in found.kernels)
+
+
+def test_topologies_that_libtpu_does_not_have():
+    if reason := targets.missing("v5e"):
+        pytest.skip(reason)
+    with pytest.raises(UserError, match="libtpu has no such topology"):
+        targets.find("v5e:3x7")

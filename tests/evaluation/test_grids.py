@@ -1,0 +1,158 @@
+"""Any task and any setting on a checkpoint: what is scored, what is refused, and what is written."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from common.errors import UserError
+from configs import recall
+from data import task as tasks
+from evaluation import grids, scoring, settings, suite
+from evaluation.loading import LoadedRun, load_hf
+from training import setup
+from training.config import resolve
+
+pytestmark = pytest.mark.xdist_group("evaluation")  # one worker trains the run
+
+
+def nest(tree):
+    return {str(key): nest(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A run of the word problem, of no training."""
+    config = recall.get_config("task=word_problem,mixer=min_gru")
+    config.task.update({"group": "Z6", "length": 6})
+    config.model.update({"width": 8, "depth": 1, "channel_mixer": "none"})
+    config.train.update({"batch_size": 8})
+    config = resolve(config)
+    built = setup.build(config, for_training=False)
+    params = nest(nnx.to_pure_dict(nnx.state(built.merge(built.init(jax.random.key(0))["params"]))))
+    return LoadedRun(config, built, params, tmp_path_factory.mktemp("words"), step=2, data="")
+
+
+def answers(run, task, rows):
+    """The likeliest class at each position of the first rows of test, and the rows."""
+    found = [task.example("test", i) for i in range(rows)]
+    logits, _ = jax.jit(run.built.apply)(run.params, np.stack([row["inputs"] for row in found]))
+    return np.argmax(logits, -1), found
+
+
+def test_a_grid(words, tmp_path, capsys):
+    """Each cell is scored on its own rows, with its floors; a table, a JSON file and a picture hold it."""
+    asked = settings.asked(words, "", ["task.length=6,9", "task.scored=all"], "", [])
+    assert [setting.named for setting in asked] == [{"length": n, "scored": "all"} for n in (6, 9)]
+    cells = grids.score_settings(words, asked, "test", batches=2, output=tmp_path)
+    printed = capsys.readouterr().out
+    for (setting, scored), rows in zip(cells, (16, 16)):
+        task = tasks.create("word_problem", group="Z6", length=setting.named["length"], scored="all")
+        classes, found = answers(words, task, rows)
+        right = np.stack([row["targets"] for row in found]) == classes
+        assert scored.rows == rows and scored.all_rows == 1000
+        assert scored.result["row_accuracy"] == pytest.approx(right.all(1).mean())
+        assert scored.result["accuracy"] == pytest.approx(right.mean())
+        assert scored.floors == {"chance": 6.0 ** (1 - setting.named["length"])}
+        low, high = scored.intervals["accuracy"]
+        assert low < scored.result["accuracy"] < high
+    (path,) = tmp_path.glob("*.json")
+    record = json.loads(path.read_text())
+    assert [cell["settings"]["length"] for cell in record["cells"]] == [6, 9] and record["step"] == 2
+    assert record["cells"][1]["scores"] == cells[1][1].result and record["cells"][0]["rows"] == 16
+    assert [line.split()[:3] for line in printed.splitlines() if line.lstrip().startswith(("6 ", "9 "))] == [
+        [str(n), "all", "16"] for n in (6, 9)
+    ]
+    assert "pip install matplotlib" in printed or len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_floors_of_the_rows_that_are_scored():
+    flip = tasks.create("flip_flop", length=8)
+    right = []
+    for i in range(50):
+        row = flip.example("test", i)
+        (read,) = np.nonzero(row["weights"])
+        right += (row["inputs"][read - 1] == row["targets"][read]).tolist()
+    assert scoring.floors(flip, "test", 50) == {"chance": 0.5, "last bit": pytest.approx(np.mean(right))}
+    assert flip.num_examples("test") == 4000 and scoring.floors(flip, "train", 50) is None
+
+
+def test_word_problems_by_sequence_and_last_position(words, capsys):
+    """Both accuracies are printed; what is returned is that of the task as it was trained."""
+    ((length, found),) = scoring.score(words, "test", batches=2)
+    classes, rows = answers(words, words.config.task, 16)
+    whole = tasks.create("word_problem", group="Z6", length=6, scored="all")
+    right = np.stack([whole.example("test", i)["targets"] for i in range(len(rows))]) == classes
+    assert length == 6 and found["accuracy"] == pytest.approx(right[:, -1].mean())
+    first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test, length 6")]
+    assert first.startswith("test, length 6, 16 of 1,000 rows: accuracy") and "row accuracy" in second
+    assert second.startswith(f"test, length 6, 16 of 1,000 rows: row accuracy {100 * right.all(1).mean():.2f} %")
+
+
+def test_tasks_that_do_not_fit(words, run):
+    """The message says why; a suite leaves them out, and says so."""
+    refused = [
+        (words, "flip_flop", [], "vocabulary of 5"),
+        (words, "word_problem", ["task.group=Z7"], "a vocabulary of 7, and the model a vocabulary of 6"),
+        (words, "listops", [], "the model's head gives something else"),
+        (words, "adding", [], "the model's head gives something else"),
+        (run, "passkey", ["task.depth=2"], "depth=2.0: depth=2.0 must be 0"),
+        (run, "word_problem", [], "vocabulary of 2"),
+    ]
+    for checkpoint, name, values, message in refused:
+        with pytest.raises(UserError, match=message):
+            grids.score_settings(checkpoint, settings.asked(checkpoint, name, values, "", []), batches=1)
+    texts = tasks.create("language_model", corpus=run.config.raw["task"]["corpus"], length=16, tokenizer="bpe:260")
+    with pytest.raises(UserError, match="cuts texts into other tokens"):
+        scoring.check_fits(run, texts)
+    with pytest.raises(UserError, match="nothing that this model can answer"):
+        grids.score_settings(words, settings.asked(words, "flip_flop", [], "", []), leave_out=True)
+
+
+def test_texts_are_those_of_the_run(run):
+    """Another task of texts reads the run's corpus; its own task keeps its hyperparameters."""
+    (setting,) = settings.asked(run, "passkey", ["task.depth=None"], "", [200])
+    assert setting.options["corpus"] == run.config.raw["task"]["corpus"] and "tokenizer" not in setting.options
+    assert setting.named == {"depth": None, "length": 200}
+    (own,) = settings.asked(run, "language_model", [], "", [])
+    assert own.options == {key: value for key, value in run.config.raw["task"].items() if key != "name"}
+    assert settings.asked(run, "", [], "", [8, 16]) == []
+
+
+@pytest.mark.parametrize("name", suite.names())
+def test_suites(name):
+    """Every setting of a suite is one that its task takes."""
+    assert suite.find(name).__doc__
+    for task, keys in suite.find(name).tasks:
+        assert set(keys) <= set(tasks.defaults(task))
+        for i in range(max(map(len, keys.values()))):
+            if task not in ("passkey", "language_model"):  # which read a text
+                more = {"vocab_size": 8192} if task == "mqar" else {}
+                tasks.create(task, **{key: values[min(i, len(values) - 1)] for key, values in keys.items()}, **more)
+
+
+def test_a_checkpoint_of_hugging_face(text, tmp_path, capsys):
+    """It is scored like a run; the bits are those of its own logits."""
+    config = {"model_type": "mamba", "vocab_size": 300, "hidden_size": 8, "state_size": 4, "num_hidden_layers": 1}
+    config |= {"time_step_rank": 2, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
+    block = {"norm.weight": (8,), "mixer.in_proj.weight": (32, 8), "mixer.conv1d.weight": (16, 1, 4)}
+    block |= {"mixer.conv1d.bias": (16,), "mixer.x_proj.weight": (10, 16), "mixer.dt_proj.weight": (16, 2)}
+    block |= {"mixer.dt_proj.bias": (16,), "mixer.A_log": (16, 4), "mixer.D": (16,), "mixer.out_proj.weight": (8, 16)}
+    shapes = {f"backbone.layers.0.{name}": shape for name, shape in block.items()}
+    shapes |= {"backbone.embeddings.weight": (300, 8), "backbone.norm_f.weight": (8,)}
+    rng = np.random.default_rng(0)
+    save_file({n: np.float32(rng.normal(size=s)) for n, s in shapes.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_hf(tmp_path)
+    asked = settings.asked(loaded, "language_model", [f"task.corpus=file:{text}", "task.length=16"], "", [])
+    ((_, scored),) = grids.score_settings(loaded, asked, "valid", output=tmp_path / "out")
+    rows = [scored.task.example("valid", i) for i in range(scored.rows)]
+    logits, _ = jax.jit(loaded.built.apply)(loaded.params, np.stack([row["inputs"] for row in rows]))
+    scores = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    targets, weights = (np.stack([row[key] for row in rows]) for key in ("targets", "weights"))
+    bits = -np.take_along_axis(scores, targets[..., None], -1)[..., 0] / np.log(2)
+    assert scored.result["bits_per_byte"] == pytest.approx((weights * bits).sum() / weights.sum(), rel=1e-5)
+    assert len(list((tmp_path / "out").glob("*.json"))) == 1 and "uniform" in scored.floors

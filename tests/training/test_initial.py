@@ -1,0 +1,134 @@
+"""Runs that start from the weights of others."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from common.errors import UserError
+from configs import lm
+from models import import_hf
+from training import initial, loop
+from training.checkpoints import Checkpoints
+from training.command_line import parse
+from training.config import resolve
+from training.initial import find, read_weights
+from training.run_directory import RunDirectoryError, read_config
+from training.setup import build
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+    return path
+
+
+def settings(text):
+    """A tiny run on the command line, whose file asks for another model than the one it starts from."""
+    return [
+        f"--config=configs/lm.py:mixer=min_gru,corpus=file:{text}",
+        "--config.task.length=12",
+        "--config.train.steps=2",
+        "--config.train.batch_size=8",
+        "--config.train.eval_batches=1",
+        "--config.optimizer.warmup_steps=0",
+        "--config.optimizer.name=adamw",
+        "--config.model.width=8",
+        "--config.model.depth=1",
+        "--config.model.channel_mixer=none",
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(text, tmp_path_factory):
+    """A run of two steps, and its last parameters."""
+    workdir = tmp_path_factory.mktemp("run") / "first"
+    config = resolve(parse([*settings(text), "--config.model.mixer.min_gru.expand=1.5"]))
+    loop.train(config, workdir)
+    params = Checkpoints(workdir / "checkpoints").restore_params(build(config, False).abstract["params"]).state
+    return workdir, params
+
+
+def test_a_run_starts_from_another(run, text, tmp_path, capsys):
+    """With its model, and by the weights of its last step: at learning rate 0 they are those of the end. It is recorded."""
+    workdir, params = run
+    line = [*settings(text)[:7], "--config.optimizer.learning_rate=0", f"--workdir={tmp_path / 'second'}"]
+    assert train.main([*line, f"--init_from={workdir}"]) == 0
+    assert f"parameters start from {workdir}, step 2" in capsys.readouterr().out
+    raw = read_config(tmp_path / "second")
+    assert raw["train"]["init_from"] == str(workdir) and raw["model"]["mixer"]["min_gru"]["expand"] == 1.5
+    checkpoints = Checkpoints(tmp_path / "second" / "checkpoints")
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_any_params(sharding).state, params)
+    (launch,) = json.loads((tmp_path / "second" / "environment.json").read_text())
+    assert launch["init_from"]["step"] == 2 and not launch["init_from"]["anew"]
+    with pytest.raises(RunDirectoryError, match=r"train\.init_from"):
+        train.main([*line, "--config.model.width=8", "--config.model.depth=1", "--config.model.channel_mixer=none"])
+
+
+def test_what_does_not_fit_is_said(run, text, capsys):
+    """Parameters of another shape, or without a namesake, start anew, by name; nothing at all is an error."""
+    workdir, params = run
+    config = lm.get_config(f"corpus=file:{text},mixer=min_gru")
+    config.model.update({"width": 8, "depth": 1, "tie_embeddings": False, "channel_mixer": "none"})
+    config.model.mixer.min_gru.expand = 1.5
+    config.task.length = 12
+    resolved = resolve(config)
+    weights = read_weights(str(workdir / "checkpoints" / "2"), resolved, build(resolved))
+    assert weights.record["anew"] == {"head": "it is not there"} and "head starts anew" in capsys.readouterr().out
+    config.model.width = 16
+    resolved = resolve(config)
+    with pytest.raises(UserError, match=r"nothing of .* fits .*embedding: \[256, 8\] there, \[256, 16\] here"):
+        read_weights(str(workdir), resolved, build(resolved))
+    with pytest.raises(UserError, match="there is no run"):
+        find(str(workdir / "nowhere"))
+    del params
+
+
+def test_padded_and_other_vocabularies():
+    """A table that was padded gives its first rows; one of another vocabulary nothing."""
+    fitting = lambda shape, axes: initial._fitting(np.zeros((50, 8)), shape, axes)
+    assert fitting((47, 8), ("vocab", "embed")).shape == (47, 8)
+    assert fitting((40, 8), ("vocab", "embed")) is None and fitting((47, 8), ("embed", None)) is None
+    assert fitting((51, 8), ("vocab", "embed")) is None and fitting((50, 8), ("vocab", "embed")).shape == (50, 8)
+
+
+@pytest.mark.parametrize(
+    "theirs, ours, corpus, told",
+    [
+        ("bpe:300", "bpe:300", "file:/b", "is there made from file:/a, here from file:/b"),
+        ("bpe:300", "byte", "file:/a", "the tokenizer there is bpe:300, here it is byte"),
+        ("bpe:300", "bpe:300", "file:/a", None),
+        ("file:/t/tokenizer.json", "file:/u/tokenizer.json", "file:/b", None),
+    ],
+)
+def test_trained_tokenizers_belong_to_their_corpus(theirs, ours, corpus, told):
+    class Asked:
+        raw = {"task": {"tokenizer": ours, "corpus": corpus}}
+
+    found = initial._other_vocabulary(initial.Source("/run", {}, theirs, {"corpus": "file:/a"}), Asked)
+    assert found is None if told is None else told in found
+
+
+def test_a_checkpoint_of_the_library(text, tmp_path):
+    """The model and the tokenizer of the file's configuration are those of the folder."""
+    from flax import nnx
+
+    from models.config import ModelConfig
+    from models.sequence_model import SequenceModel
+
+    model = ModelConfig(vocab_size=270, targets=270, width=8, depth=1, pattern=("mamba",), tie_embeddings=False)
+    made = import_hf.from_ours(SequenceModel(model, rngs=nnx.Rngs(0)), model, {"tokenizer.json": b"{}"})
+    import_hf.save(tmp_path / "hf", made)
+    config = parse([*settings(text)[:7], "--config.task.tokenizer=byte"], find(f"hf:{tmp_path / 'hf'}"))
+    assert (
+        parse(settings(text)[:1], find(f"hf:{tmp_path / 'hf'}")).task.tokenizer == f"file:{tmp_path}/hf/tokenizer.json"
+    )
+    resolved = resolve(config)
+    assert resolved.model.pattern == ("mamba",) and resolved.model.width == 8 and not resolved.model.tie_embeddings
+    weights = read_weights(resolved.train.init_from, resolved, build(resolved))
+    assert not weights.record["anew"]
+    np.testing.assert_array_equal(weights.params["embedding"], made.model.embedding[...][:256])

@@ -1,0 +1,189 @@
+"""What a run starts from: the weights of another run, or a checkpoint in Hugging Face's format.
+
+    train.py --init_from=hf:DIR ...        config.json and model.safetensors, see `models.import_hf`
+    train.py --init_from=RUN ...           the latest checkpoint of a run
+    train.py --init_from=RUN/checkpoints/STEP ...
+
+A parameter of the new model that has a namesake of its shape there starts from it. All others start as in any run, and are said
+by name.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from common.console import say
+from common.errors import UserError
+from models import import_hf
+from training.checkpoints import Checkpoints
+from training.checksums import checksums, named_leaves
+from training.config import FROM_TASK, HF, Config, locate
+from training.run_directory import RunDirectory, read_config
+from training.state import Built, State
+
+# Tokenizers that are made from the corpus: of another corpus, the same name is another vocabulary.
+TRAINED = ("bpe:", "character")
+# A vocabulary is often padded to a round number; a table with so many more rows gives its first ones.
+PADDING = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where weights come from, before they are read.
+
+    Attributes:
+      address: as it stands in config.json, its path absolute.
+      model: the model section of its configuration.
+      tokenizer: of its text, as `data.tokenizers.load` takes it; None if there is none.
+      task: the task section of a run's configuration; empty for other checkpoints.
+    """
+
+    address: str
+    model: Mapping[str, Any]
+    tokenizer: str | None = None
+    task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What a run takes over.
+
+    Attributes:
+      params: arrays by path, on the devices where the run's parameters lie.
+      record: where they come from and what is taken, for `environment.json`.
+    """
+
+    params: Mapping[str, jax.Array]
+    record: Mapping[str, Any]
+
+    def into(self, state: State) -> State:
+        """The state with the parameters that are taken over in place of its own."""
+        flat, tree = jax.tree.flatten(state["params"])
+        values = [self.params.get(path, leaf) for path, leaf in zip(named_leaves(state["params"]), flat, strict=True)]
+        return {**state, "params": jax.tree.unflatten(tree, values)}
+
+
+def find(address: str) -> Source:
+    """What there is at an address.
+
+    Raises:
+      UserError: if there is neither a checkpoint nor a run.
+    """
+    address = locate(address)
+    if address.startswith(HF):
+        folder = Path(address.removeprefix(HF))
+        model = dataclasses.asdict(import_hf.read_config(folder))
+        tokenizer = next(
+            (
+                f"file:{folder / name}".removesuffix("/vocab.json")
+                for name in ("tokenizer.json", "vocab.json")
+                if (folder / name).is_file()
+            ),
+            None,
+        )
+        return Source(address, {key: value for key, value in model.items() if key not in FROM_TASK}, tokenizer)
+    if not Path(address).exists():
+        raise UserError(f"there is no run {address}; --init_from takes the directory of a run, or hf: and a folder")
+    root, _ = _run(address)
+    raw = read_config(root)
+    if not all(isinstance(raw.get(name), Mapping) for name in ("model", "task")):
+        raise UserError(f"{RunDirectory(root).config} is damaged: it lacks a section; give back the one of the run")
+    return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"])
+
+
+def read_weights(address: str, config: Config, built: Built) -> Weights:
+    """Reads what fits a model, and prints what does not.
+
+    Args:
+      address: as of `find`.
+      config: of the run that starts from it.
+      built: its model.
+
+    Raises:
+      UserError: if there is no such checkpoint, or nothing of it fits the model's blocks.
+    """
+    source = find(address)
+    if source.address.startswith(HF):
+        model = import_hf.load(source.address.removeprefix(HF)).model
+        flat = nnx.to_flat_state(nnx.state(model))
+        there, step = {"/".join(map(str, path)): np.asarray(value[...]) for path, value in flat}, None
+    else:
+        root, step = _run(source.address)
+        restored = Checkpoints(RunDirectory(root).checkpoints).restore_any_params(
+            NamedSharding(built.mesh, PartitionSpec()), step
+        )
+        there, step = named_leaves(restored.state), restored.step
+    other_vocabulary = _other_vocabulary(source, config)
+    taken, kept = {}, {}
+    facts = named_leaves(built.metadata)
+    for path, target in named_leaves(built.abstract["params"]).items():
+        axes = facts[path].axes
+        if path not in there:
+            kept[path] = "it is not there"
+        elif other_vocabulary and "vocab" in axes:
+            kept[path] = other_vocabulary
+        elif (value := _fitting(there[path], target.shape, axes)) is None:
+            kept[path] = f"{list(there[path].shape)} there, {list(target.shape)} here"
+        else:
+            taken[path] = jax.device_put(value.astype(target.dtype), target.sharding)
+    unused = sorted(set(there) - set(taken) - set(kept))
+    if not any(path.startswith("stack/") for path in taken):
+        reasons = "; ".join(f"{path}: {why}" for path, why in itertools.islice(kept.items(), 4))
+        raise UserError(f"nothing of {source.address} fits the blocks of this model ({reasons})")
+    say(
+        f"{len(taken)} of {len(taken) + len(kept)} parameters start from {source.address}"
+        + (f", step {step}" if step else "")
+    )
+    for path, why in kept.items():
+        say(f"  {path} starts anew: {why}")
+    if unused:
+        say(f"  not used: {', '.join(unused)}")
+    record = {
+        "address": source.address,
+        "step": step,
+        "taken": sorted(taken),
+        "anew": kept,
+        "not_used": unused,
+        "checksums": checksums(taken),
+    }
+    return Weights(taken, json.loads(json.dumps(record)))
+
+
+def _run(address: str) -> tuple[Path, int | None]:
+    """The directory of a run and the step that is asked for."""
+    path = Path(address)
+    if path.name.isdecimal() and path.parent.name == "checkpoints":
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
+def _other_vocabulary(source: Source, config: Config) -> str | None:
+    """Why the source's ids mean something else than this run's, where that is known."""
+    theirs, ours = source.tokenizer, config.raw["task"].get("tokenizer")
+    if theirs is None or ours is None or not (theirs.startswith(TRAINED) or ours.startswith(TRAINED)):
+        return None
+    if theirs != ours:
+        return f"the tokenizer there is {theirs}, here it is {ours}"
+    corpora = source.task.get("corpus"), config.raw["task"].get("corpus")
+    if corpora[0] != corpora[1]:
+        return f"the tokenizer {theirs} is there made from {corpora[0]}, here from {corpora[1]}"
+    return None
+
+
+def _fitting(value: np.ndarray | jax.Array, shape: tuple[int, ...], axes: tuple[str | None, ...]):
+    """The value, or the part of it without the padding of its vocabulary, in a shape; None if it does not fit."""
+    if value.ndim != len(shape):
+        return None
+    axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
+    for axis, (have, want) in enumerate(zip(value.shape, shape, strict=True)):
+        if have != want and not (axes[axis] == "vocab" and want < have <= (1 + PADDING) * want):
+            return None
+    return value[tuple(slice(size) for size in shape)]
