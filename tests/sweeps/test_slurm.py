@@ -56,7 +56,7 @@ def test_without_slurm(tmp_path, monkeypatch):
         Slurm(tmp_path).submit([tmp_path / "a"], 0)
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=300):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it does not come about"
@@ -131,7 +131,7 @@ def test_an_array_that_is_left_and_collected(cluster, place):
 @pytest.mark.slurm
 def test_preemption_and_a_lost_login(cluster, place):
     """What is preempted saves, is requeued, and goes on; a command that comes later adopts it, and waits for its end."""
-    arguments = asked(place, "requeue", ["seed=0"], "--set", "train.steps=1500")
+    arguments = asked(place, "requeue", ["seed=0"], "--set", "train.steps=3000")
     lost = command(arguments)
     (cell,) = planned(arguments)
     until(lambda: steps(cell) > 100)
