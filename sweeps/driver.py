@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from common.console import say
+from common.errors import UserError
 from sweeps import jobs
 from sweeps.cells import Cell
 from sweeps.engine import Engine, Seen
@@ -78,9 +79,10 @@ class _Drive:
         if running:
             say(f"{len(running)} {'job is' if len(running) == 1 else 'jobs are'} already with {self.engine.name}")
         waiting = [cell for cell in cells if cell.name not in running]
-        if (
-            not self.engine.waits
-        ):  # what has not ended, as far as one can tell, is given to it again, which changes nothing
+        for cell in waiting:
+            _check_nobody_works(cell, self.engine.name)
+        # What has not ended, as far as one can tell, is given to an engine that does not wait once more, which changes nothing.
+        if not self.engine.waits:
             yield from self._collect(running, waiting, False)
             waiting += [cell for cell, _ in running.values()]
             running = {}
@@ -151,6 +153,17 @@ class _Drive:
             yield outcome
 
 
+def _check_nobody_works(cell: Cell, engine: str) -> None:
+    """Raises a UserError where a cell is at work with another engine."""
+    job, made, alive = jobs.submitted(cell.workdir), jobs.attempts(cell.workdir), jobs.alive(cell.workdir) or 0
+    if job is None or job.engine == engine or not made or made[-1].status is not None:
+        return
+    if time.time() - alive < 10 * jobs.HEARTBEAT:
+        raise UserError(
+            f"{cell.workdir} is at work with --engine={job.engine} ({job.id}): go on with that, or stop its jobs with --cancel"
+        )
+
+
 def judged(cell: Cell, job: Submitted, seen: Seen) -> tuple[Outcome | None, bool]:
     """How a cell whose job has ended has done, by its directory; and whether it is worth another try.
 
@@ -162,6 +175,8 @@ def judged(cell: Cell, job: Submitted, seen: Seen) -> tuple[Outcome | None, bool
     if not cell.todo():
         why = cell.diverged()
         return Outcome(cell, "finished" if why is None else "diverged", why, seconds), False
+    if last is not None and (of_another := jobs.error(cell.workdir, last.began)) is not None:
+        return Outcome(cell, "failed", of_another, seconds), False
     if last is not None and last.status == "failed":
         return Outcome(cell, "failed", last.error, seconds), False
     if seen.state == "unknown":
@@ -171,7 +186,8 @@ def judged(cell: Cell, job: Submitted, seen: Seen) -> tuple[Outcome | None, bool
     if last is not None and last.status is not None:
         return Outcome(cell, "interrupted", None, seconds), True
     code = jobs.exit_code(cell.workdir)
-    if code is not None and code < 0 and code not in BY_A_STOP:
+    stopped = (*BY_A_STOP, -signal.SIGABRT) if cell.hosts > 1 else BY_A_STOP  # JAX aborts when it loses a process
+    if code is not None and code < 0 and code not in stopped:
         want = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
         return Outcome(cell, "failed", f"killed by {signal.Signals(-code).name}{want}", seconds), False
     if code is not None and code > 0 and last is None:

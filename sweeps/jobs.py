@@ -67,8 +67,9 @@ class Attempt:
       host: where.
       devices: how many it had; None where it ended before it knew.
       seconds: that it worked; of one that was killed, until its last sign of life.
-      status: "finished", "diverged", "failed" or "interrupted"; None while it works, or if it was killed.
-      error: why, in one line, of a cell that has diverged or failed.
+      status: "finished", "diverged", "failed", "interrupted" or "lost" (it was killed, or another process of the cell was);
+        None while it works, or if it was killed and nobody has come after it.
+      error: why, in one line, of a cell that has diverged, failed or was lost.
     """
 
     began: float
@@ -134,6 +135,18 @@ def _append(workdir: Path, fields: Mapping[str, Any]) -> None:
         file.write((json.dumps(fields) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_error(workdir: Path, process: int, error: str) -> None:
+    """Says why a process other than the first has failed."""
+    write_atomically(folder(workdir) / "error.json", json.dumps({"process": process, "error": error}))
+
+
+def error(workdir: Path, since: float) -> str | None:
+    """Why a process other than the first has failed since then, in seconds since 1970; None if none has."""
+    path = folder(workdir) / "error.json"
+    found = read_json(path)
+    return None if found is None or path.stat().st_mtime < since else f"process {found['process']}: {found['error']}"
 
 
 def exit_code(workdir: Path) -> int | None:

@@ -38,8 +38,9 @@ def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], ar
     text = [f"# {request.workdir.name}", _shell([_command("sweep.py", arguments)]), _method(request, cells)]
     compared = [choice.chosen for choice in choices if choice.chosen] if choices else everything
     groups = sections(compared)
+    lost = [row for row in compared if not row.results and row.diverged()]
     for group in groups:
-        text += _section(request, group, len(groups) > 1, choices)
+        text += _section(request, group, len(groups) > 1, choices, lost if len(groups) == 1 else ())
     text += (
         _tuning(request, choices, arguments)
         + _not_matched(request, everything)
@@ -108,14 +109,16 @@ def _device(launch: Mapping[str, Any]) -> str:
     return f"{devices['count']} x {devices['kind']}, jax {launch['packages']['jax']}"
 
 
-def _section(request: Request, group: Sequence[Row], several: bool, choices: Sequence[Choice]) -> list[str]:
+def _section(
+    request: Request, group: Sequence[Row], several: bool, choices: Sequence[Choice], lost: Sequence[Row]
+) -> list[str]:
     """Title, table with the floors among the rows, and scores by length."""
     first, common = group[0].first, [key for key in common_axes(group) if key not in request.best_of]
     hidden = [*common, *request.best_of]
     metric = Display.read(first)
     show = lambda score: shown(score, metric)
     reference, differences = compare(request, group)
-    diverged = any(row.diverged() for row in group)
+    diverged = any(row.diverged() for row in (*group, *lost))
     matched = any(row.sized is not None for row in group)
     shared = "".join(f", {key}={group[0].values[key]}" for key in common) if several else ""
     header = [
@@ -157,6 +160,11 @@ def _section(request: Request, group: Sequence[Row], several: bool, choices: Seq
         line = [f"*{name}*", *[""] * len(request.best_of), f"*{show((value, None))}*"]
         lines.append((value, line + [""] * (len(header) - len(line))))
     lines.sort(key=lambda line: line[0], reverse=metric.higher_is_better)
+    for row in lost:  # worse than all
+        count, place = f"{row.diverged()} of {len(row.cells)}", header.index("diverged")
+        line = [f"`{row.label(hidden)}`", *[""] * (len(header) - 1)]
+        line[1 + len(request.best_of)], line[place] = "diverged", count
+        lines.append((math.nan, line))
     better = "higher" if metric.higher_is_better else "lower"
     note = f"At length {first['length']:,}; {better} is better; trivial predictors (floors) in italics."
     if any(one is not None and one.half is not None for one in differences.values()):
@@ -273,9 +281,13 @@ def _not_matched(request: Request, everything: Sequence[Row]) -> list[str]:
 
 
 def _diverged(cells: Sequence[Cell]) -> list[str]:
-    """Which cells have all their steps and have not learned. They are in no mean."""
+    """Which cells have not learned."""
     lines = [f"- `{cell.name}`: {why}" for cell in cells if (why := cell.diverged()) is not None]
-    return ["## Diverged", "These have all their steps, and count nowhere above.", "\n".join(lines)] if lines else []
+    return (
+        ["## Diverged", "These have all their steps, or were stopped; they are in no mean.", "\n".join(lines)]
+        if lines
+        else []
+    )
 
 
 def _missing(cells: Sequence[Cell], errors: Mapping[str, str]) -> list[str]:

@@ -6,6 +6,8 @@ where it asks for several hosts; the first one records.
 
 import contextlib
 import math
+import os
+import re
 import sys
 import traceback
 
@@ -21,7 +23,9 @@ from training import command_line, config, loop
 from training.actions import Action, every
 from training.lock import locked
 
-CODES = {"finished": 0, "diverged": 1, "failed": 1, "interrupted": STOPPED}
+# What JAX says of a computation over several processes one of which has gone: the cell is to be tried again.
+LOST = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|coordination service|heartbeat|gloo|closed by peer", re.IGNORECASE)
+CODES = {"finished": 0, "diverged": 1, "failed": 1, "interrupted": STOPPED, "lost": STOPPED}
 
 
 class Watch:
@@ -78,12 +82,23 @@ def run(cell: Cell) -> int:
       UserError: if another process is at work on the cell; nothing is recorded then.
     """
     if jax.process_index() != 0:
-        status, _ = _ended(cell)
-        return CODES[status]
+        status, error = _ended(cell)
+        if status == "failed":
+            jobs.write_error(cell.workdir, jax.process_index(), error)
+        return _left(cell, status)
     with locked(jobs.folder(cell.workdir), "process"), jobs.attempt(cell.workdir) as record:
         record["devices"] = jax.device_count()
         record["status"], record["error"] = _ended(cell)
-    return CODES[record["status"]]
+    return _left(cell, record["status"])
+
+
+def _left(cell: Cell, status: str) -> int:
+    """The exit status. A process of several that has failed ends here: JAX would have it wait for the others."""
+    if cell.hosts > 1 and status in ("failed", "lost"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(CODES[status])
+    return CODES[status]
 
 
 def _ended(cell: Cell) -> tuple[str, str | None]:
@@ -102,6 +117,8 @@ def _ended(cell: Cell) -> tuple[str, str | None]:
     except Exception as error:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
+        if cell.hosts > 1 and isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(str(error)):
+            return "lost", failures.reason(text)
         return "failed", failures.reason(text) or repr(error)
 
 

@@ -226,6 +226,37 @@ def test_leaving_and_coming_back(tmp_path):
     assert ids()[3] == "8" and jobs.submitted(gone.workdir).tries == 1
 
 
+def test_what_is_at_work_elsewhere_is_left_alone(tmp_path):
+    cell = script(tmp_path, "a", "done()")
+    Submitted("cluster", "17").write(cell.workdir)
+    with jobs.attempt(cell.workdir) as record:
+        while not jobs.alive(cell.workdir):
+            time.sleep(0.01)
+        with pytest.raises(UserError, match=r"is at work with --engine=cluster \(17\)"):
+            list(drive(Scripts(tmp_path), [cell]))
+        record |= {"status": "interrupted", "error": None}
+    assert [outcome.status for outcome in drive(Scripts(tmp_path), [cell])] == ["finished"]
+
+
+def test_processes_that_are_lost_together(tmp_path):
+    """Of several hosts, an abort is that of JAX, which has lost another; what fails on another host has failed."""
+    cell = script(tmp_path, "a", "")
+    job = Submitted("cluster", "1")
+    with jobs.attempt(cell.workdir):
+        aborted = [json.loads(line) for line in (jobs.folder(cell.workdir) / "attempts.jsonl").read_text().splitlines()]
+    (jobs.folder(cell.workdir) / "attempts.jsonl").write_text(json.dumps(aborted[0]) + "\n")
+    jobs.write_exit_code(cell.workdir, 128 + signal.SIGABRT)
+    outcome, again = driver.judged(cell, job, Seen("ended"))
+    assert (outcome.status, outcome.error, again) == ("failed", "killed by SIGABRT", False)
+    several = dataclasses.replace(cell, hosts=2)
+    assert driver.judged(several, job, Seen("ended"))[1]
+    jobs.write_error(cell.workdir, 1, "no such corpus")
+    outcome, again = driver.judged(several, job, Seen("ended"))
+    assert (outcome.status, outcome.error, again) == ("failed", "process 1: no such corpus", False)
+    os.utime(jobs.folder(cell.workdir) / "error.json", (100, 100))
+    assert driver.judged(several, job, Seen("ended"))[1], "that was of an earlier attempt"
+
+
 def test_commands_are_written(tmp_path):
     """Of what has something left to do, to be run by whatever there is."""
     good, bad = (script(tmp_path, name, "") for name in ("it's good", "bad"))

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from common.errors import UserError
-from sweeps import axes, sweep
+from sweeps import axes, cells, plots, rows, sweep, tuning
 from sweeps.comparison import clear, paired
 from tests.sweeps.pretender import Pretender, request
 
@@ -118,6 +118,49 @@ def test_differences(text, tmp_path, no_plots):
     gla = next(line for line in report.splitlines() if line.startswith("| `gla`"))
     assert f"| +1.0000 ± {half:.4f} worse |" in gla and "| difference to mamba |" in report
     assert "in attempts that failed" not in report
+
+
+def test_what_has_diverged_is_in_the_table(text, tmp_path, no_plots):
+    """Worse than all, with how many of its cells."""
+
+    class Wild(Pretender):
+        def score(self, cell):
+            return math.nan if cell.values["mixer"] == "mamba" or cell.values["seed"] == "1" else 3.0
+
+        def finish(self, cell):
+            self.train(cell, math.nan) if math.isnan(self.score(cell)) else super().finish(cell)
+
+    made = request(text, tmp_path, {"mixer": "mamba,gla", "seed": "0,1"})
+    assert sweep.run(made, Wild(made.workdir), []) == 1
+    lines = (made.workdir / "report.md").read_text().splitlines()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    column = table[0].index("diverged")
+    by_name = {line[0]: line for line in table}
+    assert by_name["`gla`"][column] == "1 of 2" and by_name["`mamba`"][column] == "2 of 2"
+    assert table[-1][:2] == ["`mamba`", "diverged"]
+
+
+def test_plots(text, tmp_path):
+    """Validation against the axis; and floors in every panel that shows the metric of the split."""
+    pytest.importorskip("matplotlib")
+    made = asked(text, tmp_path)
+    made = dataclasses.replace(made, axes={**made.axes, "seed": ["0"]})
+    grid = cells.plan(made)
+    for cell in grid:
+        Tuned(made.workdir).finish(cell)
+    choices = tuning.choose(made, rows.rows(grid))
+    (group,) = rows.sections([choice.chosen for choice in choices])
+    figure = plots.tuning(choices, made.best_of)
+    (axis,) = figure.axes
+    assert axis.get_xscale() == "log" and [line.get_label() for line in axis.lines[:4:2]] == ["gla", "mamba"]
+    gla, ring = axis.lines[:2]
+    assert list(gla.get_xdata()) == [0.001, 0.01] and (ring.get_xdata(), ring.get_ydata()) == ([0.01], [3.0])
+    for figure in (plots.quality(group), plots.learning(group)):
+        shown = [axis for axis in figure.axes if "training" not in axis.get_ylabel()]
+        assert all(
+            "5-gram" in str([text.get_text() for text in axis.texts]) + axis.get_title("right") for axis in shown
+        )
+    assert "tuning.png" in plots.save([group], tmp_path, choices, made.best_of)
 
 
 def test_paired_tests():
