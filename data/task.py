@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import grain
@@ -157,6 +157,19 @@ class Task(abc.ABC):
           UserError: where only the data say what the spec is, and as the constructor does for its hyperparameters.
         """
         return cls(**hyperparameters)
+
+    @classmethod
+    def at_length(cls, options: Mapping[str, typing.Any], length: int) -> dict[str, typing.Any]:
+        """The hyperparameters of the same task with rows of another length, for a task that has a `length`.
+
+        Args:
+          options: hyperparameters; what they leave out has its default.
+          length: of the rows.
+
+        Raises:
+          UserError: if there are no such rows.
+        """
+        return {**options, "length": length}
 
     @abc.abstractmethod
     def num_examples(self, split: str) -> int:

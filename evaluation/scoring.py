@@ -207,4 +207,4 @@ def at_length(config: Config, length: int) -> tasks.Task:
     if "length" not in tasks.defaults(name):
         raise UserError(f"rows of task {name!r} have one length, {config.task.spec.length}; leave --lengths out")
     options = {key: value for key, value in config.raw["task"].items() if key != "name"}
-    return tasks.create(name, **options | {"length": length})
+    return tasks.create(name, **tasks.find(name).at_length(options, length))

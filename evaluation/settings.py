@@ -139,7 +139,9 @@ def grid(run: LoadedRun, name: str, asked: Mapping[str, Sequence[Any]]) -> list[
         own = {key: own[key] for key in TEXTS if key in own and key in known}
         if run.tokenizer is not None and "tokenizer" in known:
             own["tokenizer"] = f"file:{run.workdir / 'tokenizer.json'}"
-    return [
-        Setting(name, own | dict(zip(asked, values)), dict(zip(asked, values)))
-        for values in itertools.product(*asked.values())
-    ]
+    found = []
+    for values in itertools.product(*asked.values()):
+        named = dict(zip(asked, values))
+        base = tasks.find(name).at_length(own, named["length"]) if "length" in named else own
+        found.append(Setting(name, base | named, named))
+    return found

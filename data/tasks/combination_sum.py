@@ -128,20 +128,24 @@ class CombinationSum(GeneratedTask):
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Accuracy of the most common class; of the most common class for the target and the mode, fitted on training rows;
-        and, for answer="feasible", of "the common divisor of the candidates divides the target"."""
+        and, for answer="feasible", of "the common divisor of the candidates divides the target", and of the same of all
+        candidates but one, which may be used a few times: a rule without search that is almost always right."""
         counts = np.zeros((self.max_target, 2, self.spec.targets), np.int64)
         for i in range(FIT_ROWS):
             row = self.row("train", i, 0, 0)
             target, _, reuse = self.parse(row["inputs"])
             counts[target, int(reuse), row["targets"]] += 1
         best = counts.argmax(-1)
-        right, divides = [], []
+        right, divides, all_but_one = [], [], []
         for row in self.rows(split):
             target, candidates, reuse = self.parse(row["inputs"])
             right.append(best[target, int(reuse)] == row["targets"])
             divides.append((target % math.gcd(*candidates.tolist()) == 0) == row["targets"])
+            all_but_one.append(divisible(target, candidates, reuse) == row["targets"])
         result = {"majority": generated.majority(self, split), "target": float(np.mean(right))}
-        return result | ({"common divisor": float(np.mean(divides))} if self.answer == "feasible" else {})
+        if self.answer == "feasible":
+            result |= {"common divisor": float(np.mean(divides)), "divisor of all but one": float(np.mean(all_but_one))}
+        return result
 
     def parse(self, inputs: Int[np.ndarray, "T"]) -> tuple[int, Int[np.ndarray, "N"], bool]:
         """(target, candidates, whether they may be used again) of a row."""
@@ -150,6 +154,15 @@ class CombinationSum(GeneratedTask):
         else:
             values = np.delete(inputs[1:-1], 1) - 4
         return int(values[0]), values[1:], bool(inputs[-1] == REUSE)
+
+
+def divisible(target: int, candidates: Int[np.ndarray, "N"], reuse: bool) -> bool:
+    """Whether a divisor of all candidates but one at most divides the target, less that one: once, or as often as it fits."""
+    divisor = max((d for d in DIVISORS if np.sum(candidates % d != 0) <= 1), default=1)
+    left = [target]
+    for odd in candidates[candidates % divisor != 0].tolist():
+        left = list(range(target, -1, -odd)) if reuse else [n for n in (target, target - odd) if n >= 0]
+    return any(n % divisor == 0 for n in left)
 
 
 def count_modulo(candidates: Int[np.ndarray, "N"], target: int, reuse: bool, modulus: int) -> int:

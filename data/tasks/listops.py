@@ -12,9 +12,12 @@ is practically impossible. The released files are read instead where data_dir is
 """
 
 import csv
+import inspect
 import io
+import math
 import sys
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,8 +33,12 @@ CLOSE = TOKENS.index("X")
 OPERATION_PROBABILITY = 0.25
 SIZES = {"train": 96_000, "valid": 2_000, "test": 2_000}
 FILES = {"train": "basic_train.tsv", "valid": "basic_val.tsv", "test": "basic_test.tsv"}
-# Floors are fitted on the first rows of train: enough for 40 cells of operator and answer.
-FLOOR_ROWS = 4_096
+# Floors are fitted on the first rows of train.
+FLOOR_ROWS = 6_000
+NESTED = 4  # arguments of the root that are operations; more count as so many
+NONE = 10  # in place of a digit
+# Between the default size and the published one, 31 times as long, four levels and five arguments are added.
+LEVELS, ARGUMENTS, TIMES = 4, 5, 2000 / 64
 
 
 class ListOps(Task):
@@ -109,6 +116,27 @@ class ListOps(Task):
         # Broader trees would be drawn for ever and thrown away.
         check_range("max_args", self.max_args, 2, self.max_length)
 
+    @classmethod
+    def at_length(cls, options: Mapping[str, Any], length: int) -> dict[str, Any]:
+        """Trees of another length: the bounds grow with it, levels and arguments with its logarithm.
+
+        Raises:
+          UserError: for the released files, whose expressions are as long as they are.
+        """
+        if options.get("data_dir") is not None:
+            raise UserError(
+                "the released expressions have the lengths that they have: leave data_dir out, or the length"
+            )
+        used = {key: p.default for key, p in inspect.signature(cls).parameters.items()} | dict(options)
+        times = length / used["length"]
+        grown = math.log(times) / math.log(TIMES)
+        used["min_length"] = int(used["min_length"] * times)
+        if used["max_length"] is not None:
+            used["max_length"] = int(used["max_length"] * times)
+        used["max_depth"] = max(2, used["max_depth"] + round(LEVELS * grown))
+        used["max_args"] = max(2, used["max_args"] + round(ARGUMENTS * grown))
+        return used | {"length": length}
+
     def num_examples(self, split: str) -> int:
         check_choice("split", split, self.splits)
         return self._sizes[split]
@@ -151,19 +179,24 @@ class ListOps(Task):
         return class_row(np.append(ids, lra.EOS) if self._eos else ids, value, self.spec.length)
 
     def floors(self, split: str = "test") -> dict[str, float]:
-        """Accuracy of the most frequent value, and of the most frequent value for the operator at the root."""
-        fitted = self._heads("train", FLOOR_ROWS)
-        first, value = self._heads(split, self.num_examples(split))
-        table = np.zeros((len(TOKENS), 10), np.int64)
-        np.add.at(table, fitted, 1)
+        """Accuracy of the most frequent value; of the most frequent value for the operator at the root; and of a table without
+        recursion: the most frequent value for that operator, what it makes of the root's own digits, and how many of the root's
+        arguments are operations."""
+        fitted, values = self._shallow("train", FLOOR_ROWS)
+        held, expected = self._shallow(split, self.num_examples(split))
+        counts = np.zeros((len(TOKENS), NONE + 1, NESTED + 1, 10), np.int64)
+        np.add.at(counts, (*fitted.T, values), 1)
+        root = counts.sum((1, 2)).argmax(-1)
+        best = np.where(counts.any(-1), counts.argmax(-1), root[:, None, None])
         return {
-            "majority": lra.majority(fitted[1], value),
-            "root operator": float(np.mean(table.argmax(1)[first] == value)),
+            "majority": lra.majority(values, expected),
+            "root operator": float(np.mean(root[held[:, 0]] == expected)),
+            "root, its digits, nested": float(np.mean(best[tuple(held.T)] == expected)),
         }
 
-    def _heads(self, split, count):
+    def _shallow(self, split, count):
         rows = [self.expression(split, i) for i in range(min(count, self.num_examples(split)))]
-        return np.array([tokens[0] for tokens, _ in rows]), np.array([value for _, value in rows])
+        return np.array([shallow_features(tokens) for tokens, _ in rows]), np.array([value for _, value in rows])
 
     def content(self) -> str:
         """Of the expressions and values of the released files."""
@@ -179,6 +212,23 @@ class ListOps(Task):
         known = {i + self._shift: token for i, token in enumerate(TOKENS)}
         unseen = (lra.PAD, lra.EOS) if self._eos else (lra.PAD,)
         return " ".join(known.get(int(i), "?") for i in ids if int(i) not in unseen)
+
+
+def shallow_features(tokens: bytes) -> tuple[int, int, int]:
+    """What can be said of an expression without recursion.
+
+    Returns:
+      the token at the root; what it makes of the digits that are its own arguments, `NONE` if it has none or is a digit; and how
+      many of its arguments are operations, at most `NESTED`.
+    """
+    digits, nested, depth = [], 0, 0
+    for token in tokens:
+        if depth == 1 and token < 10:
+            digits.append(token)
+        nested += depth == 1 and 10 <= token < CLOSE
+        depth += (10 <= token < CLOSE) - (token == CLOSE)
+    own = evaluate(tokens[0] - 10, digits) if digits else NONE
+    return tokens[0], own, min(nested, NESTED)
 
 
 def evaluate(operator: int, values: list[int]) -> int:

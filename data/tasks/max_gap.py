@@ -2,25 +2,28 @@
 
 Uniform lists have narrow gaps that their length predicts, so each list has one planted: of size limit // 16 + c * step,
 with c uniform in 0..9 and step so that the largest is near limit / 4, between two numbers of the list. From these two, walks with
-steps below limit // 16 go down and up; the remaining numbers fall anywhere between the walks' ends, outside the gap. The sizes
-do not depend on the length, so that a model can be evaluated at others than it was trained at. The class is c, found by the
-linear-time bucket method on the whole list.
+steps below limit // 16 go down and up. More numbers, anywhere between the walks' ends but outside the gap, make the distinct ones
+as many in all lists: 48 where the limit has room for them. All others repeat these, each with a probability of its own that is
+drawn for the list. So no count tells the gap, and moments tell little of it, at no length: lists that fill all of the range tell
+it by how many numbers are missing, and even ones by their variance. The sizes do not depend on the length, so that a model can be
+evaluated at others than it was trained at. The class is c, found by the linear-time bucket method on the whole list.
 """
 
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from common.errors import UserError, check_choice, check_range
-from data import generated, numbers
+from data import generated, numbers, shallow
 from data.generated import GeneratedTask
 from data.rows import class_row
 from data.task import MOST_IDS, Spec
 
 CLASSES = 10
 FIT_ROWS = 4_096
-RANGE_BINS = 16
+DISTINCT = 48
+CONCENTRATION = 0.5  # of the probabilities of repeated numbers, which are Dirichlet distributed
 
 
 class MaxGap(GeneratedTask):
@@ -75,28 +78,36 @@ class MaxGap(GeneratedTask):
         down, up = np.cumsum(rng.integers(1, self.smallest, (2, min(64, (self.count - 2) // 2))), 1)
         down, up = below - down, above + up
         walked = np.concatenate([[below, above], down[down >= 0], up[up < self.limit]])
-        lowest, highest = walked.min(), walked.max()
-        # The integers of lowest..highest that are not inside the gap, counted through.
-        fill = rng.integers(lowest, highest - gap + 2, self.count - len(walked))
-        fill += (fill > below) * (gap - 1)
-        return rng.permutation(np.concatenate([walked, fill]))
+        # The integers between the walks' ends that are neither in the gap nor on a walk.
+        unused = np.zeros(self.limit, bool)
+        unused[walked.min() : below] = unused[above : walked.max()] = True
+        unused[walked] = False
+        free = np.flatnonzero(unused)
+        more = min(DISTINCT, self.limit // 2, self.count) - len(walked)
+        distinct = np.append(walked, rng.choice(free, min(max(more, 0), len(free)), replace=False))
+        weights = rng.gamma(CONCENTRATION, size=len(distinct)) + 1e-12
+        again = rng.choice(distinct, self.count - len(distinct), p=weights / weights.sum())
+        return rng.permutation(np.append(distinct, again))
 
     def floors(self, split: str = "test") -> dict[str, float]:
-        """Accuracy of the most common class, and of the most common class for the list's range (in 16 bins, fitted on
-        training rows)."""
-        counts = np.zeros((RANGE_BINS, CLASSES), np.int64)
-        for i in range(FIT_ROWS):
-            row = self.row("train", i, 0, 0)
-            counts[self._range_bin(row), row["targets"]] += 1
-        best = counts.argmax(1)
-        right = [best[self._range_bin(row)] == row["targets"] for row in self.rows(split)]
-        return {"majority": generated.majority(self, split), "range": float(np.mean(right))}
+        """Accuracy of the most common class, and of logistic regression on the quartiles, range, least, greatest, standard
+        deviation and mean of the numbers and their products of two, fitted on training rows."""
+        fitted = [self.row("train", i, 0, 0) for i in range(FIT_ROWS)]
+        held = list(self.rows(split))
+        features = [np.stack([self.moments(row) for row in rows]) for rows in (fitted, held)]
+        labels, expected = (np.array([int(row["targets"]) for row in rows]) for rows in (fitted, held))
+        train, test = (shallow.polynomial(a, 2) for a in shallow.standardised(*features))
+        right = shallow.linear_classifier(train, labels, test) == expected
+        return {"majority": generated.majority(self, split), "moments": float(right.mean())}
 
-    def _range_bin(self, row):
+    def moments(self, row: dict[str, np.ndarray]) -> Float[np.ndarray, "8"]:
+        """What a shallow model may know of a row: see `floors`."""
         values = row["inputs"]
         if self.width:
             values = values.reshape(self.count, -1)[:, :-1] @ 10 ** np.arange(self.width)[::-1]
-        return int(values.max() - values.min()) * RANGE_BINS // self.limit
+        low, high = values.min(), values.max()
+        quartiles = np.quantile(values, [0.25, 0.5, 0.75])
+        return np.array([*quartiles, high - low, low, high, values.std(), values.mean()])
 
 
 def maximum_gap(values: Int[np.ndarray, "N"]) -> int:

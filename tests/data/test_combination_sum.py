@@ -105,7 +105,17 @@ def test_feasible_floors():
     share = np.mean(labels)
     assert floors["majority"] == pytest.approx(max(share, 1 - share)) and 0.45 < share < 0.55
     assert floors["common divisor"] == pytest.approx(np.mean(divides)) and floors["common divisor"] > 0.75
-    assert 0.5 <= floors["target"] < 0.75
+    assert 0.5 <= floors["target"] < 0.75 and floors["divisor of all but one"] > 0.99
+
+
+@pytest.mark.parametrize("length", [30, 48])
+def test_other_lengths(length):
+    """Rows are as long as they are said to be: they have more candidates, or are refused."""
+    longer = task.create("combination_sum", **task.find("combination_sum").at_length({}, length))
+    assert longer.example("test", 0)["inputs"].shape == (length,)
+    assert len(longer.parse(longer.example("test", 0)["inputs"])[1]) == length - 4
+    with pytest.raises(ValueError, match="lower the length or raise the limit"):
+        task.create("combination_sum", **task.find("combination_sum").at_length({}, 100))
 
 
 def test_errors(monkeypatch):

@@ -71,7 +71,9 @@ def test_floors_by_a_plain_loop(archive):
     rows = {s: [image.row(s, i, 0, 0) for i in range(image.num_examples(s))] for s in ("train", "test")}
     means = {c: np.mean([r["inputs"] for r in rows["train"] if r["targets"] == c], 0) for c in range(10)}
     right = [min(means, key=lambda c: ((r["inputs"] - means[c]) ** 2).sum()) == r["targets"] for r in rows["test"]]
-    assert image.floors("test") == pytest.approx({"majority": 0.1, "nearest class mean": np.mean(right)})
+    floors = image.floors("test")
+    assert 0 <= floors.pop("logistic regression") <= 1
+    assert floors == pytest.approx({"majority": 0.1, "nearest class mean": np.mean(right)})
 
 
 def test_the_fingerprint_covers_all_images(archive):

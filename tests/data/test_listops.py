@@ -1,5 +1,6 @@
 """ListOps: values by an independent evaluator, the distribution of trees, floors, both protocols, the released files."""
 
+import re
 import statistics
 
 import numpy as np
@@ -107,9 +108,32 @@ def test_splits_are_disjoint_and_of_the_published_sizes():
     assert len(set.union(*seen)) == 4500
 
 
+def at_the_root(words):
+    """The root, the value of its own digits, and how many of its arguments are operations, at most 4: inner operations are cut
+    out one by one."""
+    inner, nested = " ".join(words[1:-1]), 0
+    while "[" in inner:
+        inner = re.sub(r"\[\w+ [^\[X]*X", "o", inner)
+    nested = inner.count("o")
+    digits = [word for word in inner.split() if word != "o"]
+    return words[0], value_of([words[0], *digits, "X"]) if digits else None, min(nested, 4)
+
+
+@pytest.mark.parametrize("length,options", [(256, {}), (32, {}), (300, {"max_depth": 4, "max_length": 60})])
+def test_other_lengths(length, options):
+    """Rows are as long as they were, relative to the length; released files have the lengths that they have."""
+    listops = task.create("listops", **task.find("listops").at_length(options, length))
+    sizes = [len(listops.expression("test", i)[0]) for i in range(200)]
+    low, high = 16 * length / 64, options.get("max_length", 64) * length / 64
+    assert low - 1 < min(sizes) and max(sizes) < high and np.median(sizes) > 1.2 * low
+    assert task.find("listops").at_length(options, 64) == task.create("listops", **options).hyperparameters
+    with pytest.raises(UserError, match="leave data_dir out"):
+        task.find("listops").at_length({"data_dir": "somewhere"}, length)
+
+
 def test_floors_by_counting():
     listops = task.create("listops")
-    rows = [listops.row("train", i, 0, 0) for i in range(4096)]
+    rows = [listops.row("train", i, 0, 0) for i in range(6000)]
     best = {}
     for first in range(1, 18):
         labels = [int(row["targets"]) for row in rows if row["inputs"][0] == first]
@@ -121,8 +145,17 @@ def test_floors_by_counting():
         "majority": np.mean([row["targets"] == most for row in held]),
         "root operator": np.mean([row["targets"] == best[row["inputs"][0]] for row in held]),
     }
+    table = {}
+    for row in rows:
+        table.setdefault(at_the_root(listops.decode(row["inputs"]).split()), []).append(int(row["targets"]))
+    right = []
+    for row in held:
+        seen = table.get(at_the_root(listops.decode(row["inputs"]).split()))
+        guess = max(range(10), key=seen.count) if seen else best[row["inputs"][0]]
+        right.append(guess == row["targets"])
+    expected["root, its digits, nested"] = np.mean(right)
     assert listops.floors("test") == pytest.approx(expected)
-    assert expected["root operator"] > 0.2 > expected["majority"]
+    assert expected["root, its digits, nested"] > 0.4 > expected["root operator"] > 0.2 > expected["majority"]
 
 
 def test_released_files_are_read_and_cut(tmp_path):
@@ -137,7 +170,7 @@ def test_released_files_are_read_and_cut(tmp_path):
     assert listops.decode(row["inputs"]) == "[MED 3 4 [MAX 1 7 X X" and row["targets"] == 4
     s4 = task.create("listops", protocol="s4", data_dir=str(tmp_path), length=8)
     assert s4.row("test", 0, 0, 0)["inputs"][-1] == 2
-    assert listops.floors() == {"majority": 1.0, "root operator": 1.0}
+    assert listops.floors() == {"majority": 1.0, "root operator": 1.0, "root, its digits, nested": 1.0}
     assert listops.name == "listops/lra/released" and len(listops.fingerprint()) == 64
     (folder / "basic_val.tsv").write_text("Source\tTarget\n( [MIN 3 ) ten ] )\t4\n")
     with pytest.raises(ValueError, match=r"basic_val.tsv, row 0: .*'ten' is no token"):

@@ -41,7 +41,7 @@ def test_rows_are_the_packages_series(fake):
         np.testing.assert_array_equal(row["inputs"][:, 0], fake[key][start + 3].astype(np.float32))
         assert row["targets"] == (start + 3) % 10
         check(series, split, 5)
-    assert set(series.floors("valid")) == {"majority", "nearest class mean"}
+    assert set(series.floors("valid")) == {"majority", "nearest class mean", "logistic regression"}
 
 
 def test_the_real_series():

@@ -95,6 +95,10 @@ def test_evaluation_scores_the_last_position_and_says_so():
         assert scored(row) == {15: scored(whole)[15]} and len(scored(whole)) == 16
     assert len(scored(last.example("train", 5))) == 16
     assert every.floors("valid") == {"chance": 2.0**-15}
+    # The sign of a permutation can be counted, and so can all but A4's Klein four-group of A4_x_Z5; A5 has nothing of it.
+    for group, inside in (("S3", 3), ("A4_x_Z5", 4)):
+        assert task.create("word_problem", group=group).floors("valid")["counting"] == 1 / inside
+    assert "counting" not in task.create("word_problem", group="A5").floors("valid")
     answers = [int(row["targets"][-1]) for row in last.rows("valid")]
     assert last.floors("valid") == {"chance": 0.5, "majority": max(answers.count(0), answers.count(1)) / len(answers)}
 
