@@ -36,10 +36,10 @@ def laws(name: str, shape: tuple[int, ...]) -> dict[str, tuple[float, float]]:
     xavier = (0.0, WIDTH**-0.5)
     whole = np.prod(shape[:-1]) ** -0.5
     own = {
-        **dict.fromkeys(
-            ("diag_attention", "norm_attention"), {"u": (0.0, 1.0), "w_o": xavier, "w_qkv": (0.0, (2 * WIDTH) ** -0.5)}
-        ),
-        **dict.fromkeys(("flash", "gau"), {"w_o": (0.0, whole)}),
+        "diag_attention": {"u": (0.0, 1.0), "w_o": xavier, "w_qkv": xavier},
+        "norm_attention": {"u": (0.0, 1.0), "w_o": xavier, "w_qkv": (0.0, (2 * WIDTH) ** -0.5)},
+        "flash": {"w_o": (0.0, whole)},
+        "gau": {"w_o": (0.0, whole)},
         "gss": {
             "c": (0.0, inner**-0.5),
             **dict.fromkeys(("log_a_real", "log_a_imag"), (0.0, 1.0)),
@@ -172,11 +172,17 @@ def test_s4d_legs():
     i = np.arange(n)
     a = -np.where(i[:, None] > i, np.sqrt((2 * i[:, None] + 1) * (2 * i + 1)), np.diag(i + 1.0))
     p = np.sqrt(i + 0.5)
-    eigenvalues = np.linalg.eigvals(a + np.outer(p, p))
+    eigenvalues, vectors = np.linalg.eig(a + np.outer(p, p))
     expected = np.sort(eigenvalues.imag[eigenvalues.imag > 0])
     mixer = make("s4d", state=n, init="legs")
     np.testing.assert_allclose(mixer.a_imag[0], expected, rtol=1e-5)
     np.testing.assert_allclose(eigenvalues.real, -0.5, rtol=1e-6)
+    # C B, with C of unit variance and HiPPO's B in the eigenvectors' basis, clipped at 2.
+    size = np.minimum(np.abs(vectors.conj().T @ np.sqrt(2 * i + 1)), 2)[eigenvalues.imag > 0]
+    size = size[np.argsort(eigenvalues.imag[eigenvalues.imag > 0])]
+    c = np.square(np.asarray(mixer.c[0])).sum(0)  # [width, N/2]
+    np.testing.assert_allclose(c.mean(0) / size**2, 1, atol=5 / WIDTH**0.5)
+    assert abs((c / size**2).mean() - 1) < 0.2
 
 
 @pytest.mark.parametrize("r_min,r_max", [(0.0, 1.0), (0.9, 0.999)])
