@@ -33,8 +33,11 @@ def pool(x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"] | None, how: s
 
 
 class PairHead(nnx.Module):
-    """logits = W_2 gelu(W_1 [a, b, a - b, a * b] + b_1) + b_2 for two rows a and b (as in the Nystromformer and S4 repositories'
-    retrieval task)."""
+    """logits = W_2 gelu(W_1 [a, b, a - b, a * b] + b_1) + b_2 for two rows a and b.
+
+    The features are those of LRA's retrieval task in the Nystromformer and S4 repositories. The activation is a GELU; S4's
+    `RetrievalHead` has a ReLU by default.
+    """
 
     def __init__(self, width: int, targets: int, *, rngs: nnx.Rngs):
         self.w_1 = dense(rngs, (4, width, width), (None, "embed", "mlp"), inputs=2)

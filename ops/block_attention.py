@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from common.errors import UserError
 from ops import dispatch, segments
-from ops.attention_blocks import UNNORMALISED, check_activation
+from ops.attention_blocks import UNNORMALISED, check_activation, exp_below
 
 
 def block_ids(segment_ids: Int[Array, "B T"] | None, positions: Int[Array, "B T"], size: int) -> Int[Array, "B T"]:
@@ -131,7 +131,7 @@ def _attend(activation, scale, q, k, v, visible):
             p = jnp.where(visible, UNNORMALISED[activation](s), 0)
             return product("bghij,bgjhv->bgihv", p.astype(v.dtype), v).astype(v.dtype)
         s = jnp.where(visible, s, jnp.finfo(wide).min)
-        p = jnp.where(visible, jnp.exp(s - jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True))), 0)
+        p = jnp.where(visible, exp_below(s, jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True))), 0)
         total = jnp.moveaxis(jnp.sum(p, -1), 2, 3)[..., None]
         y = product("bghij,bgjhv->bgihv", p.astype(v.dtype), v)
         return (y / jnp.where(total > 0, total, 1)).astype(v.dtype)

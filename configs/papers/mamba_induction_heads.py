@@ -15,6 +15,8 @@ What is not known, and is chosen here: the schedule (constant), 0.9 and 0.999, n
 see `data/tasks/induction_heads.py`.
 
 Hours in `expect`: an estimate for one A100 or H100, at 200 of these small steps in a second.
+
+Initial values: the maps of the input start 1.73 times as large as the authors', the convolution's bias at 0.
 """
 
 from ml_collections import ConfigDict

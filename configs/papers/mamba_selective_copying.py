@@ -14,6 +14,8 @@ norm (RMS, as in the authors' code), the state's size (16, the mixer's default),
 `data/tasks/selective_copying.py`.
 
 Hours in `expect`: an estimate for one A100 or H100, at 3 million positions in a second.
+
+Initial values: the maps of the input start 1.73 times as large as the authors', the convolution's bias at 0.
 """
 
 from ml_collections import ConfigDict

@@ -28,6 +28,8 @@ What is not as published:
 
 Hours in `expect`: an estimate for one A100 or H100 by the speed of S4, see `configs/published.py`; full attention over
 the 16,384 positions of path_x (there on eight A100) takes several times as long.
+
+Initial values: the mixer's as the authors'.
 """
 
 from ml_collections import ConfigDict

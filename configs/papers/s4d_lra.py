@@ -27,6 +27,8 @@ What is not as published:
 
 Hours in `expect`: an estimate for one A100 or H100, see `configs/published.py`; padded rows (listops, text, retrieval)
 run as recurrences here and may take several times as long.
+
+Initial values: the product C B is the authors', and is one parameter here; the gated map starts 1.73 times as large as theirs.
 """
 
 from ml_collections import ConfigDict

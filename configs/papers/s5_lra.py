@@ -25,6 +25,8 @@ What is not as published:
     gate has no bias.
 
 Hours in `expect`: an estimate for one A100 or H100, see `configs/published.py`.
+
+Initial values: B and C as the authors', from a normal that is not truncated; the gated map as theirs.
 """
 
 from ml_collections import ConfigDict

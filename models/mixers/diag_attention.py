@@ -27,6 +27,8 @@ class DiagAttention(Mixer):
     TransNormer's first half of layers, see `norm_attention`; nothing passes from block to block in this one.
     The biases of the authors' projections are left out.
 
+    The default block has 64 tokens; the authors' has 32.
+
     Args:
       heads: number of heads.
       block: tokens of a block.

@@ -26,6 +26,8 @@ class FastWeights(Mixer):
     `update="sum"` is the paper's baseline: S_t = S_{t-1} + phi(k_t) v_t^T with the denominator of linear attention,
     y_t = S_t^T phi(q_t) / (sqrt(K) (phi(q_t) . sum_{s<=t} phi(k_s) + 1e-5)). It knows nothing of order.
 
+    The default nu is 2; the authors' is 3.
+
     Args:
       heads: number of heads.
       nu: capacity of the map: features over 2K.

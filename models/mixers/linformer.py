@@ -39,6 +39,8 @@ class Linformer(Mixer):
     In rows with segments the sums E k and F v are those of each token's own document. They are never formed: the scores
     sum_j (q_i . k_j) E_j and the outputs sum_j (p_i . F_j) v_j are two linear attentions, of linear time as well.
 
+    E starts as N(0, 1/T); public code has a `Linear`'s ±T^-0.5 or ±k^-0.5, 0.577 of that deviation where k is T.
+
     Args:
       heads: number of heads.
       rank: keys and values after the projection.

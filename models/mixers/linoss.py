@@ -27,6 +27,8 @@ class LinOSS(Mixer):
     "im" forgets; "imex" keeps the oscillators' energy (eigenvalues of modulus 1), for long conservative dynamics. B and C are
     complex.
 
+    The gated map of the authors' code has biases.
+
     Args:
       state: number of oscillators.
       discretization: "im" or "imex".

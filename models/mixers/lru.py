@@ -26,6 +26,8 @@ class LRU(Mixer):
     lambda = exp(-exp(nu) + i exp(theta)), uniform on a ring of the unit disk at initialisation; gamma starts as
     sqrt(1 - |lambda|^2). Complex numbers are kept as real pairs.
 
+    The gated map of the authors' code has biases.
+
     Args:
       state: size of h; by default the width.
       r_min, r_max: radii of the ring.

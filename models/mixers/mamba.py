@@ -34,6 +34,9 @@ class Mamba(Mixer):
     [u, z] = W_in x, u = silu(conv(u)), [r, B, C] = W_x u, dt = softplus(W_dt r + b_dt), A = -exp(A_log): N states for each of
     `expand` * width channels, with A_log = log(1..N). B is discretised by dt B, as in the authors' code.
 
+    The maps W_in and W_x start 1.73 times as large as in the authors' code, and the convolution's bias at 0, not within ±1/2; see
+    `models.params.dense`.
+
     Args:
       state: N.
       expand: channels over the width.

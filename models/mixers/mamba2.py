@@ -23,6 +23,9 @@ class Mamba2(Mixer):
     are shared by the heads of a group, like keys in grouped-query attention. This is linear attention with keys B, values
     dt * u, queries C and log-decays dt * A.
 
+    The maps of the input start 1.73 times as large as in the authors' code, and the convolutions' biases at 0, not within ±1/2;
+    see `models.params.dense`.
+
     Args:
       state: N, size of B and C.
       expand: channels over the width.

@@ -33,6 +33,8 @@ class Mamba3(Mixer):
     B_s x_s^T reaches a later state with the sum of two weights, of which the second is known at s + 1; so it is written then
     (one token late) and the token's own term is added to what is read.
 
+    The maps of the input start 1.73 times as large as in the authors' code; see `models.params.dense`.
+
     Args:
       state: size of B and C.
       expand: channels over the width.

@@ -8,7 +8,7 @@ from common.errors import check_choice
 from models.checks import at_least, even, scaled
 from models.kv_cache import buffers, extend, held
 from models.mixer import Ids, Mixer, Tokens
-from models.params import dense, normal, param, zeros
+from models.params import normal, param, zeros
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
@@ -34,6 +34,8 @@ class Mega(Mixer):
     f is softmax(q k^T / sqrt(key_size) + b), or laplace(q k^T / n_i + b) with n_i the number of keys that row i sees and no
     denominator. b_ij = rope(a)_i . rope(c)_j with learned a and c: the authors' "rotary" bias (they also have a table).
     With `chunk` (MEGA-chunk) attention stays inside chunks of that many tokens, and the EMA alone passes between them.
+
+    All maps start as N(0, 0.02^2), as in the authors' code.
 
     The mixer returns o - x. Its x is what the block's norm gives; the authors' code, where the norm comes first, takes the
     residual stream itself for the x beside h. With the norm behind, both are the same.
@@ -82,13 +84,14 @@ class Mega(Mixer):
         self.ema_in = param(rngs, alternating, shape, axes, **facts)
         self.ema_out = param(rngs, normal(1.0), shape, axes, **facts)
         self.omega = param(rngs, normal(1.0), (width,), (None,), **facts)
-        self.w_v = dense(rngs, (width, hidden), ("embed", "mlp"))
+        small = lambda shape, axes: param(rngs, normal(0.02), shape, axes)
+        self.w_v = small((width, hidden), ("embed", "mlp"))
         self.b_v = param(rngs, zeros, (hidden,), ("mlp",))
-        self.w_m = dense(rngs, (width, 2 * width + key_size), ("embed", None))
+        self.w_m = small((width, 2 * width + key_size), ("embed", None))
         self.b_m = param(rngs, zeros, (2 * width + key_size,), (None,))
-        self.w_r = dense(rngs, (width, hidden), ("embed", "mlp"))
+        self.w_r = small((width, hidden), ("embed", "mlp"))
         self.b_r = param(rngs, zeros, (hidden,), ("mlp",))
-        self.u_h = dense(rngs, (hidden, width), ("mlp", "embed"))
+        self.u_h = small((hidden, width), ("mlp", "embed"))
         self.gamma = param(rngs, normal(0.02), (2, key_size), (None, None), decay=False)
         self.beta = param(rngs, zeros, (2, key_size), (None, None), decay=False)
         self.bias = param(rngs, normal(0.02), (2, key_size), (None, None), decay=False)

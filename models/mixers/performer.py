@@ -31,13 +31,13 @@ class Performer(Mixer):
     own features. The authors take a key's over the whole sequence, which looks ahead; here the sums are kept in units of the
     running maximum over keys and features (two-sided: the segment's), so that the causal form is causal, and the same in
     whole sequences and streams. Then some feature's sum of keys is at least 1, and eps added to the features of queries alone
-    keeps the denominator positive; the authors add it to those of keys as well.
+    keeps the denominator positive. The authors add 1e-4 to the features of queries and of keys alike.
 
     Args:
       heads: number of heads.
       features: M.
       kernel: "softmax" or "relu".
-      eps: see above; by default 1e-6 (softmax) or 1e-3 (relu).
+      eps: see above; by default 1e-6 (softmax; 1e-4 in the authors' code) or 1e-3 (relu, as there).
       redraw: draw new w at every training step; else the fixed ones are used in training as well.
     """
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from models.checks import at_least
 from models.mixer import Context, Ids, Mixer, Tokens, head_size
 from models.norms import l2_normalize, layer_normalize
-from models.params import constant, ones, param, uniform, zeros
+from models.params import constant, param, zeros
 from models.partitioning import constrain
 from ops.delta_rule import delta_rule
 from ops.projection import project
@@ -37,7 +37,8 @@ class RWKV7(Mixer):
     w = exp(-e^(-1/2) sigmoid(w_0 + tanh(. W_1) W_2)), the in-context learning rate a = sigmoid(a_0 + . A_1 A_2) and the gate
     g = sigmoid(. G_1) G_2. From the second layer on, v moves towards the first layer's values by the share
     sigmoid(v_0 + . V_1 V_2). The norm is a LayerNorm for each head. The initial values go by layer and channel as in the
-    authors' code; W_o and the first factors start at zero.
+    authors' training script: W_r, W_k and W_v orthogonal with gains 1, 0.1 and 1, the norm's weight ((1 + l) / L)^0.7; W_o and
+    the first factors start at zero.
 
     This is time mixing alone; the paper's channel mixing, which shifts tokens too, is `rwkv_channel_mix` without its gate.
 
@@ -87,10 +88,8 @@ class RWKV7(Mixer):
         powers = jnp.array([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])  # of r, w, k, v, a, g
         mu = 1 - place ** (powers[:, None] * left)
         self.mu = param(rngs, constant(mu), (6, width), (None, None), decay=False)
-        bound = width**-0.5
-        for name, scale in (("w_r", 0.5), ("w_k", 0.05), ("w_v", 0.5)):
-            w = param(rngs, uniform(-scale * bound, scale * bound), (width, heads, size), ("embed", *axes))
-            setattr(self, name, w)
+        for name, gain in (("w_r", 1.0), ("w_k", 0.1), ("w_v", 1.0)):
+            setattr(self, name, param(rngs, orthogonal(gain), (width, heads, size), ("embed", *axes)))
 
         def usual(factor):
             return max(32, 32 * round(factor * math.sqrt(width) / 32))
@@ -114,7 +113,7 @@ class RWKV7(Mixer):
         self.k_k = vector(0.71 - 0.1 * linear)
         self.k_a = vector(1.02)
         self.r_k = vector(-0.04)
-        self.norm_weight = param(rngs, ones, shape, axes, **facts)
+        self.norm_weight = vector(((1 + layer) / layers) ** 0.7)
         self.norm_bias = param(rngs, zeros, shape, axes, **facts)
         self.w_o = param(rngs, zeros, (*shape, width), (*axes, "embed"))
 

@@ -34,6 +34,8 @@ class S4(Mixer):
     in the authors' later code, which keeps A stable whatever is learned (arXiv 2202.09729); B is not clipped at
     initialisation.
 
+    The gated map starts 1.73 times as large as in the authors' code; see `models.params.dense`.
+
     Args:
       state: N; N/2 conjugate pairs are kept.
       dt_min, dt_max: range of the step size at initialisation.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from common.errors import check_choice
 from models.checks import even
 from models.mixer import Ids, Mixer, Tokens
-from models.params import constant, dense, log_step, normal, param, time_scale
+from models.params import Initializer, constant, dense, log_step, normal, param, time_scale
 from models.partitioning import constrain
 from models.state_space import from_lag_one, look_ahead, pair, unit
 from ops import segments
@@ -26,8 +26,11 @@ class S4D(Mixer):
     """h' = A h + x, y = 2 Re(C . h) + D x for each channel, with diagonal A (arXiv 2206.11893), then GELU and a gated linear map.
 
     Discretised by zero-order hold or the bilinear rule, the layer is a convolution with K_l = 2 Re sum_n C_n Bbar_n Abar_n^l
-    (whole sequences) or a recurrence (streams and packed rows). B is 1 and not trained; for "legs" the authors' code
-    starts it at HiPPO's, clipped at 2, and trains it. Two-sided: a second kernel with its own C acts on the future, from lag 1.
+    (whole sequences) or a recurrence (streams and packed rows). C stands for C B, with C complex normal of unit
+    variance and B = 1 at first; for "legs" B is HiPPO's in the basis of the eigenvectors, its size clipped at 2. The authors'
+    code starts alike and trains both factors. Two-sided: a second kernel with its own C acts on the future, from lag 1.
+
+    The gated map starts 1.73 times as large as in the authors' code; see `models.params.dense`.
 
     Args:
       state: N; N/2 conjugate pairs are kept.
@@ -69,7 +72,8 @@ class S4D(Mixer):
         # Real and imaginary parts of C, for each direction.
         directions = 1 if causal else 2
         c_shape, c_axes = (directions, 2, width, half), (None, None, None, None)
-        self.c = param(rngs, normal(0.5**0.5), c_shape, c_axes, decay=False, keep_float32=True)
+        c_init = legs_output(state) if init == "legs" else normal(0.5**0.5)
+        self.c = param(rngs, c_init, c_shape, c_axes, decay=False, keep_float32=True)
         self.d = param(rngs, normal(1.0), (width,), (None,), decay=False, keep_float32=True)
         self.w_out = dense(rngs, (width, 2, width), ("embed", None, "mlp"))
 
@@ -105,6 +109,13 @@ class S4D(Mixer):
     def initial_state(self, batch: int, capacity: int) -> State:
         width, half = self.a_imag.shape
         return (jnp.zeros((batch, half, width), jnp.float32), jnp.zeros((batch, half, width), jnp.float32))
+
+
+def legs_output(state: int) -> Initializer:
+    """C B, where C is complex normal of unit variance and B that of HiPPO-LegS, clipped; C's phase is even, so that B's is of no
+    effect."""
+    size = np.minimum(np.abs(normal_plus_low_rank("legs", state)[3][state // 2 :]), 2.0)
+    return lambda key, shape, dtype: normal(0.5**0.5)(key, shape, dtype) * jnp.asarray(size, dtype)
 
 
 def eigenvalues(init: str, state: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,9 +25,10 @@ class S5(Mixer):
     then u = gelu(y) and u * sigmoid(W u).
 
     P states, of which the P/2 with positive frequencies are kept, each with its own dt. Lambda starts as the eigenvalues of
-    `blocks` equal HiPPO-LegS normal parts, B and C as random real maps in the basis of their eigenvectors. Re Lambda is kept
-    below -1e-4 (the authors' option `clip_eigs`). Two-sided: a second recurrence runs backwards and is read by its own C; both
-    see the token itself, as in the authors' code.
+    `blocks` equal HiPPO-LegS normal parts, B and C as random maps in the basis of their eigenvectors, both N(0, 1/P) (the
+    authors' call takes P for B's fan-in, too; their normal is truncated). Re Lambda is kept below -1e-4 (the authors' option
+    `clip_eigs`). Two-sided: a second recurrence runs backwards and is read by its own C; both see the token itself, as in the
+    authors' code.
 
     Args:
       state: P.
@@ -61,7 +62,7 @@ class S5(Mixer):
         V = scipy.linalg.block_diag(*[vectors[:, size // 2 :]] * blocks)  # [P, P/2]
 
         def b_init(key, shape, dtype):
-            real = jax.random.normal(key, (width, state), dtype) * width**-0.5
+            real = jax.random.normal(key, (width, state), dtype) * state**-0.5
             return jnp.stack([real @ jnp.asarray(part, dtype) for part in (V.real, -V.imag)], 1)  # B^T conj(V)
 
         def c_init(key, shape, dtype):

@@ -33,6 +33,8 @@ class SparseAttention(Mixer):
     Whole sequences are folded so that only what is seen is computed. Packed rows and pieces of a stream mask the scores
     of all pairs instead. As in the paper, positions are an embedding at the model's input.
 
+    With the fixed pattern all heads read the same summary columns; OpenAI's code gives heads different ones of a block.
+
     Args:
       heads: number of heads.
       pattern: "strided" or "fixed".

@@ -23,7 +23,7 @@ class TTTLinear(Mixer):
     The state is a linear model (W and b in each head) that takes one gradient step for each mini-batch; i and j are places in
     the same mini-batch, and W_0 is where the one before ended. eta_ij = base_rate max(1/i + offset_i, 0) sigmoid(w_lr . x_j) / K.
     q = conv(W_qk x) and k = conv'(W_qk x) share a projection and are rotated by the place in the mini-batch; v = W_v x.
-    The first W, b and the LN of each head are learned.
+    The first W, b and the LN of each head are learned. W and w_lr start as N(0, 0.02^2).
 
     Departures from the authors' code: no biases in the convolutions and in the step size.
 
@@ -65,7 +65,7 @@ class TTTLinear(Mixer):
         self.w_g = dense(rngs, (width, width), ("embed", "heads"))
         self.conv_q = conv_taps(rngs, conv_size, width, "heads")
         self.conv_k = conv_taps(rngs, conv_size, width, "heads")
-        self.w_lr = dense(rngs, (width, heads), ("embed", None))
+        self.w_lr = param(rngs, normal(0.02), (width, heads), ("embed", None))
         self.offset = param(rngs, zeros, (mini_batch,), (None,), decay=False, keep_float32=True)
         self.memory = param(rngs, normal(0.02), (heads, size, size), ("heads", None, None))
         self.memory_bias = param(rngs, zeros, (heads, size), ("heads", None), decay=False)

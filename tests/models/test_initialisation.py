@@ -7,11 +7,129 @@ from flax import nnx
 
 from models import mixer as mixers
 
-WIDTH = 64
+WIDTH, LENGTH = 64, 64
 
 
 def make(name, **hyperparameters):
     return mixers.create(name, WIDTH, rngs=nnx.Rngs(0), **hyperparameters)
+
+
+def laws(name: str, shape: tuple[int, ...]) -> dict[str, tuple[float, float]]:
+    """Mean and deviation that the docstrings or the papers state for random parameters that are no plain maps, by name."""
+    uniform = lambda bound: (0.0, bound / 3**0.5)
+    taps, map_ = uniform(shape[0] ** -0.5), uniform(shape[0] ** -0.5)
+    inner = shape[-1]
+    moments = lambda a: (a.mean(), a.std())
+    unit = (np.arange(100000) + 0.5) / 100000
+    step = np.log(np.geomspace(1e-3, 1e-1, 1001))  # of log-uniform steps, and of the biases whose softplus they are
+    bias = np.log(np.expm1(np.exp(step)))
+    decays = np.log(np.linspace(1, 16, 1001))
+    common = {
+        **dict.fromkeys(("conv", "conv_u", "conv_bc", "conv_q", "conv_k", "taps"), taps),
+        **dict.fromkeys(("d", "d_k", "omega", "ema_out"), (0.0, 1.0)),
+        **dict.fromkeys(("gamma", "bias"), (0.0, 0.02)),
+        "log_dt": moments(step),
+        "dt_bias": moments(bias),
+        "a_log": moments(decays),
+        "w_o": (0.0, (2 * np.prod(shape[:-1])) ** -0.5),
+    }
+    xavier = (0.0, WIDTH**-0.5)
+    whole = np.prod(shape[:-1]) ** -0.5
+    own = {
+        "diag_attention": {"u": (0.0, 1.0), "w_o": xavier, "w_qkv": xavier},
+        "norm_attention": {"u": (0.0, 1.0), "w_o": xavier, "w_qkv": (0.0, (2 * WIDTH) ** -0.5)},
+        "flash": {"w_o": (0.0, whole)},
+        "gau": {"w_o": (0.0, whole)},
+        "gss": {
+            "c": (0.0, inner**-0.5),
+            **dict.fromkeys(("log_a_real", "log_a_imag"), (0.0, 1.0)),
+            "w_o": (0.0, whole),
+        },
+        "h3": {"shift": taps},
+        "hyena": {
+            "w_out": (0.0, whole / 2**0.5),
+            "filter_in": uniform(33**-0.5),
+            "filter_in_bias": uniform(33**-0.5),
+            "filter_hidden": uniform(WIDTH**-0.5),
+            "filter_hidden_bias": uniform(WIDTH**-0.5),
+            "filter_out": uniform(WIDTH**-0.5),
+        },
+        "linformer": {"e": (0.0, LENGTH**-0.5)},
+        "linoss": {**dict.fromkeys(("a", "s"), (0.5, 12**-0.5)), "b": uniform(WIDTH**-0.5), "c": uniform(WIDTH**-0.5)},
+        "lru": {
+            "c": (0.0, WIDTH**-0.5),
+            "nu_log": moments(np.log(-0.5 * np.log(unit))),
+            "theta_log": moments(np.log(2 * np.pi * unit)),
+            "gamma_log": moments(0.5 * np.log(unit)),
+        },
+        "luna": {"p": (0.0, WIDTH**-0.5)},
+        "mamba": {"w_dt": map_},
+        "mega": {
+            "alpha": (0.0, 0.2),
+            "delta": (0.0, 0.2),
+            **dict.fromkeys(("w_v", "w_m", "w_r", "u_h"), (0.0, 0.02)),
+        },
+        "mamba3": {"w_out": (0.0, whole / 2**0.5)},
+        "mlstm": {"b_i": (0.0, 0.1)}
+        | dict.fromkeys(("w_up", "w_qkv"), (0.0, (2 / 5 / WIDTH) ** 0.5))
+        | {"w_down": (0.0, 2 * WIDTH**-0.5)},
+        "nystromformer": {"conv": (0.0, 33**-0.5)},
+        "rwkv_channel_mix": {"w_v": (0.0, whole / 2**0.5)},
+        "sinkhorn": {"w_sort": (0.0, 16**-0.5)},
+        "slstm": dict.fromkeys(("w_if", "w_zo"), (0.0, (2 / 5 / WIDTH) ** 0.5)),
+        "synthesizer": {"r_1": (0.0, (4 * LENGTH) ** -0.5), "r_2": (0.0, (4 * 32) ** -0.5)},
+        "titans": {"b_alpha": moments(-np.log(np.geomspace(10, 1000, 1001) - 1))},
+        "performer": {"w": (0.0, 1.0)},
+        "random_feature_attention": {"directions": (0.0, 1.0)},
+        "retnet": {  # Xavier with gain 2^(-5/2), and 2^-1 for the output
+            **dict.fromkeys(("w_q", "w_k", "w_v", "w_g"), (0.0, 2**-2.5 * (2 / (WIDTH + np.prod(shape[1:]))) ** 0.5)),
+            "w_o": (0.0, 0.5 * (2 / (np.prod(shape[:-1]) + inner)) ** 0.5),
+        },
+        "rglru": {
+            "conv": (0.0, 0.1 / 2),
+            **dict.fromkeys(("w_r", "w_i"), (0.0, inner**-0.5)),
+            "lambda_": moments(np.log(np.expm1(-0.5 * np.log(np.linspace(0.9**2, 0.999**2, 10001))))),
+        },
+        "rwkv4": {"w_v": (0.0, WIDTH**-0.5)},
+        "rwkv6": {
+            **dict.fromkeys(("mix_out", "decay_out"), uniform(0.01)),
+            **dict.fromkeys(("w_k", "w_g"), (0.0, 0.1 * WIDTH**-0.5)),
+        },
+        "rwkv7": {
+            "w_k": (0.0, 0.1 * WIDTH**-0.5),
+            **dict.fromkeys(("decay_out", "rate_out", "value_out", "gate_out"), (0.0, 0.1 * WIDTH**-0.5)),
+        },
+        "s4d": {"c": (0.0, 0.5**0.5)},
+        "s5": {"b": (0.0, (2 * 256) ** -0.5), "c": (0.0, 256**-0.5)},
+        "ttt_linear": {"memory": (0.0, 0.02), "w_lr": (0.0, 0.02)},
+    }
+    return common | own.get(name, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mixers.names())
+def test_spread(name):
+    """Every random parameter has the mean and the deviation of the law that is stated: a map's are 0 and fan-in^(-1/2)."""
+    where = {"causal": mixers.find(name).causal, "length": LENGTH, "layer": 1, "layers": 4}
+    one, two = (nnx.to_flat_state(nnx.state(mixers.create(name, WIDTH, rngs=nnx.Rngs(i), **where))) for i in (0, 1))
+    told = []
+    for (path, first), (_, second) in zip(one, two, strict=True):
+        a, b = (np.asarray(v[...], np.float64) for v in (first, second))
+        if a.size == 0 or np.array_equal(a, b) or (name, str(path[-1])) == ("sgconv", "z"):
+            continue  # no draw: a function of channel and layer, or of other parameters
+        leaf = str(path[-1])
+        fans = [np.prod(a.shape[:i]) for i in range(1, a.ndim)]
+        stated = laws(name, a.shape).get(leaf)
+        expected = [stated] if stated else [(0.0, fan**-0.5) for fan in fans]
+        both = np.stack([a, b])
+        rest = 5 / np.sqrt(2 * both.size) + 0.02
+        ok = any(
+            abs(both.std() / std - 1) < rest and abs(both.mean() - mean) < 5 * std / np.sqrt(both.size)
+            for mean, std in expected
+        )
+        if not ok:
+            told.append(f"{leaf}{list(a.shape)}: {both.mean():.4g}, {both.std():.4g}; stated {expected}")
+    assert not told
 
 
 def softplus(x):
@@ -54,11 +172,17 @@ def test_s4d_legs():
     i = np.arange(n)
     a = -np.where(i[:, None] > i, np.sqrt((2 * i[:, None] + 1) * (2 * i + 1)), np.diag(i + 1.0))
     p = np.sqrt(i + 0.5)
-    eigenvalues = np.linalg.eigvals(a + np.outer(p, p))
+    eigenvalues, vectors = np.linalg.eig(a + np.outer(p, p))
     expected = np.sort(eigenvalues.imag[eigenvalues.imag > 0])
     mixer = make("s4d", state=n, init="legs")
     np.testing.assert_allclose(mixer.a_imag[0], expected, rtol=1e-5)
     np.testing.assert_allclose(eigenvalues.real, -0.5, rtol=1e-6)
+    # C B, with C of unit variance and HiPPO's B in the eigenvectors' basis, clipped at 2.
+    size = np.minimum(np.abs(vectors.conj().T @ np.sqrt(2 * i + 1)), 2)[eigenvalues.imag > 0]
+    size = size[np.argsort(eigenvalues.imag[eigenvalues.imag > 0])]
+    c = np.square(np.asarray(mixer.c[0])).sum(0)  # [width, N/2]
+    np.testing.assert_allclose(c.mean(0) / size**2, 1, atol=5 / WIDTH**0.5)
+    assert abs((c / size**2).mean() - 1) < 0.2
 
 
 @pytest.mark.parametrize("r_min,r_max", [(0.0, 1.0), (0.9, 0.999)])

@@ -10,6 +10,7 @@ import pytest
 from common.errors import UserError
 from ops import dispatch
 from ops.attention import NOTHING, attention, attention_with_logsumexp, merge
+from ops.attention_blocks import exp_below
 
 TOLERANCE = 1e-5  # of the largest entry expected, float32
 
@@ -578,3 +579,10 @@ def test_errors(options, message):
     arrays = [np.zeros(options.pop(name, shape), np.float32) for name, shape in shapes.items()]
     with pytest.raises(ValueError, match=message):
         attention(*arrays, **options)
+
+
+def test_a_maximum_that_was_rounded_otherwise():
+    """The exponential of a difference that rounding makes positive is 1, and has the gradient of one that is 0."""
+    s, top = jnp.array([600.0, 0.0, -1.0]), jnp.zeros(1)
+    value, gradient = exp_below(s, top), jax.grad(lambda s: jnp.sum(exp_below(s, top)))(s)
+    assert jnp.allclose(value, jnp.exp(jnp.array([0.0, 0.0, -1.0]))) and jnp.allclose(gradient, value)
