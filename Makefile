@@ -1,7 +1,7 @@
 # make train    trains a byte-level language model on real text, from nothing
 # make test     runs the tests
 # make parity   compares with independent implementations (installs CPU torch, transformers, ...)
-# make aot      compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 1.3 GB)
+# make aot      compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 2.4 GB)
 # make lint     ruff
 
 PYTHON ?= python3
