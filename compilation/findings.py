@@ -264,7 +264,9 @@ def _gathered(step: Step, sent: list[hlo.Sent]) -> Iterator[hlo.Sent]:
                 known.add(math.prod(leaf.shape[first:]) / ways)
     for collective in sent:
         kinds = ("all-gather", "all-to-all", "ragged-all-to-all", "collective-permute")
-        activation = math.prod(collective.shape.sizes) not in known
+        # A small sum over devices may be made by gathering its summands.
+        summed = collective.origin.endswith("reduce_sum")
+        activation = math.prod(collective.shape.sizes) not in known and not summed
         if collective.kind in kinds and split & set(collective.axes.split(",")) and activation:
             if collective.bytes >= LARGE:
                 yield collective
