@@ -2,7 +2,7 @@
 # make test      runs the tests
 # make thorough  runs what `make test` shows for one mixer of each primitive, for the others
 # make parity    compares with independent implementations (installs CPU torch, transformers, ...)
-# make aot       compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 1.3 GB)
+# make aot       compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 2.4 GB)
 # make slurm     sweeps on a SLURM cluster of one node, which is started and stopped (installs Debian's packages; as root)
 # make ray       sweeps on a Ray cluster of two nodes on this machine (an environment of its own)
 # make lint      ruff

@@ -255,18 +255,18 @@ def _gathered(step: Step, sent: list[hlo.Sent]) -> Iterator[hlo.Sent]:
 
     Rows do not depend on each other: beside parameters and the sums of their gradients nothing needs to go there.
     """
-    split = {axis for axis in sharding.RULES["batch"] if step.built.mesh.shape[axis] > 1}
-    known = set()
-    for leaf, facts in zip(
-        jax.tree.leaves(step.built.abstract["params"]), jax.tree.leaves(step.built.metadata), strict=True
-    ):
-        one = math.prod(leaf.shape[len(leaf.shape) - len(facts.axes) :])
-        for layers in {1, math.prod(leaf.shape) // one}:
-            for ways in {1, step.built.mesh.shape["tensor"], step.built.mesh.shape["fsdp"]}:
-                known.add(layers * one / ways)
+    shape = step.built.mesh.shape
+    split = {axis for axis in sharding.RULES["batch"] if shape[axis] > 1}
+    known = set()  # the sizes of parameters and of their parts: of a layer, of a gate, of what an axis leaves of them
+    for leaf in jax.tree.leaves(step.built.abstract["params"]):
+        for first in range(len(leaf.shape) + 1):
+            for ways in (1, shape["tensor"], shape["fsdp"], shape["tensor"] * shape["fsdp"]):
+                known.add(math.prod(leaf.shape[first:]) / ways)
     for collective in sent:
         kinds = ("all-gather", "all-to-all", "ragged-all-to-all", "collective-permute")
-        activation = math.prod(collective.shape.sizes) not in known
+        # A small sum over devices may be made by gathering its summands.
+        summed = collective.origin.endswith("reduce_sum")
+        activation = math.prod(collective.shape.sizes) not in known and not summed
         if collective.kind in kinds and split & set(collective.axes.split(",")) and activation:
             if collective.bytes >= LARGE:
                 yield collective

@@ -26,7 +26,9 @@ COLLECTIVES = (
 )
 UNKNOWN = 0  # trips of a loop whose text does not say them
 # Custom calls that are marks for the compiler, or memory, and no kernels.
-MARKS = re.compile(r"AllocateBuffer|Assume|Async|Sharding|Shape|Move|Pin|annotate|Barrier|Slice|xla\.|\$barrier|SPMD")
+MARKS = re.compile(
+    r"AllocateBuffer|Assume|Async|Sharding|Shape|Move|Pin|annotate|Barrier|Slice|xla\.|\$barrier|SPMD|Bitcast"
+)
 # Instructions that make no new array.
 VIEWS = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional", "call", "iota")
 

@@ -185,6 +185,9 @@ def missing(kind: str) -> str | None:
 
 def _tpus(text: str, kind: str, sizes: tuple[int, ...]) -> Target:
     _check_installed(text, kind)
+    # libtpu ends the process for a flag that it does not know. This machine's compiler, which has others, has read them by now.
+    jax.devices("cpu")
+    os.environ.pop("XLA_FLAGS", None)
     # Another process of this machine may have loaded the library; nothing is done with a device.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     tpu = TPUS[kind]
