@@ -22,14 +22,8 @@ import argparse
 
 from common import command
 from common.errors import UserError, check_choice, check_range
-from compilation import commands, steps, targets
-from data.task import Task
-from evaluation import diagnosing, grids, sampling, scoring, settings, suite
-from evaluation.loading import configuration, load, load_hf
-from training import command_line
-from training.command_line import show
-from training.config import resolve
-from training.run_directory import locate
+
+# The help is there at once: what takes seconds to import is imported when the command line has been read.
 
 # The options of each action, and what they are where they are not given.
 SCORING = {"split": "test", "lengths": [], "batches": 0}
@@ -64,8 +58,7 @@ def parser() -> command.Parser:
         "--lengths",
         type=comma_separated,
         metavar="N,N,...",
-        help="context lengths, by default the one of training; for --diagnose one, by default at most "
-        f"{diagnosing.LONGEST}",
+        help="context lengths, by default the one of training; for --diagnose one, by default at most 512",
     )
     add("--task", metavar="NAME,...", help="tasks to score in place of the run's own, a file of data/tasks/ each")
     add(
@@ -75,7 +68,7 @@ def parser() -> command.Parser:
         metavar="task.KEY=VALUE,...",
         help="hyperparameters of the tasks (NAME.KEY for one of several); values with commas between make a grid",
     )
-    add("--suite", metavar="NAME", help=f"tasks and settings that are scored together: {', '.join(suite.names())}")
+    add("--suite", metavar="NAME", help="tasks and settings that are scored together, a file of evaluation/suites/")
     add("--output", metavar="DIR", help="where grids are written; by default the run's evaluations/")
     add("--batches", type=int, metavar="N", help="score only the first N batches; 0, the default, is the whole split")
     add = parser.add_argument_group("other actions, one at a time").add_mutually_exclusive_group().add_argument
@@ -85,7 +78,7 @@ def parser() -> command.Parser:
     add(
         "--compile_for",
         metavar="DEVICES",
-        help=f"compile for TPUs ({', '.join(targets.TPUS)}) as in v5e:2x4, or GPUs ({', '.join(targets.GPUS)}) as in h100:8",
+        help="compile for TPUs, as in v5e:2x4, or GPUs, as in h100:8",
     )
     add("--show_config", action="store_true", help="print the run's resolved configuration, with comments")
     add = parser.add_argument_group("with --sample and --prompts").add_argument
@@ -123,6 +116,9 @@ def choose(given: dict) -> tuple[str, dict]:
 
 def check(action: str, options: dict) -> None:
     """Raises a UserError for options that are out of range or do not go together."""
+    from data.task import Task
+    from evaluation import settings
+
     if ("workdir" in options) == bool(options.get("hf")):
         raise UserError("give --workdir=DIR, a run, or --hf=DIR, a checkpoint in Hugging Face's format")
     if action == "score":
@@ -140,6 +136,10 @@ def main(arguments: list[str]) -> int | None:
     if keys:
         made.error(f"unrecognized arguments: {' '.join(keys)}")
     check(action, options)
+    from evaluation import diagnosing, grids, sampling, scoring, settings
+    from evaluation.loading import configuration, load, load_hf
+    from training.command_line import show
+
     chosen = {name: options[name] for name in SAMPLING if name in options}
     prompts = []
     if action in ("sample", "prompts"):
@@ -167,6 +167,12 @@ def main(arguments: list[str]) -> int | None:
 
 def compile_for(options: dict, keys: list[str]) -> int:
     """What --compile_for does: the model is that of a run, on all devices by rows, or of a configuration on its own mesh."""
+    from compilation import commands, steps, targets
+    from evaluation.loading import configuration
+    from training import command_line
+    from training.config import resolve
+    from training.run_directory import locate
+
     if "workdir" not in options and options["config"] is None:
         raise UserError("give --workdir=DIR, a run, or --config=FILE, an experiment file")
     targets.parse(options["compile_for"])

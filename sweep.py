@@ -20,8 +20,8 @@ import signal
 
 from common import command
 from common.errors import check_range
-from sweeps import axes, cells, driver, engine, request, runner, sweep
-from training import run_directory
+
+# The help is there at once: what takes seconds to import is imported when the command line has been read.
 
 
 def parser() -> command.Parser:
@@ -70,6 +70,9 @@ def main(arguments: list[str]) -> int:
             "--cell, --status and --cancel are of a sweep that is there: no --config, --over or --set goes with them"
         )
     check_range("--retries", options.retries, 0)
+    from sweeps import cells, driver, engine, request, runner, sweep
+    from training import run_directory
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end a sweep in the same way
     if options.cell is not None:
         cell = cells.load(options.cell)
@@ -101,8 +104,11 @@ def main(arguments: list[str]) -> int:
         return command.STOPPED
 
 
-def requested(options: argparse.Namespace) -> request.Request:
-    """What the command line asks for."""
+def requested(options: argparse.Namespace):
+    """What the command line asks for, a `sweeps.request.Request`."""
+    from sweeps import axes, request
+    from training import run_directory
+
     over, points = axes.expand(request.pairs("--over", options.over), options.draw, options.draw_seed)
     if options.cells is not None:
         points = [{**listed, **drawn} for listed in axes.listed(options.cells) for drawn in points or [{}]]

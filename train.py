@@ -6,7 +6,12 @@
 
 Any key of the configuration is an option: --config.KEY=VALUE. Its sections are
 
-    SECTIONS
+    seed       of the parameters and of the order of the data
+    task       what is learned: the data and how its rows are made
+    model      width, depth, the pattern of mixers and their hyperparameters
+    optimizer  rule, learning rate and schedule
+    train      steps, batch, precision, and when to log, evaluate and save
+    mesh       how the devices are arranged
 
 and --show_config prints all keys, their values and what they are. The same command goes on with the run in --workdir.
 --compile_for compiles the step for devices that need not be here and says what they would need and send; it reads no data.
@@ -14,17 +19,13 @@ Exit status: 0, all steps are done; 1, an error, or a step that does not fit; 75
 """
 
 from common import command
-from compilation import commands, steps, targets
-from evaluation import report
-from training import command_line, config, initial, loop, run_directory
+
+# The help is there at once: what takes seconds to import is imported when the command line has been read.
 
 
 def parser() -> command.Parser:
     """The command line, but for the keys of the configuration."""
-    sections = "\n".join(f"    {name:<10} {text}" for name, text in command_line.SECTIONS.items())
-    made = command.Parser(
-        __doc__.replace("    SECTIONS", sections), usage="train.py [options] [--config.KEY=VALUE ...]"
-    )
+    made = command.Parser(__doc__, usage="train.py [options] [--config.KEY=VALUE ...]")
     add = made.add_argument
     add("--config", default="configs/lm.py", metavar="FILE[:ARGUMENT]", help="experiment file (default: configs/lm.py)")
     add("--workdir", metavar="DIR", help="directory of the run: configuration, metrics, checkpoints")
@@ -40,8 +41,7 @@ def parser() -> command.Parser:
     add(
         "--compile_for",
         metavar="DEVICES",
-        help=f"compile and print a page instead of training: TPUs ({', '.join(targets.TPUS)}) as in v5e:16x16, or GPUs "
-        f"({', '.join(targets.GPUS)}) as in h100:8",
+        help="compile and print a page instead of training: for TPUs, as in v5e:16x16, or GPUs, as in h100:8",
     )
     add("--distributed", action="store_true", help="join the other processes of a pod or of several hosts")
     return made
@@ -52,6 +52,9 @@ def main(arguments: list[str]) -> int:
     options, keys = made.parse_known_args(arguments)
     if options.compile_for is not None:
         return compile_for(options, keys)
+    from evaluation import report
+    from training import command_line, config, initial, loop, run_directory
+
     command.start(options.distributed)
     source = None if options.init_from is None else initial.find(options.init_from)
     chosen = command_line.parse([f"--config={options.config}", *keys], source)
@@ -74,6 +77,9 @@ def main(arguments: list[str]) -> int:
 
 def compile_for(options, keys: list[str]) -> int:
     """What --compile_for does instead of training."""
+    from compilation import commands, steps, targets
+    from training import command_line, config, run_directory
+
     targets.parse(options.compile_for)
     command.start(platform="cpu", cache=False)
     workdir = None if options.workdir is None else run_directory.locate(options.workdir)

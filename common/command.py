@@ -9,10 +9,6 @@ import os
 import sys
 from collections.abc import Callable
 
-import jax
-from absl import flags, logging
-
-from common import compilation_cache
 from common.errors import UserError
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # for what is imported from here on
@@ -64,6 +60,12 @@ def start(distributed: bool = False, platform: str | None = None, cache: bool = 
       platform: of the devices, such as "cpu"; None for JAX's own choice.
       cache: whether what is compiled is kept for later processes.
     """
+    # The help of a command is there at once: what takes seconds to import comes after the command line has been read.
+    import jax
+    from absl import flags, logging
+
+    from common import compilation_cache
+
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     logging.set_verbosity(logging.WARNING)  # checkpointing tells of every file that it touches
     if platform is not None:

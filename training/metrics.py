@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from common.files import write_atomically
 from data.metrics import LOSS, Metric
@@ -79,6 +78,8 @@ class MetricWriter:
             self._file = run.metrics.open("a")
             # What another launch told of later steps is told again: TensorBoard is to forget it.
             again = any(run.root.glob("events.out.tfevents.*"))
+            from tensorboardX import SummaryWriter  # which imports PyTorch, for seconds, where that is installed
+
             self._events = SummaryWriter(str(run.root), purge_step=resume_step + 1 if again else None)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:

@@ -206,4 +206,4 @@ def test_programs_are_traced_for_their_devices(here, monkeypatch):
     monkeypatch.setattr(dispatch, "platform", lambda name: entered.append(name) or own("tpu"))
     with jax.set_mesh(step.built.mesh), dispatch.implementation("auto") as choice:
         step.function.trace(*step.arguments)
-    assert set(entered) == {"cpu"} and choice.taken["linear_recurrence"] == {"associative"}
+    assert set(entered) == {"cpu"} and choice.taken["linear_recurrence"] == {"pallas"}

@@ -4,7 +4,7 @@ import pytest
 
 import eval as entry
 from common.errors import UserError
-from evaluation import sampling
+from evaluation import diagnosing, sampling
 from evaluation.loading import load
 
 pytestmark = pytest.mark.xdist_group("evaluation")  # one worker trains the run
@@ -106,4 +106,5 @@ def test_help(capsys):
         entry.main(["--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
+    assert f"at most {diagnosing.LONGEST}" in " ".join(printed.split())
     assert all(f"--{name}" in printed for name in {**entry.LOADING, **entry.SCORING, **entry.SAMPLING})

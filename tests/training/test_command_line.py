@@ -1,13 +1,16 @@
 """The command line of a configuration: every key can be set, and what cannot is told apart and named."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
+import train
 from common.errors import UserError
 from training import command_line
-from training.command_line import parse
-from training.config import resolve
+from training.command_line import ROOT, parse
+from training.config import SECTIONS, resolve
 
 FILE = "--config=configs/lm.py:corpus=stdlib"
 
@@ -94,3 +97,18 @@ def test_show_has_every_key_with_what_it_is():
     assert {line.partition("=")[0].removeprefix("--config.") for line in shown} == set(command_line.flatten(config.raw))
     assert "--config.train.keep=2  # number of latest checkpoints that are kept, beside the best." in shown
     assert all("  # " in line for line in shown)
+
+
+def test_help_names_the_sections(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"    {name:<10} {text}\n" in printed for name, text in SECTIONS.items())
+
+
+def test_help_waits_for_nothing():
+    """Command lines are read before anything is imported that takes seconds."""
+    program = (
+        "import sys, train, eval, sweep; train.parser(), eval.parser(), sweep.parser(); assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
