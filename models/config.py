@@ -46,6 +46,8 @@ class ModelConfig:
       pooling: what stands for a row: the "mean" of its tokens (padding left out), its "last" or its "first" token.
       loss: of tasks with real targets: "squared", "absolute", "laplace" or "rle", see `models.heads`.
       tie_embeddings: whether the head is the transposed embedding.
+      logit_scale: factor of the logits of classes. A tied table of deviation 0.02 starts them at 0.02 width^0.5, which a narrow
+        model takes long to leave under AdamW.
       logit_cap: c of logits = c tanh(logits / c); 0 for none.
       dropout: rate on the residual branches.
       remat: what the backward pass computes again instead of keeping it: "none"; "mixer", all within the mixers; "dots", all but
@@ -76,6 +78,7 @@ class ModelConfig:
     pooling: str = "mean"
     loss: str | None = None
     tie_embeddings: bool = True
+    logit_scale: float = 1.0
     logit_cap: float = 0.0
     dropout: float = 0.0
     remat: str = "none"
@@ -98,7 +101,7 @@ class ModelConfig:
             value = getattr(self, key)
             if value is not None and not value >= 1:
                 raise UserError(f"model.{key} must be at least 1, got {value}")
-        for key in ("expansion", "norm_eps", "final_norm_eps"):
+        for key in ("expansion", "norm_eps", "final_norm_eps", "logit_scale"):
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{key} must be more than 0 and finite, got {value}")

@@ -42,7 +42,7 @@ class SequenceModel(nnx.Module):
         self.stack = Stack(config, rngs=rngs)
         self.norm = config.make_norm(rngs, final=True)
         self.kind, self.pooling = config.head, config.pooling
-        self.logit_cap = config.logit_cap
+        self.logit_scale, self.logit_cap = config.logit_scale, config.logit_cap
         real, pair = config.loss is not None, config.head == "pair"
         untied = not (real or pair or config.tie_embeddings)
         self.regression = Regression(config.width, config.targets, config.loss, rngs=rngs) if real else None
@@ -97,6 +97,8 @@ class SequenceModel(nnx.Module):
     def _logits(self, x):
         head = self.embedding[...].T if self.head is None else self.head[...]
         logits = project(x, head, dtype=jnp.float32)
+        if self.logit_scale != 1:
+            logits = self.logit_scale * logits
         if self.logit_cap:
             logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
         return constrain(logits, "batch", *("length",) * (self.kind == "token"), "vocab")

@@ -151,6 +151,14 @@ def test_configuration_as_used():
     assert (plain.channel_mixer, plain.position_embedding, plain.norm_eps) == ("swiglu", "sinusoidal", 1e-5)
 
 
+def test_scaled_logits():
+    """The factor stands before the cap, and 1 is none."""
+    logits = lambda **changes: make(**changes)(ids())[0]
+    plain = logits()
+    np.testing.assert_array_equal(logits(logit_scale=4.0), 4 * plain)
+    assert_close(logits(logit_scale=4.0, logit_cap=0.5), 0.5 * jnp.tanh(4 * plain / 0.5))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "changes,message",
@@ -167,6 +175,7 @@ def test_configuration_as_used():
         ({"expansion": 0.0}, "model.expansion must be more than 0"),
         ({"norm_eps": float("nan")}, "model.norm_eps must be more than 0 and finite, got nan"),
         ({"dropout": 1.0}, "model.dropout must be at least 0 and less than 1, got 1.0"),
+        ({"logit_scale": 0.0}, "model.logit_scale must be more than 0"),
         ({"logit_cap": -1.0}, "model.logit_cap must be at least 0"),
         ({"embedding_scale": float("inf")}, "model.embedding_scale must be finite"),
         ({"mixer": {"gla": {}}}, "does not use 'gla'"),
