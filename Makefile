@@ -1,6 +1,6 @@
 # make train     trains a byte-level language model on real text, from nothing
 # make test      runs the tests
-# make thorough  runs what `make test` shows for one mixer of each primitive, for the others
+# make thorough  runs more tests: of what `make test` shows for one mixer of each primitive, the others; more cases
 # make parity    compares with independent implementations (installs CPU torch, transformers, ...)
 # make aot       compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 2.4 GB)
 # make slurm     sweeps on a SLURM cluster of one node, which is started and stopped (installs Debian's packages; as root)

@@ -9,7 +9,7 @@ from models import mixer as mixers
 
 def one_of_each_primitive(names: Iterable[str], others: pytest.MarkDecorator = pytest.mark.slow) -> list:
     """One test parameter for each mixer. What is tested is a matter of the primitive, and so all but the first of those that
-    stand on the same primitive bear the mark `others`: they are run with -m slow, or with -m thorough, which is what CI does."""
+    stand on the same primitive bear the mark `others`: they are run with -m slow, or with -m thorough."""
     seen, found = set(), []
     for name in names:
         primitive = mixers.find(name).primitive
