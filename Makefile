@@ -25,7 +25,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 thorough: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m thorough $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "thorough and not slow" $(ARGS)
 
 # The comparisons run what XLA makes by default; the other tests do without its fusion emitters (see tests/conftest.py).
 parity: export FUSION_EMITTERS = 1

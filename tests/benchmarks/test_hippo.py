@@ -9,6 +9,7 @@ from benchmarks import hippo as demonstration
 from ops import hippo
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("degree", [0, 1, 3])
 def test_polynomials(degree):
     """LegS with more coefficients than the degree holds a polynomial: what is left falls as the square of the sampling's step."""

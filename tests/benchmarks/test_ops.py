@@ -23,6 +23,7 @@ def smoke(tmp_path_factory):
     return json.loads(path.read_text())
 
 
+@pytest.mark.thorough
 def test_every_case_has_rows_and_peers(smoke):
     assert {(case.primitive, case.variant) for case in CASES} == set(PEERS)
     for case in CASES:
@@ -34,6 +35,7 @@ def test_every_case_has_rows_and_peers(smoke):
     assert offered == {"reference", "sequential", "chunked"}
 
 
+@pytest.mark.thorough
 def test_every_row_computes_the_same(smoke):
     for row in smoke["results"]:
         assert row["note"] == "" and row["difference"] < 1e-4, row

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 import types
 
 import jax
@@ -15,6 +16,7 @@ from data.task import OBJECTIVES, Spec
 from evaluation import report as printed
 from models.sequence_model import ModelConfig, SequenceModel
 from sweeps import report
+from sweeps.request import Request
 from training import sharding, state
 from training.metrics import Progress
 from training.step import class_sums, make_eval_step, real_sums
@@ -275,7 +277,8 @@ def test_a_metric_that_only_its_task_knows(capsys):
 
     kept = json.loads(json.dumps({"task": "own", **own.metric.describe(), "floors": {"all": 0.3}, "length": 6}))
     groups = report.sections([swept("worse", kept, 0.5), swept("better", kept, 0.75)])
-    text = "\n".join(report._section(groups[0], False))
+    asked = Request("configs/lm.py", {"mixer": ["worse", "better"]}, pathlib.Path("runs"))
+    text = "\n".join(report._section(asked, groups[0], False, (), ()))
     assert "| test f1, % |" in text and "higher is better" in text
     assert [text.index(word) for word in ("`better` | 75.0", "`worse` | 50.0", "*all* | *30.0*")] == sorted(
         text.index(word) for word in ("`better` | 75.0", "`worse` | 50.0", "*all* | *30.0*")
@@ -284,6 +287,7 @@ def test_a_metric_that_only_its_task_knows(capsys):
 
 def swept(name, kept, value):
     """A finished row of a sweep."""
-    cell = types.SimpleNamespace(config={"model": {"width": 8}})
+    cell = types.SimpleNamespace(config={"model": {"width": 8}}, diverged=lambda: None)
     cost = types.SimpleNamespace(parameters=1, flops_per_token=1.0, carry_bytes=None)
-    return report.Row({"mixer": name}, [cell], [kept | {"valid": value, "test": {"6": value}}], [[]], cost, None)
+    result = kept | {"valid": value, "test": {"6": value}}
+    return report.Row({"mixer": name}, [cell], [result], [None], [[]], cost, None)

@@ -147,8 +147,10 @@ TRACED = {"whole blocks", "slopes both ways", "packed window", "piece of a seque
 
 @pytest.mark.parametrize(
     "name, form",
-    [(name, form) for name in CASES for form in ("reference", "blockwise")]
-    + [(n, "traced offset") for n in sorted(TRACED)],
+    [pytest.param(name, "reference", marks=pytest.mark.thorough) for name in CASES if name not in TRACED]
+    + [(name, "reference") for name in sorted(TRACED)]
+    + [(name, "blockwise") for name in CASES]
+    + [(name, "traced offset") for name in sorted(TRACED)],
 )
 def test_values_and_gradients(name, form):
     expected, run = example(name)

@@ -45,6 +45,7 @@ def sketch(name: str) -> SequenceModel:
     return nnx.eval_shape(lambda: model(name, nnx.Rngs(0)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", one_of_each_primitive(mixers.names()))
 def test_sharded_equals_unsharded(name):
     """The loss and its gradients on data x fsdp x tensor = 2 x 2 x 2 devices are those of one device."""
