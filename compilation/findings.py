@@ -278,6 +278,12 @@ def _suggestions(step: Step, memory: Memory) -> Iterator[str]:
         if config.model.remat != "full":
             yield "--config.model.remat=full computes activations again instead of keeping those of all layers"
         own = step.rows // (config.train.accumulation * sharding.batch_ways(mesh))
+        spec, ways = config.task.spec, config.train.loss_chunks * mesh.shape["tensor"]
+        logits = 4 * own * spec.length * spec.targets // ways
+        whole = any(metric.whole_rows for metric in spec.metrics)
+        if config.model.head == "token" and config.model.loss is None and not whole and logits > 0.05 * memory.capacity:
+            chunks = 8 * config.train.loss_chunks
+            yield f"--config.train.loss_chunks={chunks} makes {amount(logits)} of logits a piece of the length at a time"
         if own > 1:
             least = next(n for n in range(2, own + 1) if own % n == 0)
             times = config.train.accumulation * least

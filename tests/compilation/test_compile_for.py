@@ -172,6 +172,7 @@ def test_suggestions(here):
     said = " ".join(findings._suggestions(step, memory))
     for part in (
         "model.remat=full",
+        "train.loss_chunks=8",
         "train.accumulation=2 computes 2 of 4 rows",
         "mesh.fsdp=8 --config.mesh.data=1",
         "mesh.tensor=2",
