@@ -10,8 +10,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from common.errors import UserError, check_range
+from common.errors import UserError, check_range, near
 from common.plugins import Plugins
 from training.command_line import ROOT
 
@@ -88,6 +89,7 @@ class Engine(abc.ABC):
     poll = 2.0  # seconds between two questions
     lasting = True  # whether jobs go on when the command that submitted them has ended
     waits = True  # whether a command can wait for jobs
+    known_options: ClassVar[Mapping[str, str] | None] = None  # what each is; None where the engine takes any
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -106,6 +108,15 @@ class Engine(abc.ABC):
         self.resources = resources
         self.options = dict(options or {})
         self.workers = workers
+        for key in self.options if self.known_options is not None else ():
+            if not self.known_options:
+                raise UserError(f"--engine={self.name} has no options, it was given {', '.join(self.options)}")
+            if key not in self.known_options:
+                raise UserError(f"--engine={self.name} has no option {key}; {near(key, self.known_options)}")
+        self.check()
+
+    def check(self) -> None:  # noqa: B027 (a subclass may have nothing to say)
+        """Raises a UserError for resources, options or workers that the engine cannot have."""
 
     @abc.abstractmethod
     def submit(self, cells: Sequence[Path], retries: int) -> list[str]:

@@ -31,6 +31,7 @@ from jax.experimental import multihost_utils
 from common.console import say
 from common.errors import UserError, check_range
 from training.checksums import checksums, named_leaves
+from training.state import nest
 
 
 class CheckpointError(UserError):
@@ -386,16 +387,12 @@ def _types(tree: Any) -> dict[str, str]:
 
 def _abstract(types: dict[str, str], sharding: jax.sharding.Sharding) -> dict:
     """The tree of nested dicts that `_types` describes."""
-    tree: dict = {}
+    flat = {}
     for path, described in types.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
         dtype, _, sizes = described.rstrip("]").partition("[")
         shape = tuple(map(int, filter(None, sizes.split(","))))
-        node[last] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    return tree
+        flat[tuple(path.split("/"))] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    return nest(flat)
 
 
 def _seal(record: dict) -> int:

@@ -89,7 +89,7 @@ def build(
     _refuse_other_arrays(model)
     graphdef, variables = nnx.split(model)
     flat = list(nnx.to_flat_state(variables))
-    metadata = _nest({path: _facts(path, variable) for path, variable in flat})
+    metadata = nest({path: _facts(path, variable) for path, variable in flat})
     optimizer = None if make_optimizer is None else make_optimizer(metadata)
     tx = optax.identity() if optimizer is None else optimizer
 
@@ -104,7 +104,7 @@ def build(
     def create(key: Key[jax.Array, ""]) -> State:
         model_key, run_key = jax.random.split(key)
         made = nnx.to_flat_state(nnx.state(model_factory(nnx.Rngs(model_key))))
-        params = _nest({path: variable.get_value() for path, variable in made})
+        params = nest({path: variable.get_value() for path, variable in made})
         return {
             "params": params,
             "opt": tx.init(params),
@@ -166,7 +166,7 @@ def _refuse_other_arrays(model: nnx.Module) -> None:
             )
 
 
-def _nest(flat: dict[tuple, Any]) -> PyTree:
+def nest(flat: dict[tuple, Any]) -> PyTree:
     """Nested dicts with strings as keys (a list's indices are integers, which checkpoints and exports dislike)."""
     tree: dict = {}
     for path, value in flat.items():

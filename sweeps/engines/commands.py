@@ -7,7 +7,7 @@ from pathlib import Path
 from common.console import say
 from common.errors import UserError
 from common.files import write_atomically
-from sweeps.engine import ALONE, Engine, Resources, Seen
+from sweeps.engine import Engine, Seen
 
 FILE = "commands.txt"
 
@@ -19,17 +19,11 @@ class Commands(Engine):
     """
 
     waits = False
+    known_options = {}
 
-    def __init__(
-        self,
-        workdir: Path,
-        resources: Resources = ALONE,
-        options: Mapping[str, str] | None = None,
-        workers: int | None = None,
-    ):
-        super().__init__(workdir, resources, options, workers)
-        if options or resources.accelerators or resources.minutes or workers:
-            raise UserError("--engine=commands only writes commands: it has no options, and knows --hosts alone")
+    def check(self) -> None:
+        if self.resources.accelerators or self.resources.minutes or self.workers:
+            raise UserError("--engine=commands only writes commands: it knows --hosts alone")
 
     def submit(self, cells: Sequence[Path], retries: int) -> list[str]:
         path = self.workdir / FILE

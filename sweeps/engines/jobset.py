@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from common.console import say
-from common.errors import UserError, near
+from common.errors import UserError
 from common.files import write_atomically
 from sweeps import cells
-from sweeps.engine import ALONE, Engine, Resources, Seen, passed_environment
+from sweeps.engine import Engine, Seen, passed_environment
 
 FILE = "jobset.yaml"
 OPTIONS = {
@@ -42,28 +42,19 @@ class JobSet(Engine):
     """
 
     waits = False
+    known_options = OPTIONS
 
-    def __init__(
-        self,
-        workdir: Path,
-        resources: Resources = ALONE,
-        options: Mapping[str, str] | None = None,
-        workers: int | None = None,
-    ):
-        super().__init__(workdir, resources, options, workers)
-        for key in self.options:
-            if key not in OPTIONS:
-                raise UserError(f"--engine=jobset has no option {key}; {near(key, OPTIONS)}")
+    def check(self) -> None:
         for key in ("image", "mount"):
             if key not in self.options:
                 raise UserError(f"--engine=jobset needs --option {key}=...: {OPTIONS[key]}")
         if ("bucket" in self.options) == ("claim" in self.options):
             raise UserError("--engine=jobset needs either --option bucket=NAME or claim=NAME, which the pods mount")
-        if not workdir.is_relative_to(self.options["mount"]):
+        if not self.workdir.is_relative_to(self.options["mount"]):
             raise UserError(
-                f"--workdir={workdir} is not in mount={self.options['mount']}, which is all that the pods see"
+                f"--workdir={self.workdir} is not in mount={self.options['mount']}, which is all that the pods see"
             )
-        if workers is not None:
+        if self.workers is not None:
             raise UserError("--engine=jobset knows no --workers: a Kueue queue says how many run at the same time")
 
     def submit(self, given: Sequence[Path], retries: int) -> list[str]:

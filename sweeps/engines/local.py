@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.files import read_json
 from sweeps import jobs
 from sweeps.cells import LOG
-from sweeps.engine import ALONE, Engine, Resources, Seen
+from sweeps.engine import ALONE, Engine, Seen
 from training.lock import FILE, held
 
 
@@ -24,23 +24,16 @@ class Local(Engine):
 
     poll = 0.1
     lasting = False
+    known_options = {}
 
-    def __init__(
-        self,
-        workdir: Path,
-        resources: Resources = ALONE,
-        options: Mapping[str, str] | None = None,
-        workers: int | None = None,
-    ):
-        super().__init__(workdir, resources, options, 1 if workers is None else workers)
-        if options:
-            raise UserError(f"--engine=local has no options, it was given {', '.join(options)}")
-        if resources != ALONE:
+    def check(self) -> None:
+        self.workers = 1 if self.workers is None else self.workers
+        self._processes: dict[str, tuple[subprocess.Popen, int]] = {}
+        if self.resources != ALONE:
             raise UserError(
                 "--hosts, --accelerators and --minutes are for engines with several machines; --engine=local has this one, which "
                 "--workers shares"
             )
-        self._processes: dict[str, tuple[subprocess.Popen, int]] = {}
 
     def submit(self, cells: Sequence[Path], retries: int) -> list[str]:
         return [self._start(cell) for cell in cells]

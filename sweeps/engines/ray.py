@@ -5,10 +5,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.errors import UserError, near
+from common.errors import UserError
 from sweeps import jobs
 from sweeps.cells import LOG
-from sweeps.engine import ALONE, Engine, Resources, Seen, passed_environment
+from sweeps.engine import Engine, Seen, passed_environment
 
 OPTIONS = {
     "address": "of the cluster: auto (the default) on one of its machines, HOST:PORT, or ray://HOST:10001",
@@ -24,18 +24,10 @@ class Ray(Engine):
     and is gone with it; one whose node is lost is lost.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        resources: Resources = ALONE,
-        options: Mapping[str, str] | None = None,
-        workers: int | None = None,
-    ):
-        super().__init__(workdir, resources, options, workers)
-        for key in self.options:
-            if key not in OPTIONS:
-                raise UserError(f"--engine=ray has no option {key}; {near(key, OPTIONS)}")
-        if resources.minutes is not None:
+    known_options = OPTIONS
+
+    def check(self) -> None:
+        if self.resources.minutes is not None:
             raise UserError("--engine=ray knows no --minutes")
         self._ray = None
 

@@ -73,12 +73,9 @@ def test_stacked_repeats_are_the_blocks_in_order():
     assert not np.allclose(first, second)
 
 
-@pytest.mark.parametrize(
-    "remat", ["mixer", "full", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("dots", "offload"))]
-)
+@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
 def test_remat_changes_nothing(remat):
     """Values and gradients are the same under every rematerialisation policy."""
-    assert {"none", "mixer", "full", "dots", "offload"} == set(REMAT)
 
     @jax.jit
     def run(model):
