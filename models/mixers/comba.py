@@ -61,7 +61,7 @@ class Comba(Mixer):
         value = head_size(
             scaled(width, expand_value=expand_value), value_heads, "the size of the values", "value_heads"
         )
-        self.groups = head_size(value_heads, heads, "the number of value heads")
+        self.groups = head_size(value_heads, heads, "`value_heads`")
         self.value_heads = value_heads
         self.sizes = (value_heads, key, value)
         sizes = ((heads, key), (heads, key), (value_heads, value))

@@ -57,7 +57,7 @@ class GatedDeltaNet(Mixer):
         value = head_size(
             scaled(width, expand_value=expand_value), value_heads, "the size of the values", "value_heads"
         )
-        self.groups = head_size(value_heads, heads, "the number of value heads")
+        self.groups = head_size(value_heads, heads, "`value_heads`")
         self.value_heads = value_heads
         self.sizes = (value_heads, key, value)
         self.beta_scale = 2.0 if negative_eigenvalues else 1.0

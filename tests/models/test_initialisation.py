@@ -150,7 +150,7 @@ def test_mamba():
 
 @pytest.mark.parametrize(
     "name,least",
-    [("gated_delta_net", 0), ("comba", 0), ("gated_delta_net_2", 1)],
+    [("gated_delta_net", 0), ("comba", 0), ("preconditioned_gated_delta_net", 0), ("gated_delta_net_2", 1)],
 )
 def test_gated_delta_net(name, least):
     """A uniform in (0, 16), or (1, 16), and dt log-uniform in [0.001, 0.1]."""
@@ -160,10 +160,18 @@ def test_gated_delta_net(name, least):
     assert dt.min() >= 0.99e-3 and dt.max() <= 0.101
 
 
-def test_comba():
-    """Its feedback and correction start at one value."""
-    mixer = make("comba")
-    assert (np.asarray(mixer.c[...]) == 1).all() and (np.asarray(mixer.d[...]) == 1).all()
+def test_constants():
+    """Comba's feedback and correction, the centre of the preconditioner, MesaNet's lambda, Hydra's A and D, Mamba-3's ranks."""
+    comba, mesa, hydra, mamba3 = make("comba"), make("mesa_net"), make("hydra", causal=False), make("mamba3", rank=4)
+    every = lambda parameter, value: np.testing.assert_allclose(parameter[...], value, rtol=1e-6)
+    every(comba.c, 1.0)
+    every(comba.d, 1.0)
+    every(make("preconditioned_gated_delta_net").center, -0.2)
+    np.testing.assert_allclose(0.25 + softplus(mesa.ridge[...]), 1.0, rtol=1e-6)
+    every(hydra.a_log, 0.0)
+    every(hydra.d, 1.0)
+    for parameter, value in ((mamba3.rank_x, 0.25), (mamba3.rank_z, 1.0), (mamba3.rank_o, 0.25)):
+        every(parameter, value)
 
 
 def test_s4d():
