@@ -5,6 +5,7 @@ softmax attentions to disjoint sets of keys into the one to their union: sparse 
 `ops.attention_blocks` computes them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    score_cap: float | None = None,
     slopes: Float[Array, "H"] | None = None,
     mask: Callable[[Any, Any], Array] | None = None,
     query_labels: Any = None,
@@ -67,6 +69,7 @@ def attention(
       causal: keys to the right of the query are not seen.
       window: of the keys, those in (i - window, i] if causal, else those with |i - j| <= window // 2.
       scale: factor of q.k, K**-0.5 by default.
+      score_cap: c of s = c tanh(scale q.k / c), before slopes and masks (Gemma 2, arXiv 2408.00118); None for none.
       slopes: ALiBi (arXiv 2108.12409): adds -slope * (i - j) to the scores of each head, |i - j| if not causal.
       mask: any further pattern, `mask(query label, key label) -> seen`. It is called block by block with labels that
         broadcast against each other, and holds no arrays of its own. It is evaluated for every pair that `causal` and
@@ -81,7 +84,7 @@ def attention(
         offset multiplies padding by 0 instead of leaving it out, which would copy the buffer: there it must be finite.
       implementation: "reference" holds all scores; "blockwise" is linear in memory (with a traced query_offset it
         goes over blocks of queries, each against all keys); "library" is `jax.nn.dot_product_attention`, cuDNN for
-        16-bit types on a GPU, offered for the softmax without slopes or mask, K equal to V and query_offset 0.
+        16-bit types on a GPU, offered for the softmax without cap, slopes or mask, K equal to V and query_offset 0.
       block_size: rows and columns of a block; chosen by length if None.
 
     Returns:
@@ -92,8 +95,8 @@ def attention(
       UserError: for an unknown activation, a window or blocks below 1, or heads that are no multiple of the key heads.
     """
     labels = (query_labels, key_labels)
-    _check(q, k, v, activation, window, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
-    form = Form(activation, causal, window, q.shape[3] ** -0.5 if scale is None else float(scale), mask)
+    _check(q, k, v, activation, window, score_cap, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
+    form = Form(activation, causal, window, _scale(q, scale), score_cap, mask)
     x = _inputs(q, k, v, slopes, segment_ids, key_segment_ids, query_offset, form, labels)
     zero = isinstance(query_offset, int | np.integer) and query_offset == 0
     library = zero and slopes is None and mask is None and _library_takes(form, x.q, x.k, x.v)
@@ -114,6 +117,7 @@ def attention_with_logsumexp(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    score_cap: float | None = None,
     slopes: Float[Array, "H"] | None = None,
     mask: Callable[[Any, Any], Array] | None = None,
     query_labels: Any = None,
@@ -134,8 +138,8 @@ def attention_with_logsumexp(
       ValueError: if shapes or options do not fit together.
     """
     labels = (query_labels, key_labels)
-    _check(q, k, v, "softmax", window, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
-    form = Form("softmax", causal, window, q.shape[3] ** -0.5 if scale is None else float(scale), mask)
+    _check(q, k, v, "softmax", window, score_cap, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
+    form = Form("softmax", causal, window, _scale(q, scale), score_cap, mask)
     x = _inputs(q, k, v, slopes, segment_ids, key_segment_ids, query_offset, form, labels)
     chosen = dispatch.choose("attention_with_logsumexp", implementation, "blockwise")
     return _portable(chosen, form, x, query_offset, block_size)
@@ -158,6 +162,21 @@ def merge(
     total = jnp.sum(weights, axis=0)
     y = sum(w[..., None] * y for w, (y, _) in zip(weights / total, parts, strict=True))
     return y.astype(parts[0][0].dtype), top + jnp.log(total)
+
+
+def add_sinks(
+    y: Float[Array, "B T H V"], log: Float[Array, "B T H"], sinks: Float[Array, "H"]
+) -> Float[Array, "B T H V"]:
+    """The softmax attention whose normaliser has one key more for each head, of score `sinks` and value 0 (arXiv 2508.10925).
+
+    Args:
+      y, log: what `attention_with_logsumexp` or `merge` returned.
+      sinks: the scores [heads].
+
+    Returns:
+      y * exp(log) / (exp(log) + exp(sinks)), in y's dtype; 0 where a query sees no key.
+    """
+    return (y * jax.nn.sigmoid(log - sinks.astype(log.dtype))[..., None]).astype(y.dtype)
 
 
 def _inputs(q, k, v, slopes, segment_ids, key_segment_ids, query_offset, form, labels):
@@ -188,7 +207,11 @@ def _portable(chosen, form, x, query_offset, block_size):
     return by_queries(form, sizes[0], x, query_offset)
 
 
-def _check(q, k, v, activation, window, slopes, mask, labels, segment_ids, key_segment_ids, block_size):
+def _scale(q, scale):
+    return q.shape[3] ** -0.5 if scale is None else float(scale)
+
+
+def _check(q, k, v, activation, window, score_cap, slopes, mask, labels, segment_ids, key_segment_ids, block_size):
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise ValueError(f"q, k and v must be [batch, length, heads, channels]: {q.shape}, {k.shape}, {v.shape}")
     (B, T, H, K), (S, G) = q.shape, k.shape[1:3]
@@ -200,6 +223,8 @@ def _check(q, k, v, activation, window, slopes, mask, labels, segment_ids, key_s
     for name, value in (("window", window), ("block_size", block_size)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, or None: {value}")
+    if score_cap is not None and not 0 < score_cap < math.inf:
+        raise UserError(f"score_cap must be positive and finite, or None: {score_cap}")
     if slopes is not None and slopes.shape != (H,):
         raise ValueError(f"slopes must have one entry per query head, {(H,)}: {slopes.shape}")
     if segment_ids is None and key_segment_ids is not None:
@@ -223,7 +248,13 @@ def _check(q, k, v, activation, window, slopes, mask, labels, segment_ids, key_s
 def _library_takes(form, q, k, v):
     """Whether `jax.nn.dot_product_attention` computes this form at all."""
     aligned = q.shape[1] == k.shape[1] or not (form.causal or form.window)
-    return form.activation == "softmax" and aligned and v.shape == k.shape and q.dtype == k.dtype == v.dtype
+    return (
+        form.activation == "softmax"
+        and form.cap is None
+        and aligned
+        and v.shape == k.shape
+        and q.dtype == k.dtype == v.dtype
+    )
 
 
 def _cudnn_takes(form, q, k, segment_ids):

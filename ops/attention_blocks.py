@@ -54,6 +54,7 @@ class Form(NamedTuple):
     causal: bool
     window: int | None
     scale: float
+    cap: float | None
     mask: Callable | None
 
 
@@ -139,8 +140,17 @@ def distances(form, start, size, count, cols):
     return distance if form.causal else jnp.abs(distance)
 
 
-def _scores(form, x, distance):
+def _products(form, x):
+    """The scores without what depends on places, and their derivative to the scaled products (None for 1)."""
     s = form.scale * _dot("bgik,bgjk->bgij", x.q, x.k)
+    if form.cap is None:
+        return s, None
+    t = jnp.tanh(s / form.cap)
+    return form.cap * t, 1 - jnp.square(t)
+
+
+def _placed(s, x, distance):
+    """The scores, from what `_products` gives."""
     return s if x.slopes is None else s - x.slopes[..., None] * distance
 
 
@@ -188,7 +198,7 @@ def by_queries(form, size, x, query_offset):
         q, segment_ids, labels, start = block
         x = Inputs(q, keys[0], keys[1], blocks.slopes, segment_ids, keys[2], labels, keys[3])
         distance = distances(form, start, size, x.q.shape[2], cols)
-        s = _scores(form, x, distance)
+        s = _placed(_products(form, x)[0], x, distance)
         mask = visible(form, distance, cols < S, x)
         if form.activation != "softmax":
             return _dot("bgij,bgjv->bgiv", _weights(form, s, mask).astype(x.v.dtype), x.v), None
@@ -234,7 +244,7 @@ def _put(x, value, i):
 
 
 def _tile(form, offset, sizes, S, blocks, i, j):
-    """Query block i and key block j: the inputs, scores, mask and distances."""
+    """Query block i and key block j: the inputs, scores, mask, distances, and the scores' derivative to the products."""
     rows = (blocks.q, blocks.segment_ids, blocks.query_labels)
     q, segment_ids, labels = jax.tree.map(lambda a: _at(a, i), rows)
     keys = (blocks.k, blocks.v, blocks.key_segment_ids, blocks.key_labels)
@@ -242,7 +252,8 @@ def _tile(form, offset, sizes, S, blocks, i, j):
     x = Inputs(q, k, v, blocks.slopes, segment_ids, key_segment_ids, labels, key_labels)
     cols = j * sizes[1] + jnp.arange(sizes[1], dtype=jnp.int32)
     distance = distances(form, offset + i * sizes[0], sizes[0], x.q.shape[2], cols)
-    return x, _scores(form, x, distance), visible(form, distance, cols < S, x), distance
+    s, derivative = _products(form, x)
+    return x, _placed(s, x, distance), visible(form, distance, cols < S, x), distance, derivative
 
 
 def _visits(form, offset, sizes, lengths, blocks):
@@ -279,7 +290,7 @@ def _blockwise_forward(form, offset, sizes, x):
 
     def add_softmax(carry, i, j):
         y, top, total = carry
-        x, s, mask, _ = _tile(form, offset, sizes, S, blocks, i, j)
+        x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, i, j)
         s = jnp.where(mask, s, _MASKED)
         old = _at(top, i)
         new = jnp.maximum(old, jnp.max(s, axis=-1))
@@ -288,7 +299,7 @@ def _blockwise_forward(form, offset, sizes, x):
         return y, _put(top, new, i), _put(total, _at(total, i) * shrink + jnp.sum(p, axis=-1), i)
 
     def add_unnormalised(y, i, j):
-        x, s, mask, _ = _tile(form, offset, sizes, S, blocks, i, j)
+        x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, i, j)
         p = _weights(form, s, mask).astype(x.v.dtype)
         return _put(y, _at(y, i) + _dot("bgij,bgjv->bgiv", p, x.v), i)
 
@@ -318,7 +329,7 @@ def _blockwise_backward(form, offset, sizes, saved, cotangents):
 
     def add(carry, i, j):
         dq, dk, dv, dslopes = carry
-        x, s, mask, distance = _tile(form, offset, sizes, S, blocks, i, j)
+        x, s, mask, distance, derivative = _tile(form, offset, sizes, S, blocks, i, j)
         dy = _at(grads, i)
         dp = _dot("bgiv,bgjv->bgij", dy, x.v)
         if form.activation == "softmax":
@@ -330,7 +341,7 @@ def _blockwise_backward(form, offset, sizes, saved, cotangents):
         if dslopes is not None:
             dslopes -= jnp.sum(ds * distance, axis=(0, -1))
         dv = _put(dv, _at(dv, j) + _dot("bgij,bgiv->bgjv", p.astype(dy.dtype), dy), j)
-        ds = ds.astype(x.k.dtype)
+        ds = (ds if derivative is None else ds * derivative).astype(x.k.dtype)
         dk = _put(dk, _at(dk, j) + _dot("bgij,bgik->bgjk", ds, x.q), j)
         dq = _put(dq, _at(dq, i) + _dot("bgij,bgjk->bgik", ds, x.k), i)
         return dq, dk, dv, dslopes
