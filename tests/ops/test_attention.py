@@ -238,6 +238,39 @@ def test_masks_and_logsumexp(implementation):
     assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "blockwise", "traced offset"])
+def test_decay(implementation):
+    """Scores that fall by the log-decays between key and query, of grouped heads, in a piece of a sequence and with a cap."""
+    B, T, S, H, G, offset = 2, 13, 23, 4, 2, 10
+    q, k, v, dy = inputs(B, T, S, H, G, 4, 3)
+    sums = np.cumsum(np.random.default_rng(3).uniform(-2, 0, (B, S, H)), 1).astype(np.float32)
+    mask = mask_of(B, T, S, segments=PACKED[:, offset:], key_segments=PACKED, offset=offset)
+    traced, form = implementation == "traced offset", implementation.replace("traced offset", "blockwise")
+
+    @jax.jit
+    def compute(q, k, v, sums, start):
+        def f(q, k, v, sums):
+            return attention(
+                q, k, v, decay=sums[:, offset:], key_decay=sums, segment_ids=PACKED[:, offset:], score_cap=2.0,
+                key_segment_ids=PACKED, query_offset=start if traced else offset, implementation=form, block_size=8,
+            )  # fmt: skip
+
+        return with_gradients(f, dy, q, k, v, sums)
+
+    def definition(q, k, v, sums):
+        k, v = (jnp.repeat(a, H // G, axis=2) for a in (k, v))
+        s = 2 * jnp.tanh(jnp.einsum("bthk,bshk->bhts", q, k) * 4**-0.5 / 2)
+        s = s + (sums[:, offset:, None] - sums[:, None]).transpose(0, 3, 1, 2)
+        e = jnp.where(mask[:, None], jnp.exp(jnp.where(mask[:, None], s, 0)), 0)
+        p = e / jnp.where(e.sum(-1, keepdims=True) > 0, e.sum(-1, keepdims=True), 1)
+        return jnp.einsum("bhts,bshv->bthv", p, v)
+
+    actual = compute(q, k, v, sums, np.int32(offset))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(a, jnp.float64) for a in (dy, q, k, v, sums)]
+        assert_close(actual, [np.asarray(a) for a in with_gradients(definition, *wide)])
+
+
 def test_masks_by_index():
     """Without labels a mask is told the indices, and what is not softmax honours it too."""
     q, k, v, dy = inputs(1, 24, 24, 2, 2, 4, 4)
