@@ -25,21 +25,28 @@ def frequencies(channels: int, base: float, scaling: str = "none") -> tuple[np.n
       the frequencies [R / 2] in float64, and the factor of rotated queries and keys.
 
     Raises:
+      UserError: as `parse`, and for a list of another length than there are frequencies.
+    """
+    name, given = parse(scaling)
+    return (_plain(channels, base), 1.0) if name == "none" else RULES[name](channels, base, **given)
+
+
+def parse(scaling: str) -> tuple[str, dict[str, float | np.ndarray]]:
+    """The name of a rule and all of its arguments.
+
+    Raises:
       UserError: for an unknown rule or argument, a number that is none or not positive, or an argument that is missing.
     """
     name, _, text = scaling.partition(":")
     check_choice("rotary_scaling", name, ("none", *RULES))
-    if name == "none":
-        if text:
-            raise UserError(f"rotary_scaling={scaling!r}: 'none' takes no arguments")
-        return _plain(channels, base), 1.0
-    rule = RULES[name]
-    known = {p.name: p.default for p in inspect.signature(rule).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    keywords = inspect.signature(RULES[name]).parameters.values() if name in RULES else ()
+    known = {p.name: p.default for p in keywords if p.kind is p.KEYWORD_ONLY}
     given = {}
     for entry in filter(None, text.split(",")):
         key, _, value = (part.strip() for part in entry.partition("="))
         if key not in known:
-            raise UserError(f"rotary_scaling={scaling!r}: {name} has no {key!r}, it takes {', '.join(known)}")
+            takes = ", ".join(known) or "no arguments"
+            raise UserError(f"rotary_scaling={scaling!r}: {name} has no {key!r}, it takes {takes}")
         try:
             numbers = [float(number) for number in value.split()]
         except ValueError:
@@ -52,7 +59,14 @@ def frequencies(channels: int, base: float, scaling: str = "none") -> tuple[np.n
     for key in ("factor", "factors", "original_length"):
         if key in given and not np.all(given[key] > 0):
             raise UserError(f"rotary_scaling={scaling!r}: {key} must be positive")
-    return rule(channels, base, **given)
+    return name, {key: given.get(key, default) for key, default in known.items()}
+
+
+def complete(scaling: str) -> str:
+    """The text of a rule with all of its arguments, in their order: what is equal is the same rule."""
+    name, given = parse(scaling)
+    values = {key: " ".join(repr(float(number)) for number in np.atleast_1d(value)) for key, value in given.items()}
+    return f"{name}:{','.join(f'{key}={value}' for key, value in values.items())}" if given else name
 
 
 def _plain(channels, base):
