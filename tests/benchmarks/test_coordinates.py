@@ -1,0 +1,43 @@
+"""The coordinate check, which models scaled from a base pass and others do not."""
+
+import pytest
+
+from benchmarks import coordinates
+from configs import recall
+from models import mixer as mixers
+from tests.collection import one_of_each_primitive
+
+CAUSAL = [name for name in mixers.names() if mixers.find(name).causal]
+
+
+def chosen(mixer, channel_mixer):
+    config = recall.get_config(f"task=induction_heads,mixer={mixer}")
+    config.task.length = 32
+    config.model.update({"depth": 1, "width": 32, "embedding_scale": 1.0, "channel_mixer": channel_mixer})
+    config.train.batch_size = 8
+    config.optimizer.update({"name": "adamw", "learning_rate": 1e-2})
+    return config
+
+
+def failures(found):
+    """The quantities whose change is not as large at every size."""
+    return {
+        name: line["change_slope"] for name, line in found.items() if not coordinates.passes(name, line["change_slope"])
+    }
+
+
+def check(mixer, sizes, steps, channel_mixer="auto"):
+    plain, scaled = coordinates.check(chosen(mixer, channel_mixer), "width", sizes, steps)
+    assert {"logits", "stream 1"} < set(plain) and any("/mixer/" in name for name in plain)
+    assert max(line["change_slope"] for line in plain.values()) > 0.3  # the check can fail
+    return failures(scaled)
+
+
+def test_attention():
+    assert not check("attention", (32, 128), 3, "none")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("mixer", one_of_each_primitive(CAUSAL))
+def test_every_primitive(mixer):
+    assert not check(mixer, (32, 64, 128), 4)
