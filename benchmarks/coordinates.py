@@ -215,7 +215,9 @@ def draw(results: dict[str, dict], key: str, sizes: Sequence[int], path: Path) -
                 grown = [value / line["change"][0] for value in line["change"]]
                 wide = 2.5 if kind == "logits" else 1
                 panel.plot(sizes, grown, color=kinds[kind], linewidth=wide, alpha=0.7, marker=".")
-        panel.set(xscale="log", yscale="log", xlabel=key, title=title)
+        panel.set(xscale="log", xlabel=key, title=title)
+        panel.set_yscale("log", base=2)
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.set_xticks(sizes, sizes)
         panel.minorticks_off()
         panel.axhline(1, color="0.7", linewidth=0.8, zorder=0)
