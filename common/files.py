@@ -88,7 +88,7 @@ def make_folder(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> N
     """
     if folder.exists():
         return
-    with _cached(folder), alone(folder) as locked:
+    with in_cache(folder), alone(folder) as locked:
         if folder.exists():
             return
         if locked:
@@ -113,7 +113,7 @@ def make_file(path: pathlib.Path, content: Callable[[], bytes | str]) -> None:
     """
     if path.exists():
         return
-    with _cached(path), alone(path):
+    with in_cache(path), alone(path):
         if not path.exists():
             write_atomically(path, content())
 
@@ -165,7 +165,7 @@ def _is_at(descriptor: int, path: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def _cached(path: pathlib.Path) -> Iterator[None]:
+def in_cache(path: pathlib.Path) -> Iterator[None]:
     """Turns errors of writing at a path into those that say what to do. Errors at other places are left as they are."""
     try:
         yield

@@ -5,6 +5,7 @@ A split of a corpus is the files `<split>`, `<split>.1`, ... of a folder, its by
 """
 
 import array
+import bisect
 import dataclasses
 import hashlib
 import itertools
@@ -52,11 +53,11 @@ class Mapped:
                     self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 self._parts.append(np.frombuffer(self._maps[-1], self.dtype, count, offset))
                 sizes.append(count)
-        self._starts = np.cumsum([0, *sizes])
+        self._starts = [0, *itertools.accumulate(sizes)]
         self._read = 0
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __getitem__(self, key):
         if not isinstance(key, slice):
@@ -64,15 +65,14 @@ class Mapped:
         start, stop, step = key.indices(len(self))
         if step != 1:
             raise ValueError("slices have no steps here")
-        stop = max(start, stop)
-        self._give_back((stop - start) * self.dtype.itemsize)
-        first, last = np.searchsorted(self._starts, [start, stop - 1], "right") - 1
-        if start == stop:
+        if start >= stop:
             return np.zeros(0, self.dtype)
-        pieces = [
-            self._parts[i][max(start - self._starts[i], 0) : stop - self._starts[i]] for i in range(first, last + 1)
-        ]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        self._give_back((stop - start) * self.dtype.itemsize)
+        first, last = bisect.bisect(self._starts, start) - 1, bisect.bisect(self._starts, stop - 1) - 1
+        if first == last:
+            return self._parts[first][start - self._starts[first] : stop - self._starts[first]]
+        pieces = zip(self._parts[first : last + 1], self._starts[first : last + 1], strict=True)
+        return np.concatenate([part[max(start - begin, 0) : stop - begin] for part, begin in pieces])
 
     def _give_back(self, size: int) -> None:
         self._read += max(size, AROUND)
