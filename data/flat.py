@@ -26,8 +26,8 @@ SPLITS = ("train", "valid", "test")
 SHARD_BYTES = 2**34
 # Passes over a whole split take so much at once.
 BLOCK = 2**24
-# So much of the maps may stay in the memory of the process; a place that is read may bring so much around it.
-MAPPED, AROUND = 2**26, 2**19
+# So much of the maps may stay in the memory of the process; a place that is read may bring a large page with it.
+MAPPED, AROUND = 2**26, 2**21
 # Where a document ends and another begins, in texts of several.
 SEPARATOR = b"\n\n"
 _CHANGED = "a text was changed while it was read; run again"
@@ -54,7 +54,7 @@ class Mapped:
                 self._parts.append(np.frombuffer(self._maps[-1], self.dtype, count, offset))
                 sizes.append(count)
         self._starts = [0, *itertools.accumulate(sizes)]
-        self._read = 0
+        self._read, self._touched = 0, set()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -67,8 +67,9 @@ class Mapped:
             raise ValueError("slices have no steps here")
         if start >= stop:
             return np.zeros(0, self.dtype)
-        self._give_back((stop - start) * self.dtype.itemsize)
         first, last = bisect.bisect(self._starts, start) - 1, bisect.bisect(self._starts, stop - 1) - 1
+        self._give_back((stop - start) * self.dtype.itemsize)
+        self._touched.update(self._maps[first : last + 1])
         if first == last:
             return self._parts[first][start - self._starts[first] : stop - self._starts[first]]
         pieces = zip(self._parts[first : last + 1], self._starts[first : last + 1], strict=True)
@@ -78,7 +79,9 @@ class Mapped:
         self._read += max(size, AROUND)
         if self._read > MAPPED:
             self._read = 0
-            for one in self._maps:
+            # Threads may read meanwhile: what is given back is mapped again where it is needed.
+            touched, self._touched = self._touched, set()
+            for one in list(touched):
                 one.madvise(mmap.MADV_DONTNEED)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
