@@ -107,6 +107,10 @@ def load(
         )
     if kind == "tfds" and rest:
         return _tfds(rest, cache, data_dir, download)
+    if kind == "mix":
+        raise UserError(
+            f"corpus={name!r} is a mixture, which only language_model and masked_lm read: give one of its corpora"
+        )
     if rest and kind in READERS.names():
         corpus = contract.read(kind, rest, cache, download)
         if corpus.largest_id is not None and not ids:

@@ -22,6 +22,8 @@ from common.errors import UserError
 from common.files import make_folder
 
 SPLITS = ("train", "valid", "test")
+# Another one where files of the user's are to be converted again, because the program makes something else of them.
+VERSION = 1
 # A file of a split holds no more.
 SHARD_BYTES = 2**34
 # Passes over a whole split take so much at once.
@@ -239,7 +241,7 @@ def kept(
       key: of JSON, all that the folder depends on; the first names its kind.
       fill: writes the folder and returns its facts, of JSON.
     """
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    name = hashlib.sha256(json.dumps([VERSION, *key]).encode()).hexdigest()[:32]
     folder = cache / key[0] / name
 
     def make(made: pathlib.Path) -> None:

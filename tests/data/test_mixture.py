@@ -81,3 +81,5 @@ def test_a_mixture_is_named_so_that_it_can_be_made_again(texts, tmp_path):
         texts("mix:file:a*1+file:c*1", tokenizer="character")
     with pytest.raises(UserError, match="a mixture holds no mixtures"):
         texts("mix:mix:file:a*1+file:c*1")
+    with pytest.raises(UserError, match="is a mixture, which only language_model and masked_lm read"):
+        task.create("passkey", corpus="mix:file:a*1+file:c*1")
