@@ -80,18 +80,25 @@ def meet(place: Place, seconds: float = roll_call.START) -> None:
         _group = _Group(place.process, *roll_call.call(place, seconds))
 
 
-def agree(what: str, facts: Mapping[str, str], seconds: float = PREPARE) -> None:
+def agree(
+    what: str, facts: Mapping[str, str], beside: Mapping[str, str] | None = None, seconds: float = PREPARE
+) -> None:
     """Returns when all processes have said the same. To be called by all; nothing where a process is alone.
 
     Args:
       what: is agreed on, for messages.
       facts: by name, what must be the same.
+      beside: what is said, too, where something differs.
       seconds: for all to say it.
 
     Raises:
       UserError: the same on all processes, with each fact that differs, and who says what.
     """
-    if _group is not None and (text := differing(_group.names, _group.exchange(what, dict(facts), seconds))):
+    if _group is None:
+        return
+    said = _group.exchange(what, [dict(facts), dict(beside or {})], seconds)
+    if text := differing(_group.names, [facts for facts, _ in said]):
+        text += differing(_group.names, [beside for _, beside in said])
         raise UserError(f"the processes do not agree on their {what}:{text}")
 
 

@@ -114,7 +114,7 @@ def load(
     checkpoints = Checkpoints(run.checkpoints, higher_is_better=config.task.spec.metric.higher_is_better)
     which = _which(checkpoint, checkpoints, run.root)
     data = config.task.fingerprint()
-    hosts.agree("run and data", described(config, data) | {"checkpoint": str(which)})
+    hosts.agree("run and data", described(config, data) | {"checkpoint": str(which)}, {"task": config.task.name})
     other = check_data(run.root, data, allow_other_data)
     built = setup.build(config, for_training=False, devices=jax.local_devices()[:1] if alone else None)
     restored = checkpoints.restore_params(built.abstract["params"], which)

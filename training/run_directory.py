@@ -124,7 +124,7 @@ def open_run(
         data, or do not share the directory.
     """
     run, fingerprint = RunDirectory(locate(workdir)), config.task.fingerprint()
-    hosts.agree("configuration and data", described(config, fingerprint))
+    hosts.agree("configuration and data", described(config, fingerprint), {"task": config.task.name})
     if jax.process_index() != 0:
         hosts.share(run.root)
         _wait()
@@ -151,9 +151,7 @@ def open_run(
 def described(config: Config, fingerprint: str) -> dict[str, str]:
     """What all processes of a run must have in common. Where its data lies may differ from host to host."""
     keys = {key: value for key, value in flatten(config.raw).items() if not key.startswith(WHERE)}
-    return {"data (fingerprint)": f"{config.task.name}, {fingerprint[:12]}"} | {
-        f"config.{key}": str(value) for key, value in keys.items()
-    }
+    return {"data (fingerprint)": fingerprint[:12]} | {f"config.{key}": str(value) for key, value in keys.items()}
 
 
 def _make(run: RunDirectory) -> None:
