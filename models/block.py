@@ -1,4 +1,4 @@
-"""The residual block: a token mixer, then (where the mixer's paper has one) a channel mixer."""
+"""The residual block: a token mixer (or several side by side), then (where the mixer's paper has one) a channel mixer."""
 
 from typing import Any
 
@@ -7,30 +7,34 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models import mixer as mixers
 from models.mixer import Context
 from models.norms import Statistics, normalize
 from models.partitioning import constrain
+from models.pattern import Item
 
 
 class Block(nnx.Module):
-    """x + mixer(norm(x)), then x + channel_mixer(norm(x)); with `norm_position="post"`, norm(x + f(x)) in each place.
+    """x + mixer(norm(x)), then x + channel_mixer(norm(x)); or with the norms elsewhere, see `models.pattern.NORM_POSITIONS`.
+
+    A "sandwich" has a norm before each branch and another behind it, `mixer_output_norm` and `channel_output_norm`.
 
     Args:
-      name: the mixer's name.
-      layer: its place among the mixers of this name in the model; may be traced.
+      item: what the block is made of.
+      layer: the place of its mixer among those of its name in the model; may be traced. A dict by name where several mixers act
+        side by side.
       config: a `models.config.ModelConfig`.
     """
 
-    def __init__(self, name: str, layer: int | Int[Array, ""], config, *, rngs: nnx.Rngs):
-        kind = config.channel_mixer_of(name)
+    def __init__(self, item: Item, layer: Any, config, *, rngs: nnx.Rngs):
+        kind = config.channel_mixer_of(item)
+        self.norm_position = item.norm_position or config.norm_position
         self.mixer_norm = config.make_norm(rngs)
-        self.mixer = mixers.create(
-            name, config.width, rngs=rngs, layer=layer, alone=False, **config.mixer_options(name)
-        )
+        self.mixer = config.make_mixer(item, layer, rngs)
         self.channel_norm = None if kind == "none" else config.make_norm(rngs)
         self.channel_mixer = config.make_channel_mixer(kind, rngs)
-        self.pre_norm = config.norm_position == "pre"
+        sandwich = self.norm_position == "sandwich"
+        self.mixer_output_norm = config.make_norm(rngs) if sandwich else None
+        self.channel_output_norm = config.make_norm(rngs) if sandwich and kind != "none" else None
         self.dropout = config.dropout
         self.recompute_mixer = config.remat == "mixer"
 
@@ -65,24 +69,29 @@ class Block(nnx.Module):
         if self.recompute_mixer:
             mix = jax.checkpoint(mix, prevent_cse=False)
 
-        def residual(x, norm, f, key):
-            """The branch added to x; what f returns beside; and what the norm saw."""
-            apply = lambda x: normalize(norm, x, training=context.key is not None, segment_ids=segment_ids)
-            h, seen = apply(x) if self.pre_norm else (x, None)
-            y, beside = f(h)
+        statistics = {}
+
+        def residual(x, branch, f, key):
+            """The branch added to x, with the norms of this name; and what f returns beside."""
+
+            def apply(which, x):
+                norm = getattr(self, which)
+                y, statistics[which] = normalize(norm, x, training=context.key is not None, segment_ids=segment_ids)
+                return y
+
+            where = self.norm_position
+            y, beside = f(apply(f"{branch}_norm", x) if where in ("pre", "sandwich") else x)
+            if where in ("sandwich", "output"):
+                y = apply(f"{branch}_output_norm" if where == "sandwich" else f"{branch}_norm", y)
             if key is not None and self.dropout > 0:
                 keep = jax.random.bernoulli(key, 1 - self.dropout, y.shape)
                 y = jnp.where(keep, y / (1 - self.dropout), 0).astype(y.dtype)
             x = constrain(x + y, "batch", "length", "activation")
-            if not self.pre_norm:
-                x, seen = apply(x)
-            return x, beside, seen
+            return (apply(f"{branch}_norm", x) if where == "post" else x), beside
 
-        statistics = {}
-        x, (carry, stream), statistics["mixer_norm"] = residual(x, self.mixer_norm, mix, keys[0])
+        x, (carry, stream) = residual(x, "mixer", mix, keys[0])
         if self.channel_mixer is not None:
-            transform = lambda h: (self.channel_mixer(h), None)
-            x, _, statistics["channel_norm"] = residual(x, self.channel_norm, transform, keys[1])
+            x, _ = residual(x, "channel", lambda h: (self.channel_mixer(h), None), keys[1])
         return x, carry, stream, statistics
 
     def initial_carry(self, batch: int, capacity: int) -> Any:

@@ -13,6 +13,7 @@ from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
 from models.heads import LOSSES, POOLINGS
 from models.norms import NORMS
+from models.pattern import CHANNELS, NORM_POSITIONS, Item, expand, mixers_of, parse
 from models.stack import REMAT
 
 
@@ -28,17 +29,22 @@ class ModelConfig:
       causal: False for an encoder.
       length: of the longest sequence that mixers whose parameters or normalisers depend on one are built for.
       width: size of the residual stream.
-      depth: number of blocks; a multiple of the pattern's length.
-      pattern: names of mixers, repeated over the depth.
+      depth: number of blocks: those of the prefix and the suffix, and a multiple of the pattern's length.
+      pattern: mixers of the blocks that the depth repeats, with "mixer/channel mixer" where a block has one of its own and
+        "mixer|mixer" for several side by side, see `models.pattern`.
+      prefix: blocks before the repeats of the pattern, written like it ("attention/mlp+2*gla").
+      suffix: blocks behind them.
       mixer: hyperparameters by mixer name; what is left out takes the mixer's default.
-      channel_mixer: "swiglu", "geglu", "mlp", "none", or "auto": swiglu except beside mixers that replace it.
+      channel_mixer: of blocks that name none: "swiglu", "geglu", "mlp", "none", or "auto": swiglu except beside mixers that
+        replace it.
       expansion: hidden size of the channel mixer over the width (gated ones take 2/3 of it).
       channel_size: hidden size of the channel mixer itself, instead of `expansion`.
       channel_bias: whether the channel mixer's maps have biases.
       norm: "rmsnorm", "rmsnorm1p" (weights stored as their difference from 1), "layernorm", "scalenorm" or "batchnorm".
       norm_eps: added to the norm's variance; by default the norm's own.
       final_norm_eps: the same of the last norm; by default `norm_eps`.
-      norm_position: "pre" or "post".
+      norm_position: of blocks that name none, where a branch f has its norms: "pre", x + f(norm(x)); "post", norm(x + f(x));
+        "sandwich", x + norm(f(norm(x))); or "output", x + norm(f(x)).
       embedding_norm: whether the embedded tokens are normalised before the first block.
       embedding_scale: factor of the embedded tokens (width^0.5 in arXiv 1706.03762, section 3.4); real inputs have none.
       position_embedding: "sinusoidal" (with a learned scale), "none", or "auto": sinusoidal if some mixer of the pattern
@@ -63,6 +69,8 @@ class ModelConfig:
     width: int = 256
     depth: int = 6
     pattern: tuple[str, ...] = ("attention",)
+    prefix: tuple[str, ...] = ()
+    suffix: tuple[str, ...] = ()
     mixer: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     channel_mixer: str = "auto"
     expansion: float = 4.0
@@ -85,9 +93,9 @@ class ModelConfig:
 
     def __post_init__(self):
         choices = {
-            "channel_mixer": ("auto", "none", *CHANNEL_MIXERS),
+            "channel_mixer": ("auto", *CHANNELS),
             "norm": tuple(NORMS),
-            "norm_position": ("pre", "post"),
+            "norm_position": NORM_POSITIONS,
             "position_embedding": ("auto", "none", "sinusoidal"),
             "remat": tuple(REMAT),
             "head": ("token", "pooled", "pair"),
@@ -111,14 +119,20 @@ class ModelConfig:
             raise UserError(f"model.logit_cap must be at least 0 (for none) and finite, got {self.logit_cap}")
         if not math.isfinite(self.embedding_scale):
             raise UserError(f"model.embedding_scale must be finite, got {self.embedding_scale}")
-        if isinstance(self.pattern, str) or not self.pattern:
-            raise UserError(f"model.pattern must be names of mixers, such as ('attention',); got {self.pattern!r}")
-        for name in self.pattern:
-            mixers.find(name)
-        if self.depth % len(self.pattern):
-            raise UserError(f"model.depth={self.depth} must be a multiple of the pattern's length {len(self.pattern)}")
+        if not self.pattern:
+            raise UserError("model.pattern must be names of mixers, such as ('attention',); it is empty")
+        for key in ("prefix", "pattern", "suffix"):
+            if isinstance(getattr(self, key), str):
+                raise UserError(
+                    f"model.{key} must be names of mixers, such as ('attention',); got {getattr(self, key)!r}"
+                )
+            object.__setattr__(self, key, expand(getattr(self, key), f"model.{key}"))
+            for text in getattr(self, key):
+                for name in parse(text, f"model.{key}").mixers:
+                    mixers.find(name)
+        self._check_depth()
         for name in self.mixer:
-            if name not in self.pattern:
+            if name not in self.names:
                 raise UserError(f"model.mixer.{name} is set, but model.pattern={self.pattern} does not use {name!r}")
         if self.tie_embeddings and self.targets != self.vocab_size:
             raise UserError(
@@ -126,9 +140,49 @@ class ModelConfig:
                 "set it to False"
             )
 
+    def _check_depth(self) -> None:
+        outside, length = len(self.prefix) + len(self.suffix), len(self.pattern)
+        if self.depth > outside and (self.depth - outside) % length == 0:
+            return
+        repeats = max(1, (self.depth - outside) // length)
+        fit = [outside + n * length for n in (repeats, repeats + 1)]
+        if outside:
+            what = f"{len(self.prefix)} of the prefix, {len(self.suffix)} of the suffix, and a multiple of the pattern's {length}"
+        else:
+            what = f"a multiple of the pattern's length {length}"
+        raise UserError(
+            f"model.depth={self.depth} must be {what}: {fit[0]} or {fit[1]} would fit; or give the blocks that are left "
+            "over as model.prefix or model.suffix"
+        )
+
+    @property
+    def repeats(self) -> int:
+        """How often the pattern is repeated between prefix and suffix."""
+        return (self.depth - len(self.prefix) - len(self.suffix)) // len(self.pattern)
+
+    @functools.cached_property
+    def items(self) -> tuple[Item, ...]:
+        """All blocks, in the order of the layers."""
+        return tuple(map(parse, (*self.prefix, *self.repeats * self.pattern, *self.suffix)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all mixers, each once, those of the pattern first."""
+        return mixers_of((*self.pattern, *self.prefix, *self.suffix))
+
     def layers(self, name: str) -> int:
         """The number of blocks with this mixer."""
-        return self.depth // len(self.pattern) * self.pattern.count(name)
+        return sum(name in item.mixers for item in self.items)
+
+    def place(self, layer: int) -> tuple[str, tuple[int, ...]]:
+        """Where the parameters of a layer are: the path of its block below "stack", and the index into stacked parameters."""
+        layer -= len(self.prefix)
+        if layer < 0:
+            return f"prefix.blocks.{layer + len(self.prefix)}", ()
+        if layer >= self.repeats * len(self.pattern):
+            return f"suffix.blocks.{layer - self.repeats * len(self.pattern)}", ()
+        repeat, place = divmod(layer, len(self.pattern))
+        return f"stacked.blocks.{place}", (repeat,)
 
     def mixer_options(self, name: str) -> dict[str, Any]:
         """What `mixers.create` is told of a mixer of the pattern: its surroundings and the hyperparameters that are given."""
@@ -146,10 +200,7 @@ class ModelConfig:
 
         What a mixer can do may depend on its form and its hyperparameters, so these are asked and not its class.
         """
-        return {
-            name: mixers.sketch(name, self.width, alone=False, **self.mixer_options(name))
-            for name in dict.fromkeys(self.pattern)
-        }
+        return {name: mixers.sketch(name, self.width, alone=False, **self.mixer_options(name)) for name in self.names}
 
     @property
     def random(self) -> bool:
@@ -165,14 +216,21 @@ class ModelConfig:
     def sinusoidal(self) -> bool:
         """Whether the model adds a position embedding to its inputs."""
         if self.position_embedding == "auto":
-            return not all(mixer.position_aware for mixer in self.sketches.values())
+            aware = lambda item: any(self.sketches[name].position_aware for name in item.mixers)
+            return not all(map(aware, self.items))
         return self.position_embedding == "sinusoidal"
 
-    def channel_mixer_of(self, name: str) -> str:
-        """The kind of channel mixer that stands behind a mixer of the pattern; "none" for none."""
-        if self.channel_mixer != "auto":
-            return self.channel_mixer
-        return "none" if self.sketches[name].replaces_channel_mixer else "swiglu"
+    def channel_mixer_of(self, item: Item) -> str:
+        """The kind of channel mixer that stands behind the mixers of a block; "none" for none."""
+        kind = self.channel_mixer if item.channel is None else item.channel
+        if kind != "auto":
+            return kind
+        return "none" if all(self.sketches[name].replaces_channel_mixer for name in item.mixers) else "swiglu"
+
+    def make_mixer(self, item: Item, layer: Any, rngs: nnx.Rngs) -> nnx.Module:
+        """The mixer of a block; `layer` is its place among those of its name in the model, and may be traced."""
+        (name,) = item.mixers
+        return mixers.create(name, self.width, rngs=rngs, layer=layer, alone=False, **self.mixer_options(name))
 
     def make_norm(self, rngs: nnx.Rngs, final: bool = False) -> nnx.Module:
         """A norm of the residual stream; `final` for the one before the head."""
@@ -196,21 +254,22 @@ class ModelConfig:
         """The configuration of the same model with every hyperparameter filled in.
 
         What was None or "auto" has the value that it stands for, and `mixer` holds every hyperparameter of every mixer. Still
-        None are `channel_size` without a channel mixer, and what means something as None (`loss`, some mixers' options);
-        still "auto" is `channel_mixer` where only some mixers of the pattern replace it.
+        None are `channel_size` without a channel mixer or where they differ in it, and what means something as None (`loss`,
+        some mixers' options); still "auto" is `channel_mixer` where blocks differ in it.
 
         Raises:
           UserError: if the model cannot be built.
         """
-        kinds = {self.channel_mixer_of(name) for name in self.pattern}
+        kinds = {self.channel_mixer_of(item) for item in self.items}
         behind = sorted(kinds - {"none"})
         make = lambda: (self.make_norm(nnx.Rngs(0)), [self.make_channel_mixer(kind, nnx.Rngs(0)) for kind in behind])
         norm, channel_mixers = nnx.eval_shape(make)
+        sizes = {channel_mixer.hidden for channel_mixer in channel_mixers}
         return dataclasses.replace(
             self,
             mixer={name: mixers.as_used(mixer, self.mixer.get(name, {})) for name, mixer in self.sketches.items()},
             channel_mixer=kinds.pop() if len(kinds) == 1 else self.channel_mixer,
-            channel_size=channel_mixers[0].hidden if channel_mixers else None,
+            channel_size=sizes.pop() if len(sizes) == 1 else self.channel_size if sizes else None,
             norm_eps=norm.eps,
             final_norm_eps=norm.eps if self.final_norm_eps is None else self.final_norm_eps,
             position_embedding="sinusoidal" if self.sinusoidal else "none",
