@@ -7,14 +7,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
+from ml_collections import ConfigDict
 
-from common.errors import UserError, check_choice
+from common import signatures
+from common.errors import UserError, check_choice, near
 from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
 from models.heads import LOSSES, POOLINGS
 from models.norms import NORMS
+from models.parallel import Parallel
 from models.pattern import CHANNELS, NORM_POSITIONS, Item, expand, mixers_of, parse
 from models.stack import REMAT
+
+
+def parallel_defaults() -> ConfigDict:
+    """The options of `Parallel`."""
+    return signatures.defaults(Parallel.__init__, ("self", "parts", "width", "rngs"))
+
+
+# Sections of the model that hold the options of one thing, whoever may use it: what they are by default, and whose they are.
+SECTIONS = {"parallel": (parallel_defaults, Parallel)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +47,7 @@ class ModelConfig:
       prefix: blocks before the repeats of the pattern, written like it ("attention/mlp+2*gla").
       suffix: blocks behind them.
       mixer: hyperparameters by mixer name; what is left out takes the mixer's default.
+      parallel: how the mixers of a block that has several make one, see `models.parallel.Parallel`.
       channel_mixer: of blocks that name none: "swiglu", "geglu", "mlp", "none", or "auto": swiglu except beside mixers that
         replace it.
       expansion: hidden size of the channel mixer over the width (gated ones take 2/3 of it).
@@ -72,6 +85,7 @@ class ModelConfig:
     prefix: tuple[str, ...] = ()
     suffix: tuple[str, ...] = ()
     mixer: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    parallel: Mapping[str, Any] = dataclasses.field(default_factory=parallel_defaults)
     channel_mixer: str = "auto"
     expansion: float = 4.0
     channel_size: int | None = None
@@ -134,6 +148,8 @@ class ModelConfig:
         for name in self.mixer:
             if name not in self.names:
                 raise UserError(f"model.mixer.{name} is set, but model.pattern={self.pattern} does not use {name!r}")
+        for key, used in {"parallel": any(len(item.mixers) > 1 for item in self.items)}.items():
+            self._check_section(key, used)
         if self.tie_embeddings and self.targets != self.vocab_size:
             raise UserError(
                 f"model.tie_embeddings=True needs as many targets ({self.targets}) as input ids ({self.vocab_size}); "
@@ -154,6 +170,19 @@ class ModelConfig:
             f"model.depth={self.depth} must be {what}: {fit[0]} or {fit[1]} would fit; or give the blocks that are left "
             "over as model.prefix or model.suffix"
         )
+
+    def _check_section(self, key: str, used: bool) -> None:
+        """Fills in the defaults of one of the `SECTIONS`, which must be left at them where nothing uses it."""
+        default = SECTIONS[key][0]().to_dict()
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in getattr(self, key).items()}
+        for name, value in given.items():
+            if name not in default:
+                raise UserError(f"nobody reads model.{key}.{name}; {near(name, default)}")
+            if not used and value != default[name]:
+                raise UserError(
+                    f"model.{key}.{name}={value!r} has no effect: no block of model.pattern={self.pattern} uses it"
+                )
+        object.__setattr__(self, key, default | given)
 
     @property
     def repeats(self) -> int:
@@ -229,8 +258,13 @@ class ModelConfig:
 
     def make_mixer(self, item: Item, layer: Any, rngs: nnx.Rngs) -> nnx.Module:
         """The mixer of a block; `layer` is its place among those of its name in the model, and may be traced."""
-        (name,) = item.mixers
-        return mixers.create(name, self.width, rngs=rngs, layer=layer, alone=False, **self.mixer_options(name))
+
+        def make(name, layer):
+            return mixers.create(name, self.width, rngs=rngs, layer=layer, alone=False, **self.mixer_options(name))
+
+        if len(item.mixers) == 1:
+            return make(item.mixers[0], layer)
+        return Parallel({name: make(name, layer[name]) for name in item.mixers}, self.width, rngs=rngs, **self.parallel)
 
     def make_norm(self, rngs: nnx.Rngs, final: bool = False) -> nnx.Module:
         """A norm of the residual stream; `final` for the one before the head."""

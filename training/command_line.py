@@ -14,6 +14,7 @@ from ml_collections.config_flags import tuple_parser
 from common import signatures
 from common.errors import UserError, near, nearest
 from data import task as tasks
+from models import config as models
 from models import mixer as mixers
 from models.config import ModelConfig
 from models.pattern import expand, mixers_of
@@ -215,6 +216,8 @@ def _readers(config: ConfigDict) -> dict[str, tuple[Any, inspect.Parameter, str]
     places = [(name, cls, inspect.signature(cls), "Attributes") for name, cls in readers.items() if name in config]
     task = tasks.find(config.task.name)
     places.append(("task", task, inspect.signature(task), "Args"))
+    for name, (_, cls) in models.SECTIONS.items():
+        places.append((f"model.{name}", cls, inspect.signature(cls.__init__), "Args"))
     for name in config.model.get("mixer", {}):
         mixer = mixers.find(name)
         places.append((f"model.mixer.{name}", mixer, inspect.signature(mixer.__init__), "Args"))

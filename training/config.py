@@ -210,7 +210,7 @@ def complete(raw: Mapping[str, Any], used: Mapping[str, Any]) -> dict[str, Any]:
         "train": signatures.defaults(TrainConfig).to_dict(),
         "mesh": dict.fromkeys(AXES, 1),
     }
-    result = {}
+    standards, result = _plain(standards), {}
     for name in {*raw, *used}:
         values = raw.get(name, {} if name in standards else None)
         if isinstance(values, Mapping) and isinstance(used.get(name), Mapping):
