@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.mixer import Context
+from models.mixer import Context, Scalars, add_scalars
+from models.moe import MoE
 from models.norms import Statistics, normalize
 from models.partitioning import constrain
 from models.pattern import Item
@@ -46,7 +47,7 @@ class Block(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         context: Context,
-    ) -> tuple[Float[Array, "B T D"], Any, Any, Statistics]:
+    ) -> tuple[Float[Array, "B T D"], Any, Any, Statistics, Scalars]:
         """Applies the block.
 
         Args:
@@ -55,8 +56,8 @@ class Block(nnx.Module):
           context: as in `Mixer.__call__`. Where it has a key, the block is in training: dropout acts on both residual branches.
 
         Returns:
-          y of x's shape; the carry and the stream as of `Mixer.__call__`; and what the norms saw of the batch, see
-          `models.norms.Statistics`.
+          y of x's shape; the carry and the stream as of `Mixer.__call__`; and in training what the norms and experts saw of the
+          batch, see `models.norms.Statistics`, and the `Scalars` of mixer and channel mixer together ({} in evaluation).
         """
         keys = (None,) * 3 if context.key is None else jax.random.split(context.key, 3)
 
@@ -89,10 +90,20 @@ class Block(nnx.Module):
             x = constrain(x + y, "batch", "length", "activation")
             return (apply(f"{branch}_norm", x) if where == "post" else x), beside
 
-        x, (carry, stream) = residual(x, "mixer", mix, keys[0])
+        def transform(h):
+            if not isinstance(self.channel_mixer, MoE):
+                return self.channel_mixer(h), {}
+            training = context.key is not None
+            y, followed, scalars = self.channel_mixer(h, segment_ids=segment_ids, training=training)
+            if followed:
+                statistics["channel_mixer"] = followed
+            return y, scalars
+
+        x, (carry, stream, *scalars) = residual(x, "mixer", mix, keys[0])
         if self.channel_mixer is not None:
-            x, _ = residual(x, "channel", lambda h: (self.channel_mixer(h), None), keys[1])
-        return x, carry, stream, statistics
+            x, more = residual(x, "channel", transform, keys[1])
+            scalars.append(more)
+        return x, carry, stream, statistics, add_scalars(*scalars)
 
     def initial_carry(self, batch: int, capacity: int) -> Any:
         """The mixer's carry before the first token."""

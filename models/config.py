@@ -14,6 +14,7 @@ from common.errors import UserError, check_choice, near
 from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
 from models.heads import LOSSES, POOLINGS
+from models.moe import MoE
 from models.norms import NORMS
 from models.parallel import Parallel
 from models.pattern import CHANNELS, NORM_POSITIONS, Item, expand, mixers_of, parse
@@ -25,8 +26,13 @@ def parallel_defaults() -> ConfigDict:
     return signatures.defaults(Parallel.__init__, ("self", "parts", "width", "rngs"))
 
 
+def moe_defaults() -> ConfigDict:
+    """The options of `MoE`."""
+    return signatures.defaults(MoE.__init__, ("self", "width", "rngs", "depth", "expansion"))
+
+
 # Sections of the model that hold the options of one thing, whoever may use it: what they are by default, and whose they are.
-SECTIONS = {"parallel": (parallel_defaults, Parallel)}
+SECTIONS = {"parallel": (parallel_defaults, Parallel), "moe": (moe_defaults, MoE)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +54,9 @@ class ModelConfig:
       suffix: blocks behind them.
       mixer: hyperparameters by mixer name; what is left out takes the mixer's default.
       parallel: how the mixers of a block that has several make one, see `models.parallel.Parallel`.
-      channel_mixer: of blocks that name none: "swiglu", "geglu", "mlp", "none", or "auto": swiglu except beside mixers that
-        replace it.
+      moe: options of the channel mixer "moe", see `models.moe.MoE`.
+      channel_mixer: of blocks that name none: "swiglu", "geglu", "mlp" (with GELU), "relu2" (an MLP with max(x, 0)^2), "moe",
+        "none", or "auto": swiglu except beside mixers that replace it.
       expansion: hidden size of the channel mixer over the width (gated ones take 2/3 of it).
       channel_size: hidden size of the channel mixer itself, instead of `expansion`.
       channel_bias: whether the channel mixer's maps have biases.
@@ -86,6 +93,7 @@ class ModelConfig:
     suffix: tuple[str, ...] = ()
     mixer: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     parallel: Mapping[str, Any] = dataclasses.field(default_factory=parallel_defaults)
+    moe: Mapping[str, Any] = dataclasses.field(default_factory=moe_defaults)
     channel_mixer: str = "auto"
     expansion: float = 4.0
     channel_size: int | None = None
@@ -148,8 +156,8 @@ class ModelConfig:
         for name in self.mixer:
             if name not in self.names:
                 raise UserError(f"model.mixer.{name} is set, but model.pattern={self.pattern} does not use {name!r}")
-        for key, used in {"parallel": any(len(item.mixers) > 1 for item in self.items)}.items():
-            self._check_section(key, used)
+        self._check_section("parallel", any(len(item.mixers) > 1 for item in self.items))
+        self._check_section("moe", "moe" in (item.channel or self.channel_mixer for item in self.items))
         if self.tie_embeddings and self.targets != self.vocab_size:
             raise UserError(
                 f"model.tie_embeddings=True needs as many targets ({self.targets}) as input ids ({self.vocab_size}); "
@@ -234,7 +242,8 @@ class ModelConfig:
     @property
     def random(self) -> bool:
         """Whether training differs from evaluation, and so needs a key."""
-        return self.dropout > 0 or self.norm == "batchnorm" or any(m.random for m in self.sketches.values())
+        experts = any(self.channel_mixer_of(item) == "moe" for item in self.items)
+        return self.dropout > 0 or self.norm == "batchnorm" or experts or any(m.random for m in self.sketches.values())
 
     @property
     def streams(self) -> bool:
@@ -272,9 +281,11 @@ class ModelConfig:
         return NORMS[self.norm](self.width, rngs=rngs, **({} if eps is None else {"eps": eps}))
 
     def make_channel_mixer(self, kind: str, rngs: nnx.Rngs) -> nnx.Module | None:
-        """A channel mixer of a kind of `CHANNEL_MIXERS`; None for "none"."""
+        """A channel mixer of a kind of `models.pattern.CHANNELS`; None for "none"."""
         if kind == "none":
             return None
+        if kind == "moe":
+            return MoE(self.width, rngs=rngs, depth=self.depth, expansion=self.expansion, **self.moe)
         return CHANNEL_MIXERS[kind](
             self.width,
             rngs=rngs,
@@ -298,11 +309,14 @@ class ModelConfig:
         behind = sorted(kinds - {"none"})
         make = lambda: (self.make_norm(nnx.Rngs(0)), [self.make_channel_mixer(kind, nnx.Rngs(0)) for kind in behind])
         norm, channel_mixers = nnx.eval_shape(make)
-        sizes = {channel_mixer.hidden for channel_mixer in channel_mixers}
+        dense = [made for kind, made in zip(behind, channel_mixers, strict=True) if kind != "moe"]
+        sizes = {made.hidden for made in dense}
+        experts = [made.hidden for kind, made in zip(behind, channel_mixers, strict=True) if kind == "moe"]
         return dataclasses.replace(
             self,
             mixer={name: mixers.as_used(mixer, self.mixer.get(name, {})) for name, mixer in self.sketches.items()},
             channel_mixer=kinds.pop() if len(kinds) == 1 else self.channel_mixer,
+            moe=self.moe | ({"hidden": experts[0]} if experts else {}),
             channel_size=sizes.pop() if len(sizes) == 1 else self.channel_size if sizes else None,
             norm_eps=norm.eps,
             final_norm_eps=norm.eps if self.final_norm_eps is None else self.final_norm_eps,

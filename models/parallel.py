@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from common.errors import UserError, check_choice
-from models.mixer import Bidirectional, Carry, Context, Mixer
+from models.mixer import Bidirectional, Carry, Context, Mixer, add_scalars
 from models.norms import RMSNorm
 from models.params import param, zeros
 from ops.projection import project
@@ -93,23 +93,26 @@ class Parallel(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         context: Context | None = None,
-    ) -> tuple[Float[Array, "B T D"], Carry | None] | tuple[Float[Array, "B T D"], Carry | None, Any]:
+    ) -> tuple[Any, ...]:
         """Mixes a sequence or a piece of one, see `Mixer.__call__`; `context.layer` and `context.stream` are dicts by name."""
-        outputs, states, streams, new = [], {}, {}, None
+        outputs, states, streams, scalars, new = [], {}, {}, {}, None
         for i, (name, part, h) in enumerate(self.branches(x)):
             own = None
             if context is not None:
                 key = None if context.key is None else jax.random.fold_in(context.key, i)
                 own = Context(context.layer[name], key, (context.stream or {}).get(name))
             before = None if carry is None else {**carry, "state": carry["state"][name]}
-            y, new, *stream = part(h, before, segment_ids=segment_ids, positions=positions, context=own)
+            y, new, *beside = part(h, before, segment_ids=segment_ids, positions=positions, context=own)
             outputs.append(y)
             states[name] = None if new is None else new["state"]
-            streams[name] = stream[0] if stream else None
+            streams[name] = beside[0] if beside else None
+            scalars = add_scalars(scalars, *beside[1:])
         y = self._combined(x, outputs, segment_ids)
         # Where the piece ends is the same for all parts.
         carry = None if carry is None else {**new, "state": states}
-        return (y, carry) if context is None else (y, carry, streams)
+        if context is None:
+            return y, carry
+        return (y, carry, streams, scalars) if scalars else (y, carry, streams)
 
     def _combined(self, x, outputs: Sequence[Array], segment_ids) -> Array:
         if self.combine == "mean_norm":

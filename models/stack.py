@@ -74,7 +74,7 @@ class Pattern(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], list | None, dict[str, Any], Statistics]:
+    ) -> tuple[Float[Array, "B T D"], list | None, dict[str, Any], Statistics, dict[str, Float[Array, "L"]]]:
         """Applies the blocks.
 
         Args:
@@ -86,15 +86,15 @@ class Pattern(nnx.Module):
           key: source of random numbers in training; None in evaluation.
 
         Returns:
-          y; the carries, a list, one of each block (None without); the streams by mixer name; and what the norms saw of the
-          batch, see `models.norms.Statistics`.
+          y; the carries, a list, one of each block (None without); the streams by mixer name; what the blocks saw of the
+          batch, see `models.norms.Statistics`; and their `models.mixer.Scalars`, a number for each block that has such a one.
         """
-        new, streams, statistics = [], dict(streams or {}), {}
+        new, streams, statistics, scalars = [], dict(streams or {}), {}, []
         for i, (names, block) in enumerate(zip(self.names, self.blocks)):
             alone = len(names) == 1
             own = streams.get(names[0]) if alone else {name: streams.get(name) for name in names}
             context = Context(self.layer(i, repeat), None if key is None else jax.random.fold_in(key, i), own)
-            x, carry, stream, statistics[str(i)] = block(
+            x, carry, stream, statistics[str(i)], found = block(
                 x,
                 None if carries is None else carries[i],
                 segment_ids=segment_ids,
@@ -102,9 +102,10 @@ class Pattern(nnx.Module):
                 context=context,
             )
             new.append(carry)
+            scalars.append({name: value[None] for name, value in found.items()})
             handed_on = {names[0]: stream} if alone else stream
             streams |= {name: stream for name, stream in handed_on.items() if name in streams}
-        return x, (None if carries is None else new), streams, {"blocks": statistics}
+        return x, (None if carries is None else new), streams, {"blocks": statistics}, _joined(scalars)
 
 
 class Stack(nnx.Module):
@@ -142,7 +143,7 @@ class Stack(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Any, Statistics]:
+    ) -> tuple[Float[Array, "B T D"], Any, Statistics, dict[str, Float[Array, "L"]]]:
         """Applies all blocks.
 
         Args:
@@ -153,16 +154,17 @@ class Stack(nnx.Module):
           key: source of random numbers in training (dropout, mixers that are `random`); None in evaluation.
 
         Returns:
-          y, the carry, and in training what the norms saw of the batch, see `models.norms.Statistics`.
+          y, the carry, and in training what the blocks saw of the batch, see `models.norms.Statistics`, and their
+          `models.mixer.Scalars`, a number for each layer that has such a one, in the order of the layers.
         """
 
         def run(passing, inputs):
             x, streams = passing
             pattern, carries, key, index = inputs
-            x, carries, streams, statistics = pattern(
+            x, carries, streams, *seen = pattern(
                 x, carries, streams, repeat=index, segment_ids=segment_ids, positions=positions, key=key
             )
-            return (x, streams), (carries, statistics)
+            return (x, streams), (carries, seen)
 
         if REMAT[self.remat] is not None:
             run = jax.checkpoint(run, prevent_cse=False, policy=REMAT[self.remat])
@@ -171,18 +173,20 @@ class Stack(nnx.Module):
         }
         first, *repeats, last = (None,) * (self.repeats + 2) if carry is None else self._by_run(carry)
         own_key = lambda i: None if key is None else jax.random.fold_in(key, i)
-        passing, statistics = (x, streams), {}
+        passing, seen = (x, streams), {}
         if self.prefix is not None:
-            passing, (first, statistics["prefix"]) = run(passing, (self.prefix, first, own_key(self.repeats), 0))
-        passing, repeats, statistics["stacked"] = self._repeated(run, passing, None if carry is None else repeats, key)
+            passing, (first, seen["prefix"]) = run(passing, (self.prefix, first, own_key(self.repeats), 0))
+        passing, repeats, (statistics, scalars) = self._repeated(run, passing, None if carry is None else repeats, key)
+        seen["stacked"] = statistics, {name: value.reshape(-1) for name, value in scalars.items()}
         if self.suffix is not None:
-            passing, (last, statistics["suffix"]) = run(passing, (self.suffix, last, own_key(self.repeats + 1), 0))
+            passing, (last, seen["suffix"]) = run(passing, (self.suffix, last, own_key(self.repeats + 1), 0))
         if carry is not None:
             carry = [own for own in (first, *repeats, last) if own is not None]
-        return passing[0], carry, statistics
+        statistics = {name: found for name, (found, _) in seen.items()}
+        return passing[0], carry, statistics, _joined([found for _, found in seen.values()])
 
     def _repeated(self, run, passing, carry, key):
-        """The repeats of the pattern: what passes on, their carries, and their stacked statistics."""
+        """The repeats of the pattern: what passes on, their carries, and what they saw, stacked."""
         keys = None if key is None else jax.random.split(key, self.repeats)
         layers = (self.stacked, keys, jnp.arange(self.repeats))
         join = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
@@ -194,13 +198,13 @@ class Stack(nnx.Module):
                 pattern, key, index = repeat_of(layers, i)
                 passing, result = run(passing, (pattern, own, key, index))
                 results.append(result)
-            return passing, [own for own, _ in results], join([statistics for _, statistics in results])
+            return passing, [own for own, _ in results], join([seen for _, seen in results])
         pattern, keys, indices = layers
         inputs = (pattern, None if carry is None else join(carry), keys, indices)
-        passing, (new, statistics) = jax.lax.scan(run, passing, inputs)
+        passing, (new, seen) = jax.lax.scan(run, passing, inputs)
         if carry is not None:
             new = [repeat_of(new, i) for i in range(self.repeats)]
-        return passing, new, statistics
+        return passing, new, seen
 
     def _by_run(self, carry: list) -> list:
         """The carries of the prefix, of each repeat, and of the suffix; None where there is no such run."""
@@ -216,6 +220,12 @@ class Stack(nnx.Module):
         repeats = [(repeat_of(self.stacked, i), i) for i in range(self.repeats)]
         before, behind = ([] if run is None else [(run, 0)] for run in (self.prefix, self.suffix))
         return [*before, *repeats, *behind]
+
+
+def _joined(found: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """What several have under each name, one behind the other."""
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: jnp.concatenate([one[name] for one in found if name in one]) for name in names}
 
 
 def repeat_of(stacked: Any, repeat: int) -> Any:

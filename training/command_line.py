@@ -29,6 +29,7 @@ MESH = {
     "fsdp": "ways that rows and parameters are split",
     "tensor": "ways that heads and hidden units are split",
     "sequence": "ways that the length is split",
+    "expert": "ways that rows and the experts of a mixture are split",
 }
 
 

@@ -129,7 +129,8 @@ def make_train_step(
     Returns:
       The step. Its metrics are float32 scalars: "loss" (nats per token), "tokens" (sum of the weights), "grad_norm"
       (before clipping), "param_norm", "learning_rate" (of this update), "skipped" (so far); and "sums", a dict of the batch's
-      sums, for `data.metrics.training_summary`.
+      sums, for `data.metrics.training_summary`. Beside them are the means over the layers of the model's `models.mixer.Scalars`;
+      what these call "objective" is added to the gradient's objective, not to the metric "loss".
 
     Raises:
       UserError: if there is no optimiser or `accumulation` is not positive; from the step, if rows cannot be divided.
@@ -143,13 +144,16 @@ def make_train_step(
     def loss(params, batch, total, key):
         kwargs = {"key": key} if random else {}
         model = functools.partial(built.apply, cast(params, built.metadata, compute_dtype))
-        sums, statistics = sums_and_statistics(model, batch, metrics, loss_chunks, **kwargs)
-        return (sums["nats"] + z_loss * sums.get("squared_log_z", 0)) / total, (sums, statistics)
+        sums, seen = sums_and_statistics(model, batch, metrics, loss_chunks, **kwargs)
+        objective = (sums["nats"] + z_loss * sums.get("squared_log_z", 0)) / total
+        if "objective" in seen[1]:  # of layers; a mean over microbatches
+            objective = objective + jnp.sum(seen[1]["objective"]) / accumulation
+        return objective, (sums, seen)
 
     def gradient(params, batch, total, key):
         with sharding.tracing(built.mesh):  # backward passes, too, are traced here
-            (_, (sums, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
-        return jax.lax.with_sharding_constraint(grads, built.shardings["params"]), sums, statistics
+            (_, (sums, seen)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
+        return jax.lax.with_sharding_constraint(grads, built.shardings["params"]), sums, seen
 
     def accumulate(params, batch, total, key):
         def add(carry, inputs):
@@ -162,8 +166,8 @@ def make_train_step(
         split = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
         first = jax.tree.map(lambda x: x[0], split)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, total, key))
-        grads, sums, statistics = jax.lax.scan(add, zeros, (split, jnp.arange(accumulation)))[0]
-        return grads, sums, jax.tree.map(lambda total: total / accumulation, statistics)
+        grads, sums, seen = jax.lax.scan(add, zeros, (split, jnp.arange(accumulation)))[0]
+        return grads, sums, jax.tree.map(lambda total: total / accumulation, seen)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         batch = _prepare(built, batch, accumulation)
@@ -171,7 +175,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
         params = state["params"]
         compute = gradient if accumulation == 1 else accumulate
-        grads, sums, statistics = compute(params, batch, jnp.where(weight > 0, weight, 1), key)
+        grads, sums, (statistics, scalars) = compute(params, batch, jnp.where(weight > 0, weight, 1), key)
         grad_norm = optax.tree.norm(grads)
         update, opt = optimizer.update(grads, state["opt"], params)
         finite = (jnp.isfinite(value).all() for value in (sums["nats"], grad_norm, *jax.tree.leaves(statistics)))
@@ -187,6 +191,7 @@ def make_train_step(
             "learning_rate": optimizer.learning_rate(state["step"] - state["skipped"]),
             "skipped": skipped.astype(jnp.float32),
             "sums": sums,
+            **{name: jnp.mean(value) for name, value in scalars.items() if name != "objective"},
         }
         return {**new, "step": state["step"] + 1, "skipped": skipped, "key": state["key"]}, reported
 
@@ -215,31 +220,32 @@ def score(
 
 def sums_and_statistics(
     model: Callable, batch: Batch, metrics: Sequence[Metric], loss_chunks: int, **kwargs
-) -> tuple[dict[str, Float[Array, "..."]], Statistics | None]:
-    """The sums of `score`, and what the norms of a model in training saw of the batch (None of one that does not say)."""
+) -> tuple[dict[str, Float[Array, "..."]], tuple[Statistics | None, dict[str, Float[Array, "L"]]]]:
+    """The sums of `score`, and what a model in training saw of the batch, see `SequenceModel.__call__` (None and {} of one that
+    does not say)."""
     kwargs |= {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
     targets, weights = batch["targets"], batch["weights"]
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        (predictions, loss), _, *statistics = model(batch["inputs"], targets=targets, **kwargs)
+        (predictions, loss), _, *seen = model(batch["inputs"], targets=targets, **kwargs)
         sums = real_sums(predictions, loss, targets, weights, metrics)
     elif loss_chunks > 1:
         chunked = functools.partial(
             class_sums_in_chunks, targets=targets, weights=weights, metrics=metrics, chunks=loss_chunks
         )
-        sums, _, *statistics = model(batch["inputs"], reduce=chunked, **kwargs)
+        sums, _, *seen = model(batch["inputs"], reduce=chunked, **kwargs)
     else:
-        logits, _, *statistics = model(batch["inputs"], **kwargs)
+        logits, _, *seen = model(batch["inputs"], **kwargs)
         # The backward pass keeps the logits and nothing else of their size.
         sums = jax.checkpoint(functools.partial(class_sums, metrics=metrics))(logits, targets, weights)
-    return sums, statistics[0] if statistics else None
+    return sums, tuple(seen) if seen else (None, {})
 
 
 def _prepare(built: Built, batch: Batch, accumulation: int) -> dict[str, Array]:
     rows, ways = len(batch["inputs"]), sharding.batch_ways(built.mesh)
     if rows % (accumulation * ways):
         raise UserError(
-            f"a batch of {rows} rows cannot be divided by {accumulation} microbatches and mesh.data * mesh.fsdp = "
-            f"{ways}; make it a multiple of {accumulation * ways}"
+            f"a batch of {rows} rows cannot be divided by {accumulation} microbatches and mesh.data * mesh.fsdp * "
+            f"mesh.expert = {ways}; make it a multiple of {accumulation * ways}"
         )
     keys = [key for key in ("inputs", "targets", "weights", "segment_ids", "positions") if key in batch]
     return jax.lax.with_sharding_constraint({key: batch[key] for key in keys}, sharding.batch_sharding(built.mesh))

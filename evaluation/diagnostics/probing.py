@@ -37,8 +37,8 @@ class Unrolled(nnx.Module):
             for block in run.blocks:
                 block.mixer = Tapped(block.mixer, functools.partial(self.tap, layer))
                 layer += 1
-            x, _, streams, _ = run(x, None if carry is None else carry[i], streams, repeat=repeat, **where)
-        return x, None, None
+            x, _, streams, *_ = run(x, None if carry is None else carry[i], streams, repeat=repeat, **where)
+        return x, None, None, {}
 
 
 @jax.jit

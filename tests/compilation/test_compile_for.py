@@ -184,7 +184,7 @@ def test_suggestions(here):
 
 
 def test_batches_that_do_not_divide_are_refused(here):
-    with pytest.raises(UserError, match=r"batch_size=6 does not divide over mesh.data \* mesh.fsdp = 8"):
+    with pytest.raises(UserError, match=r"batch_size=6 does not divide over mesh.data \* mesh.fsdp \* mesh.expert = 8"):
         steps.train(resolve("mesh.data=8", "train.batch_size=6"), here)
 
 
