@@ -72,7 +72,8 @@ def model(pattern: tuple[str, ...], width: int, depth: int, **options) -> Config
     for key in LEFT_TO_TASK:
         section[key] = placeholder(type(section[key]))
     section.update(width=width, depth=blocks(pattern, depth), pattern=pattern)
-    section.mixer = ConfigDict({name: defaults(name) for name in mixers_of(pattern)})
+    around = (*options.get("prefix", ()), *options.get("suffix", ()))
+    section.mixer = ConfigDict({name: defaults(name) for name in mixers_of((*pattern, *around))})
     return _set(section, options)
 
 

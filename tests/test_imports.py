@@ -24,6 +24,7 @@ OF_CONFIGS = {
     "configs.published",
     "data.task",
     "models.config",
+    "models.pattern",
     "models.mixer",
     "training.config",
     "training.optimizer",
