@@ -36,6 +36,7 @@ class Unrolled(nnx.Module):
         for i, (run, repeat) in enumerate(self.stack.runs()):
             for block in run.blocks:
                 block.mixer = Tapped(block.mixer, functools.partial(self.tap, layer))
+                block.recompute_mixer = False  # what is tapped is to leave it
                 layer += 1
             x, _, streams, *_ = run(x, None if carry is None else carry[i], streams, repeat=repeat, **where)
         return x, None, None, {}
