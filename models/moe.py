@@ -115,15 +115,17 @@ class MoE(nnx.Module):
         used = top_k / experts
         axes, maps = ("expert", "embed", None, "mlp"), 2 if gated else 1
         self.w_router = param(rngs, normal(width**-0.5), (width, experts), ("embed", None), keep_float32=True)
-        self.w_in = param(rngs, normal(width**-0.5), (experts, width, maps, hidden), axes, active=used)
+        self.w_in = param(rngs, normal(width**-0.5), (experts, width, maps, hidden), axes, active=used, inputs=(1,))
         output = normal((2 * depth * hidden) ** -0.5)
-        self.w_out = param(rngs, output, (experts, hidden, width), ("expert", "mlp", "embed"), active=used)
+        self.w_out = param(rngs, output, (experts, hidden, width), ("expert", "mlp", "embed"), active=used, inputs=(1,))
         group = "fixed" if router == "sigmoid" else "default"
         has_bias = router != "softmax"
         self.bias = param(rngs, zeros, (experts,), (None,), group=group, keep_float32=True) if has_bias else None
         options = {"activation": self.activation, "hidden": shared * hidden, "depth": depth}
         self.shared = (GLU if gated else MLP)(width, rngs=rngs, **options) if shared else None
-        self.w_shared_gate = param(rngs, normal(width**-0.5), (width,), ("embed",)) if shared_gate else None
+        self.w_shared_gate = (
+            param(rngs, normal(width**-0.5), (width,), ("embed",), inputs=(0,)) if shared_gate else None
+        )
 
     def __call__(
         self, x: Float[Array, "B T D"], *, segment_ids: Int[Array, "B T"] | None = None, training: bool = False
