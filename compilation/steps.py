@@ -103,7 +103,9 @@ def _rows(config: Config, built: Built) -> int:
 def _batch(config: Config, built: Built, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     ways = sharding.batch_ways(built.mesh)
     if rows % ways:
-        raise UserError(f"batch_size={rows} does not divide over mesh.data * mesh.fsdp = {ways}; make it a multiple")
+        raise UserError(
+            f"batch_size={rows} does not divide over mesh.data * mesh.fsdp * mesh.expert = {ways}; make it a multiple"
+        )
     place, shapes = sharding.batch_sharding(built.mesh), batch_shapes(config.task.spec, rows)
     if "carry" in built.abstract:
         shapes["restart"] = jax.ShapeDtypeStruct((rows,), bool)

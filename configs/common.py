@@ -11,6 +11,7 @@ from common.errors import UserError, near
 from data import task as tasks
 from models.config import ModelConfig
 from models.mixer import defaults, find
+from models.pattern import expand, mixers_of
 from training.config import FROM_TASK, LEFT_TO_TASK, TrainConfig
 from training.optimizer import OptimizerConfig
 from training.sharding import AXES
@@ -47,10 +48,19 @@ def choose(what: str, value: str, known: Mapping[str, Any]):
     return known[value]
 
 
+def pattern(text: str) -> tuple[str, ...]:
+    """The pattern that the key "mixer" of an argument names, see `models.pattern`.
+
+    Raises:
+      UserError: if it is none.
+    """
+    return expand([text], "mixer")
+
+
 def blocks(pattern: tuple[str, ...], depth: int) -> int:
     """The number of blocks that stands for `depth` blocks of a token mixer and a channel mixer: two for each where the mixers
     replace the channel mixer, in whole patterns."""
-    if all(find(name).replaces_channel_mixer for name in pattern):
+    if all(find(name).replaces_channel_mixer for name in mixers_of(pattern)):
         depth *= 2
     return -(-depth // len(pattern)) * len(pattern)
 
@@ -62,7 +72,8 @@ def model(pattern: tuple[str, ...], width: int, depth: int, **options) -> Config
     for key in LEFT_TO_TASK:
         section[key] = placeholder(type(section[key]))
     section.update(width=width, depth=blocks(pattern, depth), pattern=pattern)
-    section.mixer = ConfigDict({name: defaults(name) for name in dict.fromkeys(pattern)})
+    around = (*options.get("prefix", ()), *options.get("suffix", ()))
+    section.mixer = ConfigDict({name: defaults(name) for name in mixers_of((*pattern, *around))})
     return _set(section, options)
 
 

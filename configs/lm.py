@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     task = common.task_section("language_model", corpus=choice["corpus"], length=length)
     return common.experiment(
         task,
-        common.model(tuple(choice["mixer"].split("+")), width, depth),
+        common.model(common.pattern(choice["mixer"]), width, depth),
         common.optimizer(learning_rate, steps, optimizer),
         common.train(steps, batch_size, compute_dtype="float32" if choice["size"] == "default" else "bfloat16"),
     )

@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     paper = tasks.find(choice["task"]).paper_size if choice["size"] == "paper" else {}
     return common.experiment(
         common.task_section(choice["task"], **paper),
-        common.model(tuple(choice["mixer"].split("+")), width, depth, norm=norm, embedding_scale=width**0.5),
+        common.model(common.pattern(choice["mixer"]), width, depth, norm=norm, embedding_scale=width**0.5),
         common.optimizer(learning_rate, steps, warmup_steps=steps // 10, weight_decay=0.05),
         common.train(steps, batch_size, eval_every=steps // 10, checkpoint_every=steps // 10),
     )

@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     choice = common.parse(arg, "configs/recall.py", task="mqar", mixer="mamba", size="cpu")
     width, depth, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)
-    pattern = tuple(choice["mixer"].split("+"))
+    pattern = common.pattern(choice["mixer"])
     # The mean over a row knows sums without any memory: where rows are scored, what counts is the last token's state.
     paper = tasks.find(choice["task"]).paper_size if choice["size"] == "paper" else {}
     return common.experiment(

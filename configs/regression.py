@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     choice = common.parse(arg, "configs/regression.py", task="gaze", mixer="gla", loss="rle", size="cpu")
     width, depth, batch_size, learning_rate, steps = common.choose("size", choice["size"], SIZES)
     paper = tasks.find(choice["task"]).paper_size if choice["size"] == "paper" else {}
-    pattern = tuple(choice["mixer"].split("+"))
+    pattern = common.pattern(choice["mixer"])
     return common.experiment(
         common.task_section(choice["task"], **paper),
         # Where a pixel lies is what is asked: the mean over positions needs to know the absolute one.

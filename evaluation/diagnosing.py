@@ -52,8 +52,7 @@ def diagnose(run: LoadedRun, lengths: Sequence[int] = (), sequences: int = 4) ->
     origin = {**run.origin, "length": length}
     record.check(folder, origin)
     batch = rows_of(at_length(config, length), "valid", sequences)
-    pattern = config.model.pattern
-    names = [pattern[i % len(pattern)] for i in range(config.model.depth)]
+    names = ["|".join(item.mixers) for item in config.model.items]
     with jax.default_device(jax.local_devices()[0]), dispatch.implementation(config.train.implementation):
         whole = run.built.merge(jax.tree.map(jnp.asarray, jax.device_get(run.params)))
         result = measure(whole, names, batch, causal=config.model.causal)

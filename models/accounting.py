@@ -66,6 +66,12 @@ def parameter_count(params: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+def active_parameter_count(model: nnx.Module) -> int:
+    """Number of parameters of a module that one token uses: of experts, its share of them (`models.params.param`, `active`)."""
+    found = (variable for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    return round(sum(math.prod(v.shape) * v.get_metadata().get("active", 1) for v in found))
+
+
 def carry_bytes(model: nnx.Module, batch: int, capacity: int) -> int:
     """Bytes of `model.initial_carry(batch, capacity)`, which is not allocated."""
     carry = nnx.eval_shape(lambda m: m.initial_carry(batch, capacity), model)
@@ -79,12 +85,14 @@ class Summary:
     Attributes:
       name: what the table calls the model.
       parameters: number of parameters.
+      active_parameters: number of those that one token uses; all, but for mixtures of experts.
       flops_per_token: floating-point operations of the forward pass for each token.
       carry_bytes: size of one sequence's carry; None for a model that has none.
     """
 
     name: str
     parameters: int
+    active_parameters: int
     flops_per_token: float
     carry_bytes: int | None
 
@@ -105,16 +113,19 @@ def summarize(name: str, model: nnx.Module, inputs: jax.ShapeDtypeStruct, tokens
     graphdef, variables = nnx.split(model)
     forward = flops(lambda variables, x: nnx.merge(graphdef, variables)(x)[0], variables, inputs)
     carry = None if capacity is None else carry_bytes(model, 1, capacity)
-    return Summary(name, parameter_count(variables), forward.total / tokens, carry)
+    active = active_parameter_count(model)
+    return Summary(name, parameter_count(variables), active, forward.total / tokens, carry)
 
 
 def table(rows: Sequence[Summary]) -> str:
     """The summaries as aligned text."""
-    header = ("name", "parameters", "FLOPs per token", "carry bytes per sequence")
-    cells = [header]
+    sparse = any(row.active_parameters < row.parameters for row in rows)  # else one column says it
+    active = ("active",) if sparse else ()
+    cells = [("name", "parameters", *active, "FLOPs per token", "carry bytes per sequence")]
     for row in rows:
         carry = "-" if row.carry_bytes is None else f"{row.carry_bytes:,}"
-        cells.append((row.name, f"{row.parameters:,}", f"{row.flops_per_token:,.0f}", carry))
+        active = (f"{row.active_parameters:,}",) if sparse else ()
+        cells.append((row.name, f"{row.parameters:,}", *active, f"{row.flops_per_token:,.0f}", carry))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for first, *rest in cells:

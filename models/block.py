@@ -1,4 +1,4 @@
-"""The residual block: a token mixer, then (where the mixer's paper has one) a channel mixer."""
+"""The residual block: a token mixer (or several side by side), then (where the mixer's paper has one) a channel mixer."""
 
 from typing import Any
 
@@ -7,32 +7,37 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models import mixer as mixers
-from models.mixer import Context
+from models.mixer import Context, Scalars, add_scalars
+from models.moe import MoE
 from models.norms import Statistics, normalize
 from models.partitioning import constrain
+from models.pattern import Item
 
 
 class Block(nnx.Module):
-    """x + mixer(norm(x)), then x + channel_mixer(norm(x)); with `norm_position="post"`, norm(x + f(x)) in each place.
+    """x + mixer(norm(x)), then x + channel_mixer(norm(x)); or with the norms elsewhere, see `models.pattern.NORM_POSITIONS`.
+
+    A "sandwich" has a norm before each branch and another behind it, `mixer_output_norm` and `channel_output_norm`.
 
     Under `config.base_depth` each branch has the factor `config.branch_scale`.
 
     Args:
-      name: the mixer's name.
-      layer: its place among the mixers of this name in the model; may be traced.
+      item: what the block is made of.
+      layer: the place of its mixer among those of its name in the model; may be traced. A dict by name where several mixers act
+        side by side.
       config: a `models.config.ModelConfig`.
     """
 
-    def __init__(self, name: str, layer: int | Int[Array, ""], config, *, rngs: nnx.Rngs):
-        kind = config.channel_mixer_of(name)
+    def __init__(self, item: Item, layer: Any, config, *, rngs: nnx.Rngs):
+        kind = config.channel_mixer_of(item)
+        self.norm_position = item.norm_position or config.norm_position
         self.mixer_norm = config.make_norm(rngs)
-        self.mixer = mixers.create(
-            name, config.width, rngs=rngs, layer=layer, alone=False, **config.mixer_options(name)
-        )
+        self.mixer = config.make_mixer(item, layer, rngs)
         self.channel_norm = None if kind == "none" else config.make_norm(rngs)
         self.channel_mixer = config.make_channel_mixer(kind, rngs)
-        self.pre_norm = config.norm_position == "pre"
+        sandwich = self.norm_position == "sandwich"
+        self.mixer_output_norm = config.make_norm(rngs) if sandwich else None
+        self.channel_output_norm = config.make_norm(rngs) if sandwich and kind != "none" else None
         self.dropout = config.dropout
         self.branch_scale = config.branch_scale
         self.recompute_mixer = config.remat == "mixer"
@@ -45,7 +50,7 @@ class Block(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         context: Context,
-    ) -> tuple[Float[Array, "B T D"], Any, Any, Statistics]:
+    ) -> tuple[Float[Array, "B T D"], Any, Any, Statistics, Scalars]:
         """Applies the block.
 
         Args:
@@ -54,8 +59,8 @@ class Block(nnx.Module):
           context: as in `Mixer.__call__`. Where it has a key, the block is in training: dropout acts on both residual branches.
 
         Returns:
-          y of x's shape; the carry and the stream as of `Mixer.__call__`; and what the norms saw of the batch, see
-          `models.norms.Statistics`.
+          y of x's shape; the carry and the stream as of `Mixer.__call__`; and in training what the norms and experts saw of the
+          batch, see `models.norms.Statistics`, and the `Scalars` of mixer and channel mixer together ({} in evaluation).
         """
         keys = (None,) * 3 if context.key is None else jax.random.split(context.key, 3)
 
@@ -68,27 +73,42 @@ class Block(nnx.Module):
         if self.recompute_mixer:
             mix = jax.checkpoint(mix, prevent_cse=False)
 
-        def residual(x, norm, f, key):
-            """The branch added to x; what f returns beside; and what the norm saw."""
-            apply = lambda x: normalize(norm, x, training=context.key is not None, segment_ids=segment_ids)
-            h, seen = apply(x) if self.pre_norm else (x, None)
-            y, beside = f(h)
+        statistics = {}
+
+        def residual(x, branch, f, key):
+            """The branch added to x, with the norms of this name; and what f returns beside."""
+
+            def apply(which, x):
+                norm = getattr(self, which)
+                y, statistics[which] = normalize(norm, x, training=context.key is not None, segment_ids=segment_ids)
+                return y
+
+            where = self.norm_position
+            y, beside = f(apply(f"{branch}_norm", x) if where in ("pre", "sandwich") else x)
+            if where in ("sandwich", "output"):
+                y = apply(f"{branch}_output_norm" if where == "sandwich" else f"{branch}_norm", y)
             if key is not None and self.dropout > 0:
                 keep = jax.random.bernoulli(key, 1 - self.dropout, y.shape)
                 y = jnp.where(keep, y / (1 - self.dropout), 0).astype(y.dtype)
             if self.branch_scale != 1:
                 y = self.branch_scale * y
             x = constrain(x + y, "batch", "length", "activation")
-            if not self.pre_norm:
-                x, seen = apply(x)
-            return x, beside, seen
+            return (apply(f"{branch}_norm", x) if where == "post" else x), beside
 
-        statistics = {}
-        x, (carry, stream), statistics["mixer_norm"] = residual(x, self.mixer_norm, mix, keys[0])
+        def transform(h):
+            if not isinstance(self.channel_mixer, MoE):
+                return self.channel_mixer(h), {}
+            training = context.key is not None
+            y, followed, scalars = self.channel_mixer(h, segment_ids=segment_ids, training=training)
+            if followed:
+                statistics["channel_mixer"] = followed
+            return y, scalars
+
+        x, (carry, stream, *scalars) = residual(x, "mixer", mix, keys[0])
         if self.channel_mixer is not None:
-            transform = lambda h: (self.channel_mixer(h), None)
-            x, _, statistics["channel_norm"] = residual(x, self.channel_norm, transform, keys[1])
-        return x, carry, stream, statistics
+            x, more = residual(x, "channel", transform, keys[1])
+            scalars.append(more)
+        return x, carry, stream, statistics, add_scalars(*scalars)
 
     def initial_carry(self, batch: int, capacity: int) -> Any:
         """The mixer's carry before the first token."""

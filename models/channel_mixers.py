@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -10,17 +11,23 @@ from common.errors import UserError
 from models.checks import whole
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
-from ops.elementwise import gate, gelu
+from ops.elementwise import activate, gate
 from ops.projection import project, project_each
 
 
+def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """max(x, 0)^2 (Primer, arXiv 2109.08668)."""
+    return jnp.square(jax.nn.relu(x))
+
+
 class MLP(nnx.Module):
-    """W_2 gelu(W_1 x), with a hidden size of `expansion` * width, or `hidden`; `bias` adds one to both maps."""
+    """W_2 f(W_1 x), with a hidden size of `expansion` * width, or `hidden`; `bias` adds one to both maps."""
 
     def __init__(
         self,
         width: int,
         *,
+        activation,
         rngs: nnx.Rngs,
         expansion: float = 4.0,
         hidden: int | None = None,
@@ -29,6 +36,7 @@ class MLP(nnx.Module):
     ):
         hidden = whole(expansion * width) if hidden is None else hidden
         self.hidden = _checked(hidden, expansion)
+        self.activation = activation
         self.w_in = dense(rngs, (width, hidden), ("embed", "mlp"))
         self.w_out = residual_output(rngs, (hidden, width), ("mlp", "embed"), depth)
         self.b_in = param(rngs, zeros, (hidden,), ("mlp",)) if bias else None
@@ -36,7 +44,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         h = constrain(_plus(project(x, self.w_in[...]), self.b_in), "batch", "length", "mlp")
-        return _plus(project(gelu(h), self.w_out[...]), self.b_out)
+        return _plus(project(activate(self.activation, h), self.w_out[...]), self.b_out)
 
 
 class GLU(nnx.Module):
@@ -81,7 +89,8 @@ def _plus(x, bias):
 
 
 CHANNEL_MIXERS = {
-    "mlp": MLP,
+    "mlp": functools.partial(MLP, activation=jax.nn.gelu),
+    "relu2": functools.partial(MLP, activation=relu2),
     "swiglu": functools.partial(GLU, activation=jax.nn.silu),
     "geglu": functools.partial(GLU, activation=jax.nn.gelu),
 }

@@ -7,14 +7,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
+from ml_collections import ConfigDict
 
-from common.errors import UserError, check_choice
+from common import signatures
+from common.errors import UserError, check_choice, near
 from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
 from models.checks import about
 from models.heads import LOSSES, POOLINGS
+from models.moe import MoE
 from models.norms import NORMS
+from models.parallel import Parallel
+from models.pattern import CHANNELS, NORM_POSITIONS, Item, expand, mixers_of, parse
 from models.stack import REMAT
+
+
+def parallel_defaults() -> ConfigDict:
+    """The options of `Parallel`."""
+    return signatures.defaults(Parallel.__init__, ("self", "parts", "width", "rngs"))
+
+
+def moe_defaults() -> ConfigDict:
+    """The options of `MoE`."""
+    return signatures.defaults(MoE.__init__, ("self", "width", "rngs", "depth", "expansion"))
+
+
+# Sections of the model that hold the options of one thing, whoever may use it: what they are by default, and whose they are.
+SECTIONS = {"parallel": (parallel_defaults, Parallel), "moe": (moe_defaults, MoE)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +48,24 @@ class ModelConfig:
       causal: False for an encoder.
       length: of the longest sequence that mixers whose parameters or normalisers depend on one are built for.
       width: size of the residual stream.
-      depth: number of blocks; a multiple of the pattern's length.
-      pattern: names of mixers, repeated over the depth.
+      depth: number of blocks: those of the prefix and the suffix, and a multiple of the pattern's length.
+      pattern: mixers of the blocks that the depth repeats, with "mixer/channel mixer" where a block has one of its own and
+        "mixer|mixer" for several side by side, see `models.pattern`.
+      prefix: blocks before the repeats of the pattern, written like it ("attention/mlp+2*gla").
+      suffix: blocks behind them.
       mixer: hyperparameters by mixer name; what is left out takes the mixer's default.
-      channel_mixer: "swiglu", "geglu", "mlp", "none", or "auto": swiglu except beside mixers that replace it.
+      parallel: how the mixers of a block that has several make one, see `models.parallel.Parallel`.
+      moe: options of the channel mixer "moe", see `models.moe.MoE`.
+      channel_mixer: of blocks that name none: "swiglu", "geglu", "mlp" (with GELU), "relu2" (an MLP with max(x, 0)^2), "moe",
+        "none", or "auto": swiglu except beside mixers that replace it.
       expansion: hidden size of the channel mixer over the width (gated ones take 2/3 of it).
       channel_size: hidden size of the channel mixer itself, instead of `expansion`.
       channel_bias: whether the channel mixer's maps have biases.
       norm: "rmsnorm", "rmsnorm1p" (weights stored as their difference from 1), "layernorm", "scalenorm" or "batchnorm".
       norm_eps: added to the norm's variance; by default the norm's own.
       final_norm_eps: the same of the last norm; by default `norm_eps`.
-      norm_position: "pre" or "post".
+      norm_position: of blocks that name none, where a branch f has its norms: "pre", x + f(norm(x)); "post", norm(x + f(x));
+        "sandwich", x + norm(f(norm(x))); or "output", x + norm(f(x)).
       embedding_norm: whether the embedded tokens are normalised before the first block.
       embedding_scale: factor of the embedded tokens (width^0.5 in arXiv 1706.03762, section 3.4); real inputs have none.
       position_embedding: "sinusoidal" (with a learned scale), "none", or "auto": sinusoidal if some mixer of the pattern
@@ -69,7 +95,11 @@ class ModelConfig:
     width: int = 256
     depth: int = 6
     pattern: tuple[str, ...] = ("attention",)
+    prefix: tuple[str, ...] = ()
+    suffix: tuple[str, ...] = ()
     mixer: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    parallel: Mapping[str, Any] = dataclasses.field(default_factory=parallel_defaults)
+    moe: Mapping[str, Any] = dataclasses.field(default_factory=moe_defaults)
     channel_mixer: str = "auto"
     expansion: float = 4.0
     channel_size: int | None = None
@@ -94,9 +124,9 @@ class ModelConfig:
 
     def __post_init__(self):
         choices = {
-            "channel_mixer": ("auto", "none", *CHANNEL_MIXERS),
+            "channel_mixer": ("auto", *CHANNELS),
             "norm": tuple(NORMS),
-            "norm_position": ("pre", "post"),
+            "norm_position": NORM_POSITIONS,
             "position_embedding": ("auto", "none", "sinusoidal"),
             "remat": tuple(REMAT),
             "head": ("token", "pooled", "pair"),
@@ -125,34 +155,100 @@ class ModelConfig:
             raise UserError(f"model.depth_alpha must be from 0.5 to 1, got {self.depth_alpha}")
         if self.depth_alpha != 1 and not self.base_depth:
             raise UserError(f"model.depth_alpha={self.depth_alpha} acts only with model.base_depth: set that, too")
-        if self.base_depth and self.norm_position != "pre":
-            raise UserError(
-                "model.base_depth is for branches of a stream that no norm interrupts: set model.norm_position='pre'"
-            )
-        if self.base_depth % len(self.pattern or "-"):
-            raise UserError(
-                f"model.base_depth={self.base_depth} must be a multiple of the pattern's length {len(self.pattern)}"
-            )
         if not math.isfinite(self.embedding_scale):
             raise UserError(f"model.embedding_scale must be finite, got {self.embedding_scale}")
-        if isinstance(self.pattern, str) or not self.pattern:
-            raise UserError(f"model.pattern must be names of mixers, such as ('attention',); got {self.pattern!r}")
-        for name in self.pattern:
-            mixers.find(name)
-        if self.depth % len(self.pattern):
-            raise UserError(f"model.depth={self.depth} must be a multiple of the pattern's length {len(self.pattern)}")
+        if not self.pattern:
+            raise UserError("model.pattern must be names of mixers, such as ('attention',); it is empty")
+        for key in ("prefix", "pattern", "suffix"):
+            if isinstance(getattr(self, key), str):
+                raise UserError(
+                    f"model.{key} must be names of mixers, such as ('attention',); got {getattr(self, key)!r}"
+                )
+            object.__setattr__(self, key, expand(getattr(self, key), f"model.{key}"))
+            for text in getattr(self, key):
+                for name in parse(text, f"model.{key}").mixers:
+                    mixers.find(name)
+        self._check_depth()
+        self._check_base_depth()
         for name in self.mixer:
-            if name not in self.pattern:
+            if name not in self.names:
                 raise UserError(f"model.mixer.{name} is set, but model.pattern={self.pattern} does not use {name!r}")
+        self._check_section("parallel", any(len(item.mixers) > 1 for item in self.items))
+        self._check_section("moe", "moe" in (item.channel or self.channel_mixer for item in self.items))
         if self.tie_embeddings and self.targets != self.vocab_size:
             raise UserError(
                 f"model.tie_embeddings=True needs as many targets ({self.targets}) as input ids ({self.vocab_size}); "
                 "set it to False"
             )
 
+    def _check_depth(self) -> None:
+        outside, length = len(self.prefix) + len(self.suffix), len(self.pattern)
+        if self.depth > outside and (self.depth - outside) % length == 0:
+            return
+        repeats = max(1, (self.depth - outside) // length)
+        fit = [outside + n * length for n in (repeats, repeats + 1)]
+        if outside:
+            what = f"{len(self.prefix)} of the prefix, {len(self.suffix)} of the suffix, and a multiple of the pattern's {length}"
+        else:
+            what = f"a multiple of the pattern's length {length}"
+        raise UserError(
+            f"model.depth={self.depth} must be {what}: {fit[0]} or {fit[1]} would fit; or give the blocks that are left "
+            "over as model.prefix or model.suffix"
+        )
+
+    def _check_section(self, key: str, used: bool) -> None:
+        """Fills in the defaults of one of the `SECTIONS`, which must be left at them where nothing uses it."""
+        default = SECTIONS[key][0]().to_dict()
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in getattr(self, key).items()}
+        for name, value in given.items():
+            if name not in default:
+                raise UserError(f"nobody reads model.{key}.{name}; {near(name, default)}")
+            if not used and value != default[name]:
+                raise UserError(
+                    f"model.{key}.{name}={value!r} has no effect: no block of model.pattern={self.pattern} uses it"
+                )
+        object.__setattr__(self, key, default | given)
+
+    def _check_base_depth(self) -> None:
+        if self.base_depth and any((item.norm_position or self.norm_position) != "pre" for item in self.items):
+            raise UserError(
+                "model.base_depth is for branches of a stream that no norm interrupts: set model.norm_position='pre'"
+            )
+        outside, length = len(self.prefix) + len(self.suffix), len(self.pattern)
+        if self.base_depth and (self.base_depth <= outside or (self.base_depth - outside) % length):
+            more = f", beside the {outside} blocks of prefix and suffix" if outside else ""
+            raise UserError(
+                f"model.base_depth={self.base_depth} must be a multiple of the pattern's length {length}{more}"
+            )
+
+    @property
+    def repeats(self) -> int:
+        """How often the pattern is repeated between prefix and suffix."""
+        return (self.depth - len(self.prefix) - len(self.suffix)) // len(self.pattern)
+
+    @functools.cached_property
+    def items(self) -> tuple[Item, ...]:
+        """All blocks, in the order of the layers."""
+        return tuple(map(parse, (*self.prefix, *self.repeats * self.pattern, *self.suffix)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all mixers, each once, those of the pattern first."""
+        return mixers_of((*self.pattern, *self.prefix, *self.suffix))
+
     def layers(self, name: str) -> int:
         """The number of blocks with this mixer."""
-        return self.depth // len(self.pattern) * self.pattern.count(name)
+        return sum(name in item.mixers for item in self.items)
+
+    def place(self, layer: int) -> tuple[str, tuple[int, ...]]:
+        """Where the parameters of a layer are: the path of its block below "stack", and the index into stacked parameters."""
+        layer -= len(self.prefix)
+        if layer < 0:
+            return f"prefix.blocks.{layer + len(self.prefix)}", ()
+        if layer >= self.repeats * len(self.pattern):
+            return f"suffix.blocks.{layer - self.repeats * len(self.pattern)}", ()
+        repeat, place = divmod(layer, len(self.pattern))
+        return f"stacked.blocks.{place}", (repeat,)
 
     def mixer_options(self, name: str) -> dict[str, Any]:
         """What `mixers.create` is told of a mixer of the pattern: its surroundings and the hyperparameters that are given."""
@@ -203,7 +299,7 @@ class ModelConfig:
         at this width, have that of the base's width.
         """
         width = self.base_width or self.width
-        free = {name: [key for key, value in mixers.defaults(name).items() if value is None] for name in self.pattern}
+        free = {name: [key for key, value in mixers.defaults(name).items() if value is None] for name in self.names}
         unset = {name: {**self.mixer.get(name, {}), **dict.fromkeys(keys)} for name, keys in free.items()}
         derived = dataclasses.replace(self, mixer=unset).sketches
 
@@ -221,6 +317,7 @@ class ModelConfig:
             depth=self.base_depth or self.depth,
             mixer={name: {key: at_base(name, key, value) for key, value in own.items()} for name, own in given.items()},
             channel_size=self.channel_size and max(1, round(self.channel_size * width / self.width)),
+            moe=self.moe | {"hidden": self.moe["hidden"] and max(1, round(self.moe["hidden"] * width / self.width))},
             base_width=0,
             base_depth=0,
             depth_alpha=1.0,
@@ -232,15 +329,13 @@ class ModelConfig:
 
         What a mixer can do may depend on its form and its hyperparameters, so these are asked and not its class.
         """
-        return {
-            name: mixers.sketch(name, self.width, alone=False, **self.mixer_options(name))
-            for name in dict.fromkeys(self.pattern)
-        }
+        return {name: mixers.sketch(name, self.width, alone=False, **self.mixer_options(name)) for name in self.names}
 
     @property
     def random(self) -> bool:
         """Whether training differs from evaluation, and so needs a key."""
-        return self.dropout > 0 or self.norm == "batchnorm" or any(m.random for m in self.sketches.values())
+        experts = any(self.channel_mixer_of(item) == "moe" for item in self.items)
+        return self.dropout > 0 or self.norm == "batchnorm" or experts or any(m.random for m in self.sketches.values())
 
     @property
     def streams(self) -> bool:
@@ -251,14 +346,26 @@ class ModelConfig:
     def sinusoidal(self) -> bool:
         """Whether the model adds a position embedding to its inputs."""
         if self.position_embedding == "auto":
-            return not all(mixer.position_aware for mixer in self.sketches.values())
+            aware = lambda item: any(self.sketches[name].position_aware for name in item.mixers)
+            return not all(map(aware, self.items))
         return self.position_embedding == "sinusoidal"
 
-    def channel_mixer_of(self, name: str) -> str:
-        """The kind of channel mixer that stands behind a mixer of the pattern; "none" for none."""
-        if self.channel_mixer != "auto":
-            return self.channel_mixer
-        return "none" if self.sketches[name].replaces_channel_mixer else "swiglu"
+    def channel_mixer_of(self, item: Item) -> str:
+        """The kind of channel mixer that stands behind the mixers of a block; "none" for none."""
+        kind = self.channel_mixer if item.channel is None else item.channel
+        if kind != "auto":
+            return kind
+        return "none" if all(self.sketches[name].replaces_channel_mixer for name in item.mixers) else "swiglu"
+
+    def make_mixer(self, item: Item, layer: Any, rngs: nnx.Rngs) -> nnx.Module:
+        """The mixer of a block; `layer` is its place among those of its name in the model, and may be traced."""
+
+        def make(name, layer):
+            return mixers.create(name, self.width, rngs=rngs, layer=layer, alone=False, **self.mixer_options(name))
+
+        if len(item.mixers) == 1:
+            return make(item.mixers[0], layer)
+        return Parallel({name: make(name, layer[name]) for name in item.mixers}, self.width, rngs=rngs, **self.parallel)
 
     def make_norm(self, rngs: nnx.Rngs, final: bool = False) -> nnx.Module:
         """A norm of the residual stream; `final` for the one before the head."""
@@ -266,9 +373,12 @@ class ModelConfig:
         return NORMS[self.norm](self.width, rngs=rngs, **({} if eps is None else {"eps": eps}))
 
     def make_channel_mixer(self, kind: str, rngs: nnx.Rngs) -> nnx.Module | None:
-        """A channel mixer of a kind of `CHANNEL_MIXERS`; None for "none"."""
+        """A channel mixer of a kind of `models.pattern.CHANNELS`; None for "none"."""
         if kind == "none":
             return None
+        if kind == "moe":
+            depth = self.base_depth or self.depth
+            return MoE(self.width, rngs=rngs, depth=depth, expansion=self.expansion, **self.moe)
         return CHANNEL_MIXERS[kind](
             self.width,
             rngs=rngs,
@@ -282,8 +392,8 @@ class ModelConfig:
         """The configuration of the same model with every hyperparameter filled in.
 
         What was None or "auto" has the value that it stands for, and `mixer` holds every hyperparameter of every mixer. Still
-        None are `channel_size` without a channel mixer, and what means something as None (`loss`, some mixers' options);
-        still "auto" is `channel_mixer` where only some mixers of the pattern replace it.
+        None are `channel_size` without a channel mixer or where they differ in it, and what means something as None (`loss`,
+        some mixers' options); still "auto" is `channel_mixer` where blocks differ in it.
 
         Raises:
           UserError: if the model cannot be built.
@@ -291,15 +401,19 @@ class ModelConfig:
         if self.transfers:
             with about(f"the model at model.base_width={self.base.width}, model.base_depth={self.base.depth}"):
                 self.base.as_used()
-        kinds = {self.channel_mixer_of(name) for name in self.pattern}
+        kinds = {self.channel_mixer_of(item) for item in self.items}
         behind = sorted(kinds - {"none"})
         make = lambda: (self.make_norm(nnx.Rngs(0)), [self.make_channel_mixer(kind, nnx.Rngs(0)) for kind in behind])
         norm, channel_mixers = nnx.eval_shape(make)
+        dense = [made for kind, made in zip(behind, channel_mixers, strict=True) if kind != "moe"]
+        sizes = {made.hidden for made in dense}
+        experts = [made.hidden for kind, made in zip(behind, channel_mixers, strict=True) if kind == "moe"]
         return dataclasses.replace(
             self,
             mixer={name: mixers.as_used(mixer, self.mixer.get(name, {})) for name, mixer in self.sketches.items()},
             channel_mixer=kinds.pop() if len(kinds) == 1 else self.channel_mixer,
-            channel_size=channel_mixers[0].hidden if channel_mixers else None,
+            moe=self.moe | ({"hidden": experts[0]} if experts else {}),
+            channel_size=sizes.pop() if len(sizes) == 1 else self.channel_size if sizes else None,
             norm_eps=norm.eps,
             final_norm_eps=norm.eps if self.final_norm_eps is None else self.final_norm_eps,
             position_embedding="sinusoidal" if self.sinusoidal else "none",

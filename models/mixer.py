@@ -39,6 +39,11 @@ Ids = Int[Array, "B T"]  # segments or positions
 MatrixState = Float[Array, "B H K V"]  # of a mixer whose heads have keys and values
 
 
+# What a layer tells of a batch in training, beside its output: float32 scalars by name. "objective", if it is there, is added to
+# the objective as it is, over all layers; the means of all others over the layers are recorded with the training's metrics.
+Scalars = Mapping[str, Float[Array, ""]]
+
+
 class Context(NamedTuple):
     """What a mixer that `uses_context` is told of the model around it, at every call.
 
@@ -123,7 +128,8 @@ class Mixer(nnx.Module):
             from 1 (`ops.segments.runs`), so that no number comes back in a row, nor in the pieces after it.
           positions: [batch, length], counted from 0 in each segment and continued across calls.
 
-        A mixer that `uses_context` takes also `context`, a `Context`, and returns (y, state, stream).
+        A mixer that `uses_context` takes also `context`, a `Context`, and returns (y, state, stream). In training (where the
+        context has a key; it is to set `random`) it may return a fourth value, `Scalars`. Padding must not count in them.
         """
         raise NotImplementedError
 
@@ -144,7 +150,7 @@ class Mixer(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         context: Context | None = None,
-    ) -> tuple[Float[Array, "B T D"], Carry | None] | tuple[Float[Array, "B T D"], Carry | None, Any]:
+    ) -> tuple[Any, ...]:
         """Mixes a sequence or a piece of one.
 
         Args:
@@ -158,7 +164,8 @@ class Mixer(nnx.Module):
 
         Returns:
           y of x's shape and dtype, zero at padding; and the carry for the next piece (None if `carry` is None). If a
-          context is given, thirdly the stream for the next mixer of this name.
+          context is given, thirdly the stream for the next mixer of this name; and in training, of a mixer that has them,
+          `Scalars`.
 
         Raises:
           UserError: for a shape that does not fit, or a capability that this mixer lacks.
@@ -171,7 +178,7 @@ class Mixer(nnx.Module):
             runs = None if segment_ids is None else runs  # None tells `mix` of the fast paths
         elif segment_ids is not None and self.constant_carry:
             state = self._restart(state, segment_ids[:, 0] != carry["segment"])
-        y, new, stream = self._mix(x, state, runs, positions, context)
+        y, new, *beside = self._mix(x, state, runs, positions, context)
         if carry is not None:
             new = jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
             if segment_ids is not None and self.constant_carry:
@@ -179,7 +186,7 @@ class Mixer(nnx.Module):
                 new = self._restart(new, segment_ids[:, -1] == 0)
             carry = {**place, "state": new}
         y = segments.zero_padding(y, segment_ids)
-        return (y, carry) if context is None else (y, carry, stream)
+        return (y, carry) if context is None else (y, carry, *beside)
 
     def _mix(self, x, state, segment_ids, positions, context):
         where = {"segment_ids": segment_ids, "positions": positions}
@@ -187,8 +194,8 @@ class Mixer(nnx.Module):
             return *self.mix(x, state, **where), None
         if context is None:
             context = Context(stream=None if self.shared is None else self.shared(x, **where))
-        y, new, stream = self.mix(x, state, **where, context=context)
-        return y, new, jax.tree.map(lambda new, old: new.astype(old.dtype), stream, context.stream)
+        y, new, stream, *scalars = self.mix(x, state, **where, context=context)
+        return y, new, jax.tree.map(lambda new, old: new.astype(old.dtype), stream, context.stream), *scalars
 
     def initial_carry(self, batch: int, capacity: int) -> Carry:
         """The carry before the first token.
@@ -264,7 +271,7 @@ class Bidirectional(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         context: Context | None = None,
-    ) -> tuple[Float[Array, "B T D"], None] | tuple[Float[Array, "B T D"], None, Any]:
+    ) -> tuple[Any, ...]:
         """Mixes whole sequences, as `Mixer.__call__`. The stream is a pair, one of each direction.
 
         Raises:
@@ -286,7 +293,9 @@ class Bidirectional(nnx.Module):
         y = y + segments.reverse(z, segment_ids)
         if context is None:
             return y, None
-        return y, None, None if context.stream is None else (*forward, *backward)
+        stream = None if context.stream is None else (forward[0], backward[0])
+        scalars = add_scalars(*forward[1:], *backward[1:])
+        return (y, None, stream, scalars) if scalars else (y, None, stream)
 
 
 class BothShared(nnx.Module):
@@ -302,6 +311,13 @@ class BothShared(nnx.Module):
         """The stream of each direction; for the arguments see `Mixer.__call__`."""
         where = {"segment_ids": segment_ids, "positions": positions}
         return self.forward(x, **where), self.backward(x, **where)
+
+
+def add_scalars(*found: Scalars) -> dict[str, Float[Array, ""]]:
+    """The sums of several `Scalars` by name."""
+    return {
+        name: sum(one[name] for one in found if name in one) for name in dict.fromkeys(n for one in found for n in one)
+    }
 
 
 def origin(batch: int) -> Carry:

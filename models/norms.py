@@ -5,7 +5,7 @@ Their backward pass keeps the input, in its own dtype, and nothing else of its s
 
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,21 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from models.params import constant, ones, param, zeros
 
-# What the norms of a model saw in a batch: nested dicts like the parameters, with None where there is nothing.
+# What a model saw in a batch that parameters follow without a gradient: nested dicts like the parameters, with None where there
+# is nothing. Its leaves are statistics, of which parameters are running averages, and a `Load`.
 Statistics = Mapping[str, Any]
+
+
+class Load(NamedTuple):
+    """How much each of several experts had to do, which a parameter of their choice answers (arXiv 2408.15664).
+
+    Attributes:
+      counts: [..., E] of each of E experts.
+      step: [...], by which the parameter grows where a count is below the mean, and shrinks where it is above.
+    """
+
+    counts: Float[Array, "*L E"]
+    step: Float[Array, "*L"]
 
 
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
@@ -130,7 +143,8 @@ class BatchNorm(nnx.Module):
 
 
 def follow(params: PyTree, statistics: Statistics | None) -> PyTree:
-    """The parameters of a model after a batch: each running average moves by `BatchNorm.momentum` of its distance.
+    """The parameters of a model after a batch: each running average moves by `BatchNorm.momentum` of its distance, and what
+    answers a `Load` by its step.
 
     Args:
       params: nested dicts of arrays.
@@ -141,6 +155,11 @@ def follow(params: PyTree, statistics: Statistics | None) -> PyTree:
 
 
 def _followed(params, statistics):
+    if statistics is None:
+        return params
+    if isinstance(statistics, Load):
+        counts, step = statistics
+        return params + step[..., None] * jnp.sign(jnp.mean(counts, -1, keepdims=True) - counts)
     if not isinstance(statistics, Mapping):
         return params + BatchNorm.momentum * (statistics - params)
     return {**params, **{name: _followed(params[name], found) for name, found in statistics.items()}}

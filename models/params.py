@@ -26,6 +26,7 @@ def param(
     decay: bool | None = None,
     group: str = "default",
     keep_float32: bool = False,
+    active: float = 1.0,
     inputs: Sequence[int] | None = None,
 ) -> nnx.Param:
     """Makes a float32 parameter.
@@ -34,12 +35,13 @@ def param(
       rngs: source of the key.
       init: initialiser `(key, shape, dtype) -> array`.
       shape: shape of the parameter.
-      axes: logical axis name of each dimension ("embed", "heads", "mlp", "vocab", "state" or None), read by
+      axes: logical axis name of each dimension ("embed", "heads", "mlp", "vocab", "state", "expert" or None), read by
         `training/sharding.py`.
       decay: whether weight decay applies; by default to matrices (two dimensions or more) and not to vectors.
       group: learning-rate group; its multiplier is `config.optimizer.group_scale[group]`. No gradient moves group "fixed" (read
         such parameters through `jax.lax.stop_gradient`).
       keep_float32: whether the parameter stays in float32 when the model computes in bfloat16.
+      active: share of it that one token uses, read by `models/accounting.py`; less than 1 for experts.
       inputs: the dimensions that the product with the parameter sums over; () for one that is no map. By default they are read
         from the axes and `decay`, see `input_dimensions`; tests/models/test_fan_in.py says where that is wrong.
 
@@ -52,7 +54,8 @@ def param(
     decay = len(shape) >= 2 if decay is None else decay
     inputs = input_dimensions(axes, decay) if inputs is None else tuple(inputs)
     value = init(rngs.params(), shape, jnp.float32)
-    return nnx.Param(value, axes=tuple(axes), decay=decay, group=group, keep_float32=keep_float32, inputs=inputs)
+    facts = {"decay": decay, "group": group, "keep_float32": keep_float32, "inputs": inputs, "active": active}
+    return nnx.Param(value, axes=tuple(axes), **facts)
 
 
 def input_dimensions(axes: Sequence[str | None], decay: bool) -> tuple[int, ...]:

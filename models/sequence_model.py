@@ -63,7 +63,7 @@ class SequenceModel(nnx.Module):
         key: jax.Array | None = None,
         targets: Float[Array, "B ..."] | None = None,
         reduce: Callable[[Callable, Float[Array, "B T D"]], Any] | None = None,
-    ) -> tuple[Any, Any] | tuple[Any, Any, Statistics]:
+    ) -> tuple[Any, Any] | tuple[Any, Any, Statistics, dict[str, Float[Array, "L"]]]:
         """Scores the next token (or the token's label) at every position, or each row, or pair of rows.
 
         Args:
@@ -79,15 +79,16 @@ class SequenceModel(nnx.Module):
         Returns:
           float32 logits [batch, length, targets] or [batch, targets], and the carry for the next piece (None if `carry` is
           None). Models with a `loss` return predictions in place of logits; given targets, a pair (predictions, loss [batch,
-          ...]). In training (with a key) thirdly what the norms saw of the batch, for `models.norms.follow`.
+          ...]). In training (with a key) thirdly what norms and experts saw of the batch, for `models.norms.follow`, and
+          `models.mixer.Scalars`, with a number for each layer that has such a one.
         """
         rows = inputs.shape[0]
         if self.kind == "pair":  # both rows of a pair go through one model
             pack = lambda a: None if a is None else a.reshape(2 * rows, *a.shape[2:])
             inputs, segment_ids, positions = pack(inputs), pack(segment_ids), pack(positions)
-        x, carry, statistics = self.encode(inputs, carry, segment_ids=segment_ids, positions=positions, key=key)
+        x, carry, *seen = self.encode(inputs, carry, segment_ids=segment_ids, positions=positions, key=key)
         result = self._score(x, segment_ids, targets) if reduce is None else reduce(self._logits, x)
-        return (result, carry) if key is None else (result, carry, statistics)
+        return (result, carry) if key is None else (result, carry, *seen)
 
     def _score(self, x, segment_ids, targets):
         if self.kind != "token":
@@ -115,11 +116,11 @@ class SequenceModel(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Any, Statistics]:
+    ) -> tuple[Float[Array, "B T D"], Any, Statistics, dict[str, Float[Array, "L"]]]:
         """What the head reads, and what goes beside it; for the arguments see `__call__`.
 
         Returns:
-          the normalised output of the stack, the carry, and in training what the norms saw of the batch.
+          the normalised output of the stack, the carry, and in training what the model saw of the batch, as `__call__` returns.
         """
         statistics = {}
         place, _, positions = mixers.locate(inputs.shape[:2], carry, segment_ids, positions)
@@ -133,7 +134,7 @@ class SequenceModel(nnx.Module):
         if self.embedding_norm is not None:
             x, statistics["embedding_norm"] = apply(self.embedding_norm, x)
         x = constrain(x, "batch", "length", "activation")
-        x, stack_carry, statistics["stack"] = self.stack(
+        x, stack_carry, statistics["stack"], scalars = self.stack(
             x,
             None if carry is None else carry["stack"],
             segment_ids=segment_ids,
@@ -141,7 +142,7 @@ class SequenceModel(nnx.Module):
             key=key,
         )
         x, statistics["norm"] = apply(self.norm, x)
-        return x, (None if carry is None else {**place, "stack": stack_carry}), statistics
+        return x, (None if carry is None else {**place, "stack": stack_carry}), statistics, scalars
 
     def initial_carry(self, batch: int, capacity: int) -> Any:
         """The carry before the first token; `capacity` is the number of tokens that growing carries must hold."""

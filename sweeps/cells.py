@@ -274,7 +274,9 @@ def _as_asked(resolved: config.Config, raw: Mapping[str, Any]) -> ModelConfig:
     """The model without what follows from its width, and is another at another width."""
     from_task = (*config.LEFT_TO_TASK, "loss")
     given = {key: value for key, value in raw["model"].items() if value is not None or key not in from_task}
-    return dataclasses.replace(resolved.model, **given | {"pattern": resolved.model.pattern})
+    return dataclasses.replace(
+        resolved.model, **given | {key: getattr(resolved.model, key) for key in ("prefix", "pattern", "suffix")}
+    )
 
 
 def resolve(request: Request, values: Mapping[str, str], width: int | None = None) -> config.Config:
@@ -303,8 +305,8 @@ def _arguments(request: Request, values: Mapping[str, str], width: int | None = 
     owners = {key: key.split(".")[2] for key in request.settings if key.startswith("model.mixer.")}
     if owners:
         others = (flag for key, flag in flags.items() if key not in owners)
-        pattern = command_line.parse([source, *others]).model.pattern
-        flags = {key: flag for key, flag in flags.items() if owners.get(key, pattern[0]) in pattern}
+        there = command_line.parse([source, *others]).model.mixer
+        flags = {key: flag for key, flag in flags.items() if key not in owners or owners[key] in there}
     if request.base_width is not None:
         grown = sizing.heads(command_line.parse([source, *flags.values()]).model, request.base_width)
         flags |= {key: f"--config.{key}={count}" for key, count in grown.items()}

@@ -12,7 +12,7 @@ from models.config import ModelConfig
 from training import setup
 
 # What models can be matched by, and the field of their `Summary` that measures it.
-MEASURES = {"params": "parameters", "flops": "flops_per_token", "state": "carry_bytes"}
+MEASURES = {"params": "parameters", "active": "active_parameters", "flops": "flops_per_token", "state": "carry_bytes"}
 TOLERANCE = 0.05  # a budget counts as reached within this fraction
 ROUNDING = 0.01  # a width that hardware likes (a multiple of 8) is taken if it is this near to the budget
 NARROWEST, WIDEST = 8, 2**16

@@ -25,6 +25,7 @@ OF_CONFIGS = {
     "data.task",
     "models.config",
     "models.mixer",
+    "models.pattern",
     "training.config",
     "training.optimizer",
     "training.sharding",

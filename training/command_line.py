@@ -3,18 +3,21 @@
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 from common import signatures
 from common.errors import UserError, near, nearest
 from data import task as tasks
+from models import config as models
 from models import mixer as mixers
 from models.config import ModelConfig
+from models.pattern import expand, mixers_of
 from training.config import FROM_TASK, LEFT_TO_TASK, SECTIONS, Config, Expect, TrainConfig, flatten
 from training.initial import Source
 from training.optimizer import OptimizerConfig
@@ -26,9 +29,12 @@ MESH = {
     "fsdp": "ways that rows and parameters are split",
     "tensor": "ways that heads and hidden units are split",
     "sequence": "ways that the length is split",
+    "expert": "ways that rows and the experts of a mixture are split",
 }
 
 
+# Keys that name blocks beside those of the file's argument.
+AROUND = ("model.prefix", "model.suffix")
 # Of the model section, what the task and the training decide, also where weights come from elsewhere.
 OF_THE_FILE = (*LEFT_TO_TASK, "loss", "pooling", "dropout", "remat")
 
@@ -50,6 +56,7 @@ def parse(arguments: Sequence[str], source: Source | None = None) -> ConfigDict:
     config = _load(file)
     if source is not None:
         _begin_from(source, config)
+    _add_mixers(config, {key: value for key, value, _ in settings if key in AROUND})
     rest = []
     for key, value, argument in settings:
         _check_key(config, key, file)
@@ -69,20 +76,32 @@ def parse(arguments: Sequence[str], source: Source | None = None) -> ConfigDict:
     return holder.value
 
 
+def _add_mixers(config: ConfigDict, given: Mapping[str, str | None]) -> None:
+    """Gives the mixers that only the given prefix and suffix name their hyperparameters, which can then be set, too."""
+    parser = tuple_parser.TupleParser()
+    with config.unlocked():
+        for key, value in given.items():
+            for name in mixers_of(expand(map(str, parser.parse(value or "()")), key)):
+                if name not in config.model.mixer:
+                    config.model.mixer[name] = mixers.defaults(name)
+
+
 def _begin_from(source: Source, config: ConfigDict) -> None:
     """Puts the model of a source, and the tokenizer of its text, into a configuration."""
     section = signatures.defaults(ModelConfig, FROM_TASK)
     for key, value in source.model.items():
         if key not in section:
             raise UserError(f"{source.address} has model.{key}, which nobody reads")
-        if value is not None and key not in ("mixer", "pattern"):
+        if value is not None and key not in ("mixer", "pattern", "prefix", "suffix"):
             section[key] = value
     for key in OF_THE_FILE:
         section[key] = config.model.get_ref(key)
     if source.model.get("tie_embeddings") is False:
         section.tie_embeddings = False
-    section.pattern = tuple(source.model["pattern"])
-    section.mixer = ConfigDict({name: mixers.defaults(name) for name in dict.fromkeys(section.pattern)})
+    for key in ("pattern", "prefix", "suffix"):
+        section[key] = tuple(source.model.get(key, ()))
+    names = mixers_of(section.pattern + section.prefix + section.suffix)
+    section.mixer = ConfigDict({name: mixers.defaults(name) for name in names})
     with section.mixer.ignore_type():
         for name, options in source.model["mixer"].items():
             section.mixer[name].update({key: value for key, value in options.items() if value is not None})
@@ -198,6 +217,8 @@ def _readers(config: ConfigDict) -> dict[str, tuple[Any, inspect.Parameter, str]
     places = [(name, cls, inspect.signature(cls), "Attributes") for name, cls in readers.items() if name in config]
     task = tasks.find(config.task.name)
     places.append(("task", task, inspect.signature(task), "Args"))
+    for name, (_, cls) in models.SECTIONS.items():
+        places.append((f"model.{name}", cls, inspect.signature(cls.__init__), "Args"))
     for name in config.model.get("mixer", {}):
         mixer = mixers.find(name)
         places.append((f"model.mixer.{name}", mixer, inspect.signature(mixer.__init__), "Args"))

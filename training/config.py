@@ -229,7 +229,7 @@ def complete(raw: Mapping[str, Any], used: Mapping[str, Any]) -> dict[str, Any]:
         "train": signatures.defaults(TrainConfig).to_dict(),
         "mesh": dict.fromkeys(AXES, 1),
     }
-    result = {}
+    standards, result = _plain(standards), {}
     for name in {*raw, *used}:
         values = raw.get(name, {} if name in standards else None)
         if isinstance(values, Mapping) and isinstance(used.get(name), Mapping):
@@ -264,7 +264,7 @@ def _from_task(spec: tasks.Spec) -> dict[str, Any]:
 def _fill(options: Mapping[str, Any], task: tasks.Task) -> dict[str, Any]:
     """The model's options with what was left to the task (None) filled in."""
     spec = task.spec
-    model = dict(options) | {"pattern": tuple(options.get("pattern", ()))}
+    model = dict(options) | {key: tuple(options.get(key, ())) for key in ("prefix", "pattern", "suffix")}
     derived = {"length": spec.length, "causal": bool(spec.causal), "tie_embeddings": spec.objective == "causal_lm"}
     if spec.objective in ("regression", "token_regression"):
         derived["loss"] = "squared"

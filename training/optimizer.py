@@ -240,14 +240,16 @@ def _matrix(facts) -> contrib.MuonDimensionNumbers | optax.MaskedNode:
     """How a parameter is a matrix between the residual stream ("embed") and the inside of a layer, if it is one.
 
     Embeddings and heads ("vocab"), vectors, filters and whatever does not decay or has its own learning rate are none.
-    The dimensions are counted from the end, so that stacked layers are a batch of matrices.
+    The dimensions are counted from the end, so that stacked layers are a batch of matrices, as experts are.
     """
     axes = facts.axes
-    inside = [axis for axis in axes if axis not in ("embed", None)]
+    inside = [axis for axis in axes if axis not in ("embed", "expert", None)]
     if not facts.decay or facts.group != "default" or axes.count("embed") != 1 or not inside or "vocab" in axes:
         return optax.MaskedNode()
     embed = axes.index("embed") - len(axes)
-    return contrib.MuonDimensionNumbers((embed,), tuple(i for i in range(-len(axes), 0) if i != embed))
+    return contrib.MuonDimensionNumbers(
+        (embed,), tuple(i for i in range(-len(axes), 0) if axes[i] not in ("embed", "expert"))
+    )
 
 
 def _resize(update: jax.Array, matrix: contrib.MuonDimensionNumbers) -> jax.Array:

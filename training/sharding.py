@@ -15,11 +15,11 @@ from common.errors import UserError, near
 from models import partitioning
 from ops import dispatch
 
-AXES = ("data", "fsdp", "tensor", "sequence")
+AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 
 # logical axis -> the mesh axes that its size is divided by, in this order
 RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": ("sequence",),
     "activation": (),  # the residual stream: whole on every device that holds its rows
     "embed": ("fsdp",),
@@ -28,6 +28,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "state": (),
+    "expert": ("expert",),
 }
 
 
@@ -42,7 +43,7 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh of axes `data, fsdp, tensor, sequence`.
+    """Makes the mesh of axes `data, fsdp, tensor, sequence, expert`.
 
     Args:
       sizes: size of each axis; 1 where it is left out, and -1 (at most once) for what fills the devices.
@@ -115,7 +116,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of every array of a batch: rows over `data` and `fsdp`, by whose product their number must divide."""
+    """Sharding of every array of a batch: rows over `data`, `fsdp` and `expert`, by whose product their number must divide."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 

@@ -132,7 +132,8 @@ def make_train_step(
     Returns:
       The step. Its metrics are float32 scalars: "loss" (nats per token), "tokens" (sum of the weights), "grad_norm"
       (before clipping), "param_norm", "learning_rate" (of this update), "skipped" (so far); and "sums", a dict of the batch's
-      sums, for `data.metrics.training_summary`.
+      sums, for `data.metrics.training_summary`. Beside them are the means over the layers of the model's `models.mixer.Scalars`;
+      what these call "objective" is added to the gradient's objective, not to the metric "loss".
 
     Raises:
       UserError: if there is no optimiser or `accumulation` is not positive; from the step, if rows cannot be divided.
@@ -149,14 +150,16 @@ def make_train_step(
         if "carry" in batch:
             kwargs["carry"] = restarted(built, cast_params, batch["carry"], batch["restart"])
         model = functools.partial(built.apply, cast_params)
-        sums, statistics, carry = sums_and_statistics(model, batch, metrics, loss_chunks, **kwargs)
-        return (sums["nats"] + z_loss * sums.get("squared_log_z", 0)) / total, (sums, statistics, carry)
+        sums, seen, carry = sums_and_statistics(model, batch, metrics, loss_chunks, **kwargs)
+        objective = (sums["nats"] + z_loss * sums.get("squared_log_z", 0)) / total
+        if "objective" in seen[1]:  # of layers; a mean over microbatches
+            objective = objective + jnp.sum(seen[1]["objective"]) / accumulation
+        return objective, (sums, seen, carry)
 
     def gradient(params, batch, total, key):
         with sharding.tracing(built.mesh):  # backward passes, too, are traced here
-            (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
-        sums, statistics, carry = aux
-        return (jax.lax.with_sharding_constraint(grads, built.shardings["params"]), sums, statistics), carry
+            (_, (sums, seen, carry)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
+        return (jax.lax.with_sharding_constraint(grads, built.shardings["params"]), sums, seen), carry
 
     def accumulate(params, batch, total, key):
         def add(carry, inputs):
@@ -171,9 +174,9 @@ def make_train_step(
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, total, key)[0]
         )
-        (grads, sums, statistics), left = jax.lax.scan(add, zeros, (split, jnp.arange(accumulation)))
+        (grads, sums, seen), left = jax.lax.scan(add, zeros, (split, jnp.arange(accumulation)))
         left = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), left)
-        return (grads, sums, jax.tree.map(lambda total: total / accumulation, statistics)), left
+        return (grads, sums, jax.tree.map(lambda total: total / accumulation, seen)), left
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         batch = _prepare(built, batch, accumulation)
@@ -183,7 +186,7 @@ def make_train_step(
         compute = gradient if accumulation == 1 else accumulate
         if "carry" in state:
             batch["carry"] = state["carry"]
-        (grads, sums, statistics), carry = compute(params, batch, jnp.where(weight > 0, weight, 1), key)
+        (grads, sums, (statistics, scalars)), carry = compute(params, batch, jnp.where(weight > 0, weight, 1), key)
         grad_norm = optax.tree.norm(grads)
         update, opt = optimizer.update(grads, state["opt"], params)
         finite = (jnp.isfinite(value).all() for value in (sums["nats"], grad_norm, *jax.tree.leaves(statistics)))
@@ -201,6 +204,7 @@ def make_train_step(
             "learning_rate": optimizer.learning_rate(state["step"] - state["skipped"]),
             "skipped": skipped.astype(jnp.float32),
             "sums": sums,
+            **{name: jnp.mean(value) for name, value in scalars.items() if name != "objective"},
         }
         return {**new, "step": state["step"] + 1, "skipped": skipped, "key": state["key"]}, reported
 
@@ -239,32 +243,32 @@ def restarted(built: Built, params: PyTree, carry: PyTree, where: Bool[Array, "*
 
 def sums_and_statistics(
     model: Callable, batch: Batch, metrics: Sequence[Metric], loss_chunks: int, **kwargs
-) -> tuple[dict[str, Float[Array, "..."]], Statistics | None, Any]:
-    """The sums of `score`, what the norms of a model in training saw of the batch (None of one that does not say), and the carry
-    that the model leaves."""
+) -> tuple[dict[str, Float[Array, "..."]], tuple[Statistics | None, dict[str, Float[Array, "L"]]], Any]:
+    """The sums of `score`; what a model in training saw of the batch, see `SequenceModel.__call__` (None and {} of one that does
+    not say); and the carry that it leaves."""
     kwargs |= {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
     targets, weights = batch["targets"], batch["weights"]
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        (predictions, loss), carry, *statistics = model(batch["inputs"], targets=targets, **kwargs)
+        (predictions, loss), carry, *seen = model(batch["inputs"], targets=targets, **kwargs)
         sums = real_sums(predictions, loss, targets, weights, metrics)
     elif loss_chunks > 1:
         chunked = functools.partial(
             class_sums_in_chunks, targets=targets, weights=weights, metrics=metrics, chunks=loss_chunks
         )
-        sums, carry, *statistics = model(batch["inputs"], reduce=chunked, **kwargs)
+        sums, carry, *seen = model(batch["inputs"], reduce=chunked, **kwargs)
     else:
-        logits, carry, *statistics = model(batch["inputs"], **kwargs)
+        logits, carry, *seen = model(batch["inputs"], **kwargs)
         # The backward pass keeps the logits and nothing else of their size.
         sums = jax.checkpoint(functools.partial(class_sums, metrics=metrics))(logits, targets, weights)
-    return sums, statistics[0] if statistics else None, carry
+    return sums, tuple(seen) if seen else (None, {}), carry
 
 
 def _prepare(built: Built, batch: Batch, accumulation: int) -> dict[str, Array]:
     rows, ways = len(batch["inputs"]), sharding.batch_ways(built.mesh)
     if rows % (accumulation * ways):
         raise UserError(
-            f"a batch of {rows} rows cannot be divided by {accumulation} microbatches and mesh.data * mesh.fsdp = "
-            f"{ways}; make it a multiple of {accumulation * ways}"
+            f"a batch of {rows} rows cannot be divided by {accumulation} microbatches and mesh.data * mesh.fsdp * "
+            f"mesh.expert = {ways}; make it a multiple of {accumulation * ways}"
         )
     keys = [key for key in ("inputs", "targets", "weights", "segment_ids", "positions", "restart") if key in batch]
     return jax.lax.with_sharding_constraint({key: batch[key] for key in keys}, sharding.batch_sharding(built.mesh))

@@ -23,6 +23,7 @@ from data.task import Task
 from evaluation.diagnostics.influence import influence, locality, mixer_outputs, model_logits, query_positions
 from evaluation.diagnostics.probing import observe, unstack
 from evaluation.diagnostics.spectra import layer_spectra
+from models.parallel import Parallel
 from models.sequence_model import SequenceModel
 
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
@@ -77,8 +78,10 @@ def measure(
                 "score_gradient": None,
             }
         )
-        if hasattr(mixer, "attention_scores"):
-            values, kind = score_gradients(mixer, x, call["segment_ids"], call["positions"])
+        parts = mixer.branches(x) if isinstance(mixer, Parallel) else [(name, mixer, x)]
+        attention = next((part for part in parts if hasattr(part[1], "attention_scores")), None)
+        if attention is not None:
+            values, kind = score_gradients(*attention[1:], call["segment_ids"], call["positions"])
             layers[-1]["score_gradient"] = {"normalization": kind} | spread(values)
     for layer, found in enumerate(layer_spectra(model, mixers, batch, causal, tokens, limit, seed)):
         layers[layer]["spectrum"] = found

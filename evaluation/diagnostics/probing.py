@@ -8,7 +8,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models.sequence_model import SequenceModel
-from models.stack import repeat_of
 from training.step import score
 
 
@@ -33,20 +32,20 @@ class Unrolled(nnx.Module):
     def __call__(self, x, carry=None, *, segment_ids=None, positions=None, key=None):
         where = {"segment_ids": segment_ids, "positions": positions}
         streams = {name: shared(x, **where) for name, shared in self.stack.shared.items()}
-        for repeat in range(self.stack.repeats):
-            pattern, carries = repeat_of(self.stack.stacked, repeat), None if carry is None else carry[repeat]
-            for i, block in enumerate(pattern.blocks):
-                layer = repeat * len(pattern.blocks) + i
+        layer = 0
+        for i, (run, repeat) in enumerate(self.stack.runs()):
+            for block in run.blocks:
                 block.mixer = Tapped(block.mixer, functools.partial(self.tap, layer))
-            x, _, streams, _ = pattern(x, carries, streams, repeat=repeat, **where)
-        return x, None, None
+                block.recompute_mixer = False  # what is tapped is to leave it
+                layer += 1
+            x, _, streams, *_ = run(x, None if carry is None else carry[i], streams, repeat=repeat, **where)
+        return x, None, None, {}
 
 
 @jax.jit
 def unstack(model: SequenceModel) -> list[nnx.Module]:
     """The mixers, layer by layer."""
-    patterns = [repeat_of(model.stack.stacked, repeat) for repeat in range(model.stack.repeats)]
-    return [block.mixer for pattern in patterns for block in pattern.blocks]
+    return [block.mixer for run, _ in model.stack.runs() for block in run.blocks]
 
 
 @jax.jit
@@ -54,7 +53,7 @@ def observe(
     model: SequenceModel, batch: dict[str, Array], where: dict[str, Array]
 ) -> tuple[list, Float[Array, "L B T D"]]:
     """For each mixer its input and the other arguments of its call; and the gradients of the loss by the inputs."""
-    layers = model.stack.repeats * len(model.stack.stacked.blocks)
+    layers = sum(len(run.blocks) for run, _ in nnx.eval_shape(lambda: model.stack.runs()))
     width = model.embedding.shape[-1]
 
     def loss(added):

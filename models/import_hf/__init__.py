@@ -143,7 +143,7 @@ def from_ours(model: SequenceModel, config: ModelConfig, files: Mapping[str, byt
     Raises:
       UserError: if the library has no such architecture; the message says what differs from the nearest.
     """
-    mixers = frozenset(config.pattern)
+    mixers = frozenset(config.names)
     candidates = {kind: a for kind, a in ARCHITECTURES.items() if mixers <= a.mixers}
     if not candidates:
         known = "; ".join(f"{kind}: {' and '.join(sorted(a.mixers))}" for kind, a in ARCHITECTURES.items())
@@ -222,11 +222,7 @@ def _with_stored_head(
     config: ModelConfig, architecture: Architecture, files: Mapping[str, pathlib.Path]
 ) -> ModelConfig:
     """The configuration, untied where the files hold a head that is not the embedding."""
-    embedding = next(
-        name
-        for name, parts in architecture.tensors(dataclasses.replace(config, depth=len(config.pattern)))
-        if parts[0].path == "embedding"
-    )
+    embedding = next(name for name, parts in architecture.tensors(config) if parts[0].path == "embedding")
     if not config.tie_embeddings or architecture.head not in files or embedding not in files:
         return config
     head, table = (_read(files[name], name) for name in (architecture.head, embedding))
@@ -246,7 +242,8 @@ def _differences(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
 
 def _flat(config: ModelConfig) -> dict[str, Any]:
     """What has an effect, by key, with sizes in channels."""
-    flat = {f"model.{key}": value for key, value in dataclasses.asdict(config).items() if key != "mixer"}
+    blocks = {"pattern": config.prefix + config.repeats * config.pattern + config.suffix, "prefix": (), "suffix": ()}
+    flat = {f"model.{key}": value for key, value in (dataclasses.asdict(config) | blocks).items() if key != "mixer"}
     for name, options in config.mixer.items():
         for key, value in options.items():
             if key in ("expand", "expansion"):
@@ -266,8 +263,8 @@ def _view(values: Mapping[str, np.ndarray], part: Part, config: ModelConfig) -> 
     """The slice of a parameter that a part is, not copied."""
     if part.block is None:
         return values[part.path][part.index]
-    repeat, place = divmod(part.block, len(config.pattern))
-    return values[f"stack.stacked.blocks.{place}.{part.path}"][(repeat, *part.index)]
+    block, index = config.place(part.block)
+    return values[f"stack.{block}.{part.path}"][(*index, *part.index)]
 
 
 def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:

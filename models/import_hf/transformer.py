@@ -122,7 +122,7 @@ def options(config: ModelConfig) -> dict[str, Any]:
 def kinds(config: ModelConfig) -> list[str]:
     """The library's names of the attentions of all layers."""
     names = {ours: theirs for theirs, ours in KINDS.items()}
-    return [names[name] for name in config.pattern] * (config.depth // len(config.pattern))
+    return [names[name] for item in config.items for name in item.mixers]
 
 
 def tensors(config: ModelConfig) -> Tensors:

@@ -109,7 +109,7 @@ def test_large_parameters_that_are_whole_are_said(here):
 
 def test_step_of_the_configuration(found):
     assert found.forms == {"linear_attention": ["sequential"], "project": ["separated"]}  # a CPU's
-    assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
+    assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1, "expert": 1}
     assert {products.operands for products in found.products} == {"f32"}
     reduced = {axis for t in found.traffic if t.kind in ("all-reduce", "reduce-scatter") for axis in t.axes.split(",")}
     assert reduced == {"data", "fsdp", "tensor"}
@@ -184,7 +184,7 @@ def test_suggestions(here):
 
 
 def test_batches_that_do_not_divide_are_refused(here):
-    with pytest.raises(UserError, match=r"batch_size=6 does not divide over mesh.data \* mesh.fsdp = 8"):
+    with pytest.raises(UserError, match=r"batch_size=6 does not divide over mesh.data \* mesh.fsdp \* mesh.expert = 8"):
         steps.train(resolve("mesh.data=8", "train.batch_size=6"), here)
 
 

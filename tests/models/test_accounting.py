@@ -159,15 +159,23 @@ def test_summary_of_a_model(abstract):
     assert accounting.carry_bytes(model, 3, 7) == carry(3, 7)
     summary = accounting.summarize("toy", model, array(2, 6, dtype=jnp.int32), 12, capacity=100)
     per_token = LAYERS * 2 * D * D + 2 * D * 11
-    assert summary == accounting.Summary("toy", parameters, per_token, carry(1, 100))
+    assert summary == accounting.Summary("toy", parameters, parameters, per_token, carry(1, 100))
     assert accounting.summarize("toy", model, array(2, 6, dtype=jnp.int32), 12, capacity=None).carry_bytes is None
 
 
 def test_table_is_aligned():
-    rows = [accounting.Summary("a", 1234567, 2.5e6, 4096), accounting.Summary("longer name", 5, 1.4, None)]
+    rows = [
+        accounting.Summary("a", 1234567, 1234567, 2.5e6, 4096),
+        accounting.Summary("longer name", 5, 5, 1.4, None),
+    ]
     lines = accounting.table(rows).split("\n")
     assert lines == [
         "name         parameters  FLOPs per token  carry bytes per sequence",
         "a             1,234,567        2,500,000                     4,096",
         "longer name           5                1                         -",
+    ]
+    sparse = accounting.table([accounting.Summary("a", 1234567, 12345, 2.5e6, 4096)]).split("\n")
+    assert sparse == [
+        "name  parameters  active  FLOPs per token  carry bytes per sequence",
+        "a      1,234,567  12,345        2,500,000                     4,096",
     ]

@@ -15,9 +15,15 @@ def mesh(count=8, **sizes):
 
 def test_minus_one_fills_the_devices_and_axes_are_auto():
     made = mesh(data=-1, tensor=2)
-    assert dict(made.shape) == {"data": 4, "fsdp": 1, "tensor": 2, "sequence": 1}
+    assert dict(made.shape) == {"data": 4, "fsdp": 1, "tensor": 2, "sequence": 1, "expert": 1}
     assert set(made.axis_types) == {AxisType.Auto}
-    assert dict(sharding.make_mesh({"fsdp": -1}).shape) == {"data": 1, "fsdp": 8, "tensor": 1, "sequence": 1}
+    assert dict(sharding.make_mesh({"fsdp": -1}).shape) == {
+        "data": 1,
+        "fsdp": 8,
+        "tensor": 1,
+        "sequence": 1,
+        "expert": 1,
+    }
     assert mesh(1).size == 1
 
 

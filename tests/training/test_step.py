@@ -22,7 +22,7 @@ VOCAB, WIDTH, HIDDEN, LAYERS, ROWS, LENGTH = 16, 8, 12, 3, 8, 6
 
 def param(rngs, shape, axes, scale=0.5, decay=True, group="default", keep_float32=False):
     value = scale * jax.random.normal(rngs.params(), shape)
-    return nnx.Param(value, axes=axes, decay=decay, group=group, keep_float32=keep_float32)
+    return nnx.Param(value, axes=axes, decay=decay, group=group, keep_float32=keep_float32, inputs=())
 
 
 class Layer(nnx.Module):
@@ -370,7 +370,7 @@ class Buffer(nnx.Variable):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda m, r: setattr(m, "b", nnx.Param(jnp.ones(3))), ("parameter b", "axes, decay, group, keep_float32")),
+        (lambda m, r: setattr(m, "b", nnx.Param(jnp.ones(3))), ("parameter b", "axes, decay, group, keep_float32, inputs")),
         (lambda m, r: setattr(m, "b", Buffer(jnp.ones(3))), ("no parameter: b (Buffer)", "stop_gradient")),
         (lambda m, r: setattr(m.inner[0], "b", jnp.ones(3)), ("no parameter: inner/0/b",)),
         (lambda m, r: setattr(m, "b", np.ones(3)), ("no parameter: b",)),

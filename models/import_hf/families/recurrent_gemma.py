@@ -82,7 +82,8 @@ def _config(get: Options) -> ModelConfig:
     }
     return config_of(
         get,
-        pattern=tuple(cycle) if depth % len(cycle) == 0 else layers,
+        pattern=tuple(cycle) if depth >= len(cycle) else layers,
+        suffix=layers[depth - depth % len(cycle) :] if depth >= len(cycle) else (),
         mixer={name: mixer[name] for name in dict.fromkeys(layers)},
         channel_mixer="geglu",
         channel_size=get("intermediate_size") // 2,
@@ -96,6 +97,8 @@ def _config(get: Options) -> ModelConfig:
 
 def _options(config: ModelConfig) -> dict[str, Any]:
     names = {ours: theirs for theirs, ours in _GEMMA_KINDS.items()}
+    kinds = [names[name] for item in config.items for name in item.mixers]
+    cycle = kinds[: len(config.pattern)]
     recurrent, attention = (config.mixer.get(name, {}) for name in ("rglru", "local_attention"))
     heads = (attention or recurrent)["heads"]
     return {
@@ -109,7 +112,7 @@ def _options(config: ModelConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "rope_theta": attention.get("rotary_base", 10000.0),
         "partial_rotary_factor": attention.get("rotary_fraction", 0.5),
-        "block_types": [names[name] for name in config.pattern],
+        "block_types": cycle if (cycle * config.depth)[: config.depth] == kinds else kinds,
     }
 
 
@@ -120,7 +123,7 @@ def _tensors(config: ModelConfig) -> Tensors:
         yield block("temporal_pre_norm.weight", "mixer_norm.weight", VECTOR)
         yield block("channel_pre_norm.weight", "channel_norm.weight", VECTOR)
         yield from gated_mlp(block, "mlp_block", bias=True)
-        if config.pattern[i % len(config.pattern)] == "rglru":
+        if config.items[i].mixers == ("rglru",):
             for ours, theirs in {"x": "linear_x", "y": "linear_y", "o": "linear_out"}.items():
                 yield block(f"temporal_block.{theirs}.weight", f"mixer.w_{ours}", LINEAR)
                 yield block(f"temporal_block.{theirs}.bias", f"mixer.b_{ours}", VECTOR)
