@@ -215,6 +215,7 @@ def watch(minutes: float) -> Iterator[None]:
     names = [socket.gethostname()] if _group is None else _group.names
     _watchdog = Watchdog(minutes, names, _stuck, looks=_group is None or _group.me == 0)
     try:
+        wait("watch")  # or process 0 might not hear of first steps
         yield
     finally:
         _watchdog.stop()

@@ -88,7 +88,6 @@ def test_a_process_that_makes_no_step_is_named():
     """It says where it is, the others who it is."""
     body = (
         "def stuck(): time.sleep(60)\n"
-        "hosts.wait('start')\n"
         "with hosts.watch(0.05):\n"
         "    for step in range(1000):\n"
         "        hosts.progress(step)\n"
