@@ -12,12 +12,14 @@ source="generated" draws images like them without any file (data/pathfinder.py);
 splits are smaller where they are scored, and the name of the task says so.
 """
 
+import os
 import pathlib
 import zlib
 from typing import ClassVar
 
 import numpy as np
 
+from common.console import say
 from common.errors import UserError, check_choice
 from common.files import Folder, read_bytes
 from data import images, lra, pathfinder
@@ -72,6 +74,15 @@ class Pathfinder(Task):
         else:
             self._folder = lra.locate(data_dir, f"pathfinder{side}/{CONTOURS}")
             paths, labels, self._sha256 = _metadata(self._folder)
+            empty = _empty(self._folder, paths)
+            if empty.any():
+                names = [path for path, none in zip(paths, empty) if none]
+                say(f"{self._folder}: {len(names)} images are empty and left out: {', '.join(names[:5])}")
+                paths, labels = [path for path, none in zip(paths, empty) if not none], labels[~empty]
+            if len(paths) < 10:
+                raise UserError(
+                    f"{self._folder} has {len(paths)} images, too few for three splits: unpack {lra.ARCHIVE} again"
+                )
             order, held = lra.torch_permutation(len(paths), 42), len(paths) // 10
             cuts = np.split(order, [len(paths) - 2 * held, len(paths) - held])
             self._paths = {split: [paths[i] for i in cut] for split, cut in zip(self.splits, cuts, strict=True)}
@@ -112,6 +123,16 @@ class Pathfinder(Task):
     def content(self) -> str:
         """Of the archive's lists of images and labels; of its 200,000 files only those of the fingerprint's rows are read."""
         return "" if self._generated else self._sha256
+
+
+def _empty(folder: pathlib.Path, paths: list[str]) -> np.ndarray:
+    """Which files have no bytes, as some of the archive's have; the LRA repository leaves them out, too."""
+    sizes = {}
+    for inner in sorted({path.rpartition("/")[0] for path in paths}):
+        if (folder / inner).is_dir():
+            with os.scandir(folder / inner) as entries:
+                sizes |= {f"{inner}/{entry.name}": entry.stat().st_size for entry in entries}
+    return np.array([sizes.get(path) == 0 for path in paths], bool)  # what is missing is said when it is read
 
 
 def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:

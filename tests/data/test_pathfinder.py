@@ -127,6 +127,19 @@ def test_the_archive_in_the_published_order(archive):
     assert released.floors("test")["majority"] == pytest.approx(np.mean(labels[order[27:]] == most))
 
 
+def test_empty_images_are_left_out_and_named(archive, capsys):
+    root, folder, pixels, labels = archive
+    (folder / "imgs" / "9" / "sample_3.png").write_bytes(b"")
+    released = task.create("pathfinder", source="archive", data_dir=str(root))
+    assert "1 images are empty and left out: imgs/9/sample_3.png" in capsys.readouterr().out
+    assert [released.num_examples(split) for split in released.splits] == [25, 2, 2]
+    kept = np.delete(np.arange(30), 13)[lra.torch_permutation(29, 42)]
+    for i in range(25):
+        row = released.row("train", i, 0, 0)
+        np.testing.assert_array_equal(row["inputs"], pixels[kept[i]].reshape(-1))
+        assert row["targets"] == labels[kept[i]]
+
+
 def test_missing_and_corrupt_files(archive):
     root, folder, _, _ = archive
     make = lambda: task.create("pathfinder", source="archive", data_dir=str(root))
