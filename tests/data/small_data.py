@@ -1,5 +1,6 @@
 """Any task with data of a few kilobytes, written into a folder in the format that the task reads."""
 
+import json
 import pathlib
 import struct
 
@@ -80,6 +81,15 @@ def write_clothes(folder: pathlib.Path) -> None:
         (folder / name).write_bytes(idx(array))
 
 
+def write_passages(folder: pathlib.Path) -> None:
+    """Five passages of LAMBADA's form."""
+    lines = [
+        json.dumps({"text": f"he saw {word} and then, at {i}, saw {word}"})
+        for i, word in enumerate("abc def g hi jkl".split())
+    ]
+    (folder / "passages.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def write_series(folder: pathlib.Path) -> None:
     """A data set of the UEA archive's format: 30 and 8 series of two channels, 3 to 5 long, of two classes."""
     rng = np.random.default_rng(4)
@@ -100,6 +110,7 @@ def write_table(folder: pathlib.Path) -> None:
 
 # How a task's data_dir is filled, where it needs one.
 WRITERS = {
+    "lambada": write_passages,
     "time_series": write_series,
     "forecasting": write_table,
     "mnist_pixels": write_clothes,
