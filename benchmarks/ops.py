@@ -21,6 +21,7 @@ import os
 import pathlib
 import statistics
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -60,7 +61,7 @@ def jax_rows(case: Case, length: int, mode: str, inputs: list, cotangents: list,
     names: dict[str, list[str]] = {}  # text of a program -> who calls it so
     lowered = {}
     for name, function in functions.items():
-        lowering = jax.jit(_differentiated(function, length, mode)).lower(*arguments)
+        lowering = jax.jit(differentiated(function, length, mode)).lower(*arguments)
         text = lowering.as_text()
         lowered[text] = lowering
         names.setdefault(text, []).append(name)
@@ -80,13 +81,15 @@ def _is_peer(name):
     return name not in ("auto", *IMPLEMENTATIONS)
 
 
-def _differentiated(function, length, mode):
+def differentiated(function: Callable, length: int, mode: str) -> Callable:
+    """(cotangents, *inputs) -> the outputs of `function(length, *inputs)`, and in mode "fwdbwd" the gradients of all inputs."""
+
     def program(cotangents, *inputs):
         outputs = lambda *inputs: jax.tree.leaves(function(length, *inputs))
         if mode == "fwd":
             return outputs(*inputs)
         y, pull_back = jax.vjp(outputs, *inputs)
-        return [*y, *pull_back(cotangents)]
+        return [*y, *pull_back([c.astype(x.dtype) for c, x in zip(cotangents, y, strict=True)])]
 
     return program
 

@@ -40,21 +40,34 @@ class Peer(NamedTuple):
 
 
 def torch_program(
-    peer: Peer, length: int, mode: str, inputs: list[np.ndarray], cotangents: list[np.ndarray]
+    peer: Peer,
+    length: int,
+    mode: str,
+    inputs: list[np.ndarray],
+    cotangents: list[np.ndarray],
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Callable:
-    """Returns a function of no arguments that computes the outputs, and in mode "fwdbwd" all gradients too."""
+    """Returns a function of no arguments that computes the outputs, and in mode "fwdbwd" all gradients too.
+
+    Where it runs on a GPU it returns when that is done.
+    """
     import torch
 
     torch.set_num_threads(1)
     differentiate = mode == "fwdbwd"
-    tensors = [torch.from_numpy(x.copy()).requires_grad_(differentiate) for x in inputs]
-    cotangents = [torch.from_numpy(x) for x in cotangents]
+    place = lambda x: torch.from_numpy(x.copy()).to(device, getattr(torch, dtype))
+    tensors = [place(x).requires_grad_(differentiate) for x in inputs]
+    cotangents = [place(x) for x in cotangents]
 
     def program():
         with torch.set_grad_enabled(differentiate):
             y = peer.function(length, *tensors)
         y = y if isinstance(y, tuple) else (y,)
-        return [*y, *torch.autograd.grad(y, tensors, cotangents)] if differentiate else list(y)
+        outputs = [*y, *torch.autograd.grad(y, tensors, cotangents)] if differentiate else list(y)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return outputs
 
     return program
 

@@ -141,7 +141,7 @@ def measure(
                 raise
             program.note = f"failed: {type(error).__name__}: {error}".splitlines()[0]
             continue
-        outputs = [np.asarray(x.detach() if hasattr(x, "detach") else x) for x in outputs]
+        outputs = [_array(x) for x in outputs]
         first = first or outputs
         program.difference = max(_difference(x, y) for x, y in zip(outputs, first, strict=True))
         if seconds > budget:
@@ -156,6 +156,11 @@ def measure(
         for program, call, calls, own_rounds in plans if number % 2 == 0 else reversed(plans):
             if number < own_rounds:
                 program.samples.append(clock.per_call(call, calls))
+
+
+def _array(x) -> np.ndarray:
+    """A jax array or a torch tensor of any device and precision, in float32."""
+    return np.asarray(x.detach().float().cpu() if hasattr(x, "detach") else x, np.float32)
 
 
 def _difference(x, y):

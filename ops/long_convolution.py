@@ -1,23 +1,26 @@
-"""Depthwise convolution with kernels as long as the sequence, by FFT, and the kernel of diagonal state spaces.
+"""Depthwise convolution with kernels as long as the sequence, and the kernel of diagonal state spaces.
 
 The convolution of S4 (arXiv 2111.00396), S4D (2206.11893), SGConv (2210.09298), Hyena (2302.10866), MEGA (2209.10655).
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ops import dispatch
+from ops import dispatch, matmul_fourier
 
 
+@dispatch.primitive("reference", "fft", "matmul")
 def long_convolution(
     x: Float[Array, "B T D"],
     kernel: Float[Array, "D L"],
     *,
     bidirectional_kernel: Float[Array, "D M"] | None = None,
     skip: Float[Array, "D"] | None = None,
+    implementation: str = "auto",
 ) -> Float[Array, "B T D"]:
     """Computes y_t = sum_{j=0}^{t} kernel_j x_{t-j} (+ sum_{j>=1} bidirectional_kernel_j x_{t+j}) (+ skip x_t).
 
@@ -25,21 +28,38 @@ def long_convolution(
     entry of `bidirectional_kernel` is not used. Computed in float32 (float64 where an input is). The sequence starts at
     index 0: packed segments and streaming need a recurrence (`state_space_scan`).
 
+    Args:
+      implementation: "reference" (a product with the [T, T] matrix of each channel), "fft" (by XLA's Fourier transform) or
+        "matmul" (by products with small dense matrices, see `matmul_fourier`); "auto" takes "matmul" on a TPU, whose compiler
+        makes of a Fourier transform a program that moves a hundred times the bytes of its input, and "fft" elsewhere.
+
     Returns:
       y in the dtype of `x`.
 
     Raises:
-      ValueError: if the kernels' or the skip's number of channels is not that of `x`.
+      ValueError: if the kernels' or the skip's number of channels is not that of `x`, or the implementation is unknown.
     """
     _check(x, kernel, bidirectional_kernel, skip)
+    policy = "matmul" if dispatch.current_platform() == "tpu" else "fft"
+    form = dispatch.choose("long_convolution", implementation, policy)
     length = x.shape[1]
     dtype = jnp.promote_types(jnp.result_type(x, kernel), jnp.float32)
     past = kernel[:, :length].astype(dtype)
     future = past[:, :0] if bidirectional_kernel is None else bidirectional_kernel[:, 1:length].astype(dtype)
-    size = _fft_size(length + max(past.shape[1] - 1, future.shape[1]))
+    points = length + max(past.shape[1] - 1, future.shape[1])
+    plan = matmul_fourier.plan(points)
+    size = {"reference": 2 * length, "fft": _fft_size(points), "matmul": plan.size}[form]
     gap = jnp.zeros((past.shape[0], size - past.shape[1] - future.shape[1]), dtype)
     circular = jnp.concatenate([past, gap, jnp.flip(future, 1)], axis=1)  # lag j at index j modulo size
-    y = jnp.swapaxes(_convolve(jnp.swapaxes(x, 1, 2), circular), 1, 2)
+    if form == "reference":
+        lags = jnp.arange(length)[:, None] - jnp.arange(length)
+        y = jnp.einsum(
+            "dts,bsd->btd", circular[:, lags % size], x.astype(dtype), precision=dispatch.matmul_precision(dtype)
+        )
+    elif form == "fft":
+        y = jnp.swapaxes(_convolve(jnp.swapaxes(x, 1, 2), circular), 1, 2)
+    else:
+        y = _convolve_by_products(plan, x, circular.T)
     if skip is not None:
         y = y + skip.astype(dtype) * x.astype(dtype)
     return y.astype(x.dtype)
@@ -108,6 +128,32 @@ def _convolve_backward(residuals, dy):
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve_by_products(
+    plan: matmul_fourier.Plan, x: Float[Array, "B T D"], kernel: Float[Array, "S D"]
+) -> Float[Array, "B T D"]:
+    """As `_convolve`, with a period of the plan's size."""
+    of_x, of_kernel = (matmul_fourier.spectrum(z.astype(kernel.dtype), plan) for z in (x, kernel[None]))
+    return matmul_fourier.inverse(matmul_fourier.multiply(of_x, of_kernel), plan, x.shape[1])
+
+
+def _by_products_forward(plan, x, kernel):
+    return _convolve_by_products(plan, x, kernel), (x, kernel)
+
+
+def _by_products_backward(plan, residuals, dy):
+    x, kernel = residuals
+    spectrum = lambda z: matmul_fourier.spectrum(z.astype(kernel.dtype), plan)
+    of_dy = spectrum(dy)
+    dx = matmul_fourier.multiply(of_dy, spectrum(kernel[None]), conjugate=True)
+    dkernel = jnp.sum(matmul_fourier.multiply(of_dy, spectrum(x), conjugate=True), 0, keepdims=True)
+    dx, dkernel = matmul_fourier.inverse(dx, plan, x.shape[1]), matmul_fourier.inverse(dkernel, plan, plan.size)[0]
+    return dx.astype(x.dtype), dkernel
+
+
+_convolve_by_products.defvjp(_by_products_forward, _by_products_backward)
 
 
 def vandermonde_kernel(

@@ -35,7 +35,8 @@ def project(
       inputs: the number of axes "in".
       dtype: of y; by default that of x and w together.
       implementation: "reference" (the plain product, differentiable in every mode), "separated" (gradients by products that
-        nothing is fused into; for reverse-mode differentiation only), or "auto": separated on a CPU.
+        nothing is fused into, in the precision of x; for reverse-mode differentiation only), or "auto":
+        separated on a CPU, and where y is wider than x and w, whose gradients would else be products in y's precision.
 
     Returns:
       y [*places, *out].
@@ -45,8 +46,9 @@ def project(
     """
     if inputs < 1 or x.shape[-inputs:] != w.shape[:inputs]:
         raise ValueError(f"the last {inputs} axes of x {x.shape} are not the first of w {w.shape}")
-    implementation = choose("project", implementation, "separated" if on_cpu() else "reference")
     dtype = jnp.result_type(x, w) if dtype is None else jnp.dtype(dtype)
+    policy = "separated" if on_cpu() or dtype != jnp.result_type(x, w) else "reference"
+    implementation = choose("project", implementation, policy)
     x, w = (a.astype(jnp.result_type(x, w)) for a in (x, w))
     return (_plain if implementation == "reference" else _separated)(inputs, dtype, x, w)
 

@@ -1,9 +1,13 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ops import dispatch, matmul_fourier
 from ops.long_convolution import long_convolution, vandermonde_kernel
+from ops.matmul_fourier import Plan
 
 TOLERANCE = 1e-5  # of the largest entry expected, float32
 # length of the sequence, of the kernel and of the bidirectional kernel (0: none)
@@ -40,15 +44,16 @@ def assert_close(actual, expected, tolerance, message):
         assert error <= tolerance * scale, f"{message}: {error} against {scale}"
 
 
-def run(x, kernel, future, skip, dy):
-    f = lambda x, kernel, future, skip: long_convolution(x, kernel, bidirectional_kernel=future, skip=skip)
+def run(x, kernel, future, skip, dy, form="auto"):
+    options = {"implementation": form}
+    f = lambda x, kernel, future, skip: long_convolution(x, kernel, bidirectional_kernel=future, skip=skip, **options)
     y, pull_back = jax.vjp(f, x, kernel, future, skip)
     return y, *(g for g in pull_back(dy) if g is not None)
 
 
-def check(dtype, tolerance):
+def check(dtype, tolerance, form):
     arguments = [jax.tree.map(lambda z: jnp.asarray(z, dtype), draw(*case)) for case in CASES]
-    results = jax.jit(lambda arguments: [run(*a) for a in arguments])(arguments)
+    results = jax.jit(lambda arguments: [run(*a, form) for a in arguments])(arguments)
     for case, actual in zip(CASES, results, strict=True):
         expected = oracle(*draw(*case))
         if case[2] == 0:
@@ -57,21 +62,48 @@ def check(dtype, tolerance):
         assert_close(actual, expected, tolerance, str(case))
 
 
-def test_against_the_sum():
+@pytest.mark.parametrize("form", ["reference", "fft", "matmul"])
+def test_against_the_sum(form):
     """Values and all gradients, kernels longer and shorter than the sequence, one way and both ways."""
-    check(jnp.float32, TOLERANCE)
+    check(jnp.float32, TOLERANCE, form)
 
 
-def test_double_precision():
+@pytest.mark.parametrize("form", ["fft", "matmul"])
+def test_double_precision(form):
     with jax.enable_x64(True):
-        check(jnp.float64, 1e-13)
+        check(jnp.float64, 1e-13, form)
 
 
+@pytest.mark.parametrize("points", [1, 2, 63, 64, 1000, 70_001])
+def test_plans(points):
+    """A plan has room for the points, wastes few of them, and no dense transform is large."""
+    plan = matmul_fourier.plan(points)
+    assert points <= plan.size <= points + 2 * plan.columns and plan.rows % 2 == 0
+    assert max(plan.rows, *plan.factors) <= 2 * max(2, points ** (1 / (1 + len(plan.factors))))
+
+
+@pytest.mark.parametrize("plan", [Plan(6, (4,)), Plan(6, (4, 2)), Plan(2, (2, 2, 4))])
+def test_transform_by_products(plan):
+    """Each point of NumPy's transform is there, as itself or as the conjugate of its mirror image; and the way back."""
+    x = np.random.default_rng(0).standard_normal((2, plan.size - 1, 3))
+    with jax.enable_x64(True):
+        z = matmul_fourier.spectrum(jnp.asarray(x), plan)
+        back = matmul_fourier.inverse(z, plan, plan.size - 1)
+    np.testing.assert_allclose(back, x, atol=1e-13)
+    z = np.asarray(z)
+    found = (z[:, :, 0] + 1j * z[:, :, 1]).reshape(2, -1, 3)
+    expected = np.fft.fft(x, plan.size, axis=1)
+    distance = lambda a, b: np.abs(a[:, :, None] - b[:, None]).max((0, 3))
+    both = np.concatenate([found, found.conj()], 1)
+    assert distance(expected, both).min(1).max() < 1e-12 and distance(found, expected).min(1).max() < 1e-12
+
+
+@pytest.mark.parametrize("form", ["fft", "matmul"])
 @pytest.mark.parametrize("length", [509, 1000])
-def test_long(length):
+def test_long(length, form):
     """Prime and composite lengths, where the transform is padded beyond the next even number and where it is not."""
     x, kernel, _, _, _ = draw(length, length, 0)
-    y = jax.jit(long_convolution)(x, kernel)
+    y = jax.jit(functools.partial(long_convolution, implementation=form))(x, kernel)
     expected = [[np.convolve(x[b, :, d], kernel[d].astype(np.float64))[:length] for d in range(3)] for b in range(2)]
     assert_close([y], [np.swapaxes(expected, 1, 2)], TOLERANCE, "y")
 
@@ -85,14 +117,24 @@ def test_causal():
     assert np.all(np.abs(y - changed)[:, 40:].max((0, 2)) > 0)
 
 
-def test_bfloat16():
+@pytest.mark.parametrize("form", ["fft", "matmul"])
+def test_bfloat16(form):
     x, kernel, future, skip, dy = draw(33, 33, 33)
     x, dy = jnp.asarray(x, jnp.bfloat16), jnp.asarray(dy, jnp.bfloat16)
-    y, dx, dkernel, *_ = run(x, kernel, future, skip, dy)
+    y, dx, dkernel, *_ = run(x, kernel, future, skip, dy, form)
     expected = oracle(*(np.asarray(z, np.float32) for z in (x, kernel, future, skip, dy)))
     assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     assert_close([y.astype(jnp.float32), dx.astype(jnp.float32)], expected[:2], 5e-3, "y, dx")
     assert_close([dkernel], [expected[2]], TOLERANCE, "dkernel")
+
+
+def test_what_a_platform_gets():
+    """XLA's transform stays out of programs for TPUs."""
+    x, kernel, *_ = draw(8, 8, 0)
+    for platform, transforms in (("tpu", False), ("gpu", True), ("cpu", True)):
+        with dispatch.platform(platform):
+            program = str(jax.make_jaxpr(jax.grad(lambda x: long_convolution(x, kernel).sum()))(x))
+        assert ("fft" in program) == transforms
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -66,6 +66,16 @@ def test_dtypes():
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_gradients_of_wider_outputs_are_products_of_the_precision_of_the_inputs(platform):
+    """Logits in float32 of bfloat16 activations: their derivatives are rounded before they are multiplied."""
+    x, w = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((8, 3), jnp.bfloat16)
+    with dispatch.platform(platform):
+        program = jax.make_jaxpr(jax.grad(lambda x, w: jnp.sum(project(x, w, dtype=jnp.float32) ** 2), (0, 1)))(x, w)
+    products = [e for e in program.eqns if e.primitive.name == "dot_general"]
+    assert len(products) == 3 and all(v.aval.dtype == jnp.bfloat16 for e in products for v in e.invars), program
+
+
 def test_forward_mode_where_the_plain_form_is_chosen():
     x, w = jnp.ones((2, 3)), jnp.ones((3, 4))
     with dispatch.implementation("project=reference"):
