@@ -13,6 +13,7 @@ scored, --prefix does: models of ours have no token for the beginning of a text.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,7 @@ from evaluation.sampling import Continuation, batches, padded
 from training import sharding
 from training.state import Built, cast
 
+RESAMPLES = 1000  # for standard errors that have no formula
 CHUNK = 128  # positions whose logits are there together
 LENGTH = 2048  # of a checkpoint in Hugging Face's format that says none, as in the library
 NEW_TOKENS = 256  # of a generation that says none, as in the library
@@ -238,6 +240,7 @@ def library() -> Any:
     Raises:
       UserError: if it is not installed.
     """
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # a fork of a process that runs JAX may wait for ever
     try:
         import lm_eval.api.instance
         import lm_eval.api.model
@@ -293,7 +296,13 @@ def evaluate(
             f"--tasks: there is no {', '.join(unknown)} in the library" + (f" or {folder}" if folder else "")
         )
     found = lm_eval.simple_evaluate(
-        model=model, tasks=list(tasks), num_fewshot=num_fewshot, limit=limit, task_manager=manager, log_samples=False
+        model=model,
+        tasks=list(tasks),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        task_manager=manager,
+        bootstrap_iters=RESAMPLES,
+        log_samples=False,
     )
     kept = {key: found[key] for key in ("results", "groups", "n-shot", "versions", "n-samples") if key in found}
     print(lm_eval.utils.make_table(found))

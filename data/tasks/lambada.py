@@ -12,7 +12,9 @@ too (`python -m evaluation.harness --tasks=lambada_openai`), and fetches the pas
 """
 
 import collections
+import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Iterable
 from typing import ClassVar
@@ -21,13 +23,30 @@ import numpy as np
 
 from common.errors import UserError, check_range
 from common.files import Folder, read_bytes
-from data import lra, tokenizers
+from data import lra, metrics, tokenizers
 from data.rows import one_segment
 from data.task import MOST_IDS, Outline, Spec, Task
 
+# exp of the mean over rows of the nats of a word.
+WORD_PERPLEXITY = dataclasses.replace(
+    metrics.WORD_PERPLEXITY,
+    value=lambda sums: math.exp(min(sums["nats"] / sums["rows"], 700.0)),
+    sums=metrics.row_sums,
+    whole_rows=True,
+)
+
 
 def _spec(size: int, unit: str, length: int) -> Spec:
-    return Spec(size, None, size, "causal_lm", length, unit=unit, padded=True, metrics=("row_accuracy", "accuracy"))
+    return Spec(
+        size,
+        None,
+        size,
+        "causal_lm",
+        length,
+        unit=unit,
+        padded=True,
+        metrics=("row_accuracy", WORD_PERPLEXITY, "accuracy"),
+    )
 
 
 class Lambada(Task):
@@ -99,11 +118,10 @@ class Lambada(Task):
         return row | one_segment(length, size)
 
     def text_sizes(self, split: str) -> dict[str, int]:
-        """What the perplexity per word is reckoned with."""
+        """What bits per byte are reckoned with."""
         return {
             "tokens": sum(len(word) for _, word in self._rows),
             "bytes": sum(len(word.encode()) for _, word in self._texts),
-            "words": len(self._texts),
         }
 
     def floors(self, split: str = "test") -> dict[str, float]:

@@ -24,10 +24,12 @@ def test_the_last_word_is_asked_for(tmp_path):
             (places,) = np.nonzero(row["weights"])
             assert places.tolist() == list(range(size - len(word), size))
             assert lambada.decode(row["targets"][places]) == word
-    assert lambada.text_sizes("test") == {"tokens": 17, "bytes": 17, "words": 5}
+    assert lambada.text_sizes("test") == {"tokens": 17, "bytes": 17}
     # "saw" is said once before the last word, as every word is but the one that is asked for.
     assert lambada.floors() == {"commonest last word": 0.2, "commonest of the passage": 0.0}
     assert lambada.spec.metric.name == "row_accuracy" and lambada.spec.padded
+    (perplexity,) = (metric for metric in lambada.spec.metrics if metric.name == "word_perplexity")
+    assert perplexity.value({"nats": np.log(8) * 5, "rows": 5, "weight": 17}) == pytest.approx(8)
 
 
 def test_what_is_no_passage(tmp_path):

@@ -1,6 +1,7 @@
 """What lm-evaluation-harness is told of a checkpoint: beside the model's own logits, and (make harness) through the library."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -128,6 +129,16 @@ def test_what_cannot_be_asked(run, answers, text, monkeypatch):
     monkeypatch.setattr(type(run), "encode", lambda run, text: None)
     with pytest.raises(UserError, match="holds no model that continues a text"):
         Answers(run)
+
+
+def test_the_command_says_what_is_missing(monkeypatch, trained):
+    with pytest.raises(UserError, match="give --workdir=DIR, a run, or --hf=DIR"):
+        harness.main(["--tasks=a"])
+    with pytest.raises(UserError, match="--limit must be"):
+        harness.main([f"--workdir={trained}", "--tasks=a", "--limit=0"])
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UserError, match=r"pip install -r requirements-harness\.txt"):
+        harness.main([f"--workdir={trained}", "--tasks=a"])
 
 
 @pytest.fixture
