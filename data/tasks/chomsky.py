@@ -2,7 +2,7 @@
 google-deepmind/neural_networks_chomsky_hierarchy, tasks/).
 
 A row is a string, a token that asks as often as the answer is long, and blanks. Scored are the tokens of the answer, at the
-places where they are asked for. Strings have `shortest` to `length` tokens, evenly; the modulus is 5.
+places where they are asked for. Strings have `shortest` to `longest` tokens, evenly; the modulus is 5.
 
 parity_check                 bits: whether there is an odd number of 1s
 even_pairs                   bits: whether there is an odd number of 01s and 10s, which is whether the first and the last differ
@@ -15,7 +15,7 @@ reverse_string               bits: the bits in reverse
 bucket_sort                  digits: the digits in order
 
 The paper trains on lengths 1 to 40 and tests on 41 to 500, where its score is the accuracy of the tokens averaged over lengths:
-`eval.py --set task.shortest=41 task.length=500`. `dyck` is not of the paper, and its other problems are not here. Departures:
+`eval.py --set task.shortest=41 task.longest=500`. `dyck` is not of the paper, and its other problems are not here. Departures:
 lengths are drawn row by row (there, batch by batch).
 """
 
@@ -25,10 +25,10 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from common.errors import UserError, check_choice
+from common.errors import UserError, check_choice, check_range
 from data.generated import GeneratedTask, majority
 from data.rows import token_row
-from data.task import Spec
+from data.task import MOST_IDS, Spec
 
 MODULUS = 5
 PLUS, MINUS, TIMES, OPEN, CLOSE = range(MODULUS, MODULUS + 5)
@@ -51,25 +51,26 @@ class Chomsky(GeneratedTask):
 
     Args:
       problem: its name.
-      length: tokens of the longest strings.
+      longest: tokens of the longest strings.
       shortest: tokens of the shortest ones.
 
     Raises:
-      UserError: for an unknown problem, and where there is no length from `shortest` to `length`.
+      UserError: for an unknown problem, and where there is no length from `shortest` to `longest`.
     """
 
-    paper_size: ClassVar[dict] = {"length": 40}
+    paper_size: ClassVar[dict] = {"longest": 40}
 
-    def __init__(self, problem: str = "parity_check", length: int = 40, shortest: int = 1):
+    def __init__(self, problem: str = "parity_check", longest: int = 40, shortest: int = 1):
         check_choice("problem", problem, PROBLEMS)
-        if not 1 <= shortest <= length:
-            raise UserError(f"shortest={shortest} must be 1 to length={length}")
+        check_range("longest", longest, 1, MOST_IDS // 4)
+        if not 1 <= shortest <= longest:
+            raise UserError(f"shortest={shortest} must be 1 to longest={longest}")
         tokens, self._labels, growth, more = PROBLEMS[problem]
-        self._problem, self._shortest, self._longest = problem, shortest, length
+        self._problem, self._shortest, self._longest = problem, shortest, longest
         self._ask, self._blank = tokens, tokens + 1
         self.name = f"chomsky/{problem}"
         vocab = tokens + 2
-        self.spec = Spec(vocab, None, vocab, "token_labels", length * (1 + growth) + more, causal=True)
+        self.spec = Spec(vocab, None, vocab, "token_labels", longest * (1 + growth) + more, causal=True)
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         size = int(rng.integers(self._shortest, self._longest + 1))

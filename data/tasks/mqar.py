@@ -18,7 +18,8 @@ Departures from the source: a batch holds rows of all settings (there, of one); 
 
 import functools
 import re
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class MQAR(GeneratedTask):
         "LENGTH:PAIRS" or "LENGTH:PAIRS*SHARE", joined by "+", such as "64:4*5+128:8+256:16"; empty for none.
 
     Raises:
-      UserError: if the pairs do not fit into the row or the vocabulary; for a mixture that is none.
+      UserError: if the pairs do not fit into the row or the vocabulary; for a mixture that is none, or longer than `length`.
     """
 
     sizes: dict[str, int] = {"train": 100_000, "valid": 3_000, "test": 3_000}
@@ -67,14 +68,23 @@ class MQAR(GeneratedTask):
         if not 0 < power_a < np.inf:
             raise UserError(f"power_a={power_a} must be a number greater than 0; 1 spreads the questions evenly")
         self.name = "mqar"
-        longest = max([length, *(rows for rows, _ in settings)])
-        self.spec = Spec(vocab_size, None, vocab_size, "token_labels", longest, causal=True)
-        self._length, self._pairs, self._random, self._passes = length, num_kv_pairs, random_non_queries, num_passes
+        longest = max((rows for rows, _ in settings), default=length)
+        if longest > length:
+            raise UserError(
+                f"length={length} is less than {longest}, the longest of mixture={mixture!r}: make it as long"
+            )
+        self.spec = Spec(vocab_size, None, vocab_size, "token_labels", length, causal=True)
+        self._pairs, self._random, self._passes = num_kv_pairs, random_non_queries, num_passes
         self._settings, self._shares = settings, np.cumsum(shares)
         self._power = power_a
 
+    @classmethod
+    def at_length(cls, options: Mapping[str, Any], length: int) -> dict[str, Any]:
+        """Without the mixture, which is of training."""
+        return {**options, "length": length, "mixture": ""}
+
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        length, pairs = self._length, self._pairs
+        length, pairs = self.spec.length, self._pairs
         if split == "train" and self._settings:
             length, pairs = self._settings[np.searchsorted(self._shares, rng.random() * self._shares[-1], "right")]
         vocab, whole, begin = self.spec.vocab_size, self.spec.length, 2 * pairs * self._passes

@@ -1,4 +1,4 @@
-"""Phone book: a number is looked up by its name (Jelassi et al., "Repeat After Me", arXiv 2402.01032, section 4.3).
+"""Phone book: a number is looked up by its name (Jelassi et al., "Repeat After Me", arXiv 2402.01032).
 
 A row is text as bytes: lines of a name and its number, as many as fit into `length`, then two examples that are entries of the
 book, then a name, whose number is the answer. What is left of the length is line ends in front. The row has the form of the

@@ -4,8 +4,8 @@ from evaluation.suite import Suite
 
 
 class Based(Suite):
-    """MQAR as in Based (arXiv 2402.18668, figure 2), of models that were trained on its mixture: `mqar` with vocab_size=8192 and
-    mixture=64:4*5+128:8+256:16+256:32+256:64."""
+    """MQAR as in Based (arXiv 2402.18668, figure 2), of models that were trained on its mixture: `mqar` with vocab_size=8192,
+    length=256, num_kv_pairs=64 and mixture=64:4*5+128:8+256:16+256:32+256:64."""
 
     tasks = (
         ("mqar", {"length": (64,), "num_kv_pairs": (4, 8, 16)}),

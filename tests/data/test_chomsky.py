@@ -59,7 +59,7 @@ def solve(problem, string):
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_answers(problem):
-    made = task.create("chomsky", problem=problem, length=20)
+    made = task.create("chomsky", problem=problem, longest=20)
     sizes = set()
     for i in range(150):
         string, answer = parts(made, made.example("train", i))
@@ -70,7 +70,7 @@ def test_answers(problem):
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_rows(problem):
-    long = task.create("chomsky", problem=problem, shortest=41, length=60)
+    long = task.create("chomsky", problem=problem, shortest=41, longest=60)
     check_rows(long, rows=8)
     assert digest(long) == GOLDEN[problem]
     assert {len(parts(long, row)[0]) for row in map(long.row, ["test"] * 99, range(99), [0] * 99, [0] * 99)} <= set(
@@ -87,5 +87,5 @@ def test_floors():
 def test_bad_settings():
     with pytest.raises(ValueError, match="problem='dick' is unknown; did you mean 'dyck'"):
         task.create("chomsky", problem="dick")
-    with pytest.raises(ValueError, match="shortest=50 must be 1 to length=40"):
+    with pytest.raises(ValueError, match="shortest=50 must be 1 to longest=40"):
         task.create("chomsky", shortest=50)

@@ -119,7 +119,7 @@ def test_rows():
 
 def test_the_papers_form():
     """A token in front, training rows of all lengths, and blanks that nothing is asked of."""
-    word = task.create("word_problem", group="S3", length=9, scored="all", bos=True, shortest=2)
+    word = task.create("word_problem", group="S3", length=10, scored="all", bos=True, shortest=2)
     table, sizes = multiplication_table("S3"), set()
     assert (word.spec.length, word.spec.vocab_size, word.spec.metric.name) == (10, 8, "row_accuracy")
     for split in word.splits:
@@ -136,7 +136,7 @@ def test_the_papers_form():
             sizes.add((split == "train", size))
     assert sizes == {(True, size) for size in range(2, 10)} | {(False, 9)}
     assert word.floors("valid")["chance"] == 6.0**-8
-    with pytest.raises(ValueError, match="shortest=10 must be 1 to length=9"):
+    with pytest.raises(ValueError, match="shortest=10 must be 1 to the 9 elements of a row"):
         task.create("word_problem", group="S3", length=9, shortest=10)
 
 
