@@ -37,6 +37,9 @@ def parser() -> command.Parser:
     add("--workdir", metavar="DIR", help="directory of the sweep: a run directory for each cell, and the report")
     add("--match", metavar="MEASURE", help="size all mixers, by their width, to the same params, flops or state")
     add("--budget", type=float, metavar="N", help="of --match; by default what the first mixer has")
+    add("--ladder", default="", metavar="N,N", help="widths of models that are scaled from the first one")
+    add("--budgets", default="", metavar="N,N", help="operations that each model is trained for, by its steps")
+    add("--fit", default="", metavar="lr,scaling", help="curves that the report has, through what was found")
     add("--best_of", "--best-of", default="", metavar="KEY,KEY", help="axes that are tuned on validation for each row")
     add("--seeds_of_best", "--seeds-of-best", type=int, metavar="N", help="tune with one seed, then run N of the best")
     add("--reference", metavar="MIXER", help="or KEY=VALUE: what the rows are compared with (default: the best)")
@@ -106,18 +109,21 @@ def main(arguments: list[str]) -> int:
 
 def requested(options: argparse.Namespace):
     """What the command line asks for, a `sweeps.request.Request`."""
-    from sweeps import axes, request
+    from sweeps import axes, fits, ladder, request
     from training import run_directory
 
     over, points = axes.expand(request.pairs("--over", options.over), options.draw, options.draw_seed)
     if options.cells is not None:
         points = [{**listed, **drawn} for listed in axes.listed(options.cells) for drawn in points or [{}]]
-    return request.Request(
+    settings, widths = request.pairs("--set", options.set), request.whole_numbers("--ladder", options.ladder)
+    if widths:
+        over, settings = ladder.rungs(widths, over, settings)
+    asked = request.Request(
         config=options.config,
         axes=over,
         points=points,
         workdir=run_directory.locate(options.workdir),
-        settings=request.pairs("--set", options.set),
+        settings=settings,
         match=options.match,
         budget=options.budget,
         lengths=request.whole_numbers("--lengths", options.lengths),
@@ -126,7 +132,11 @@ def requested(options: argparse.Namespace):
         best_of=tuple(filter(None, options.best_of.split(","))),
         seeds_of_best=options.seeds_of_best,
         reference=options.reference,
+        fit=fits.names(options.fit),
+        base_width=widths[0] if widths else None,
     )
+    budgets = ladder.numbers("--budgets", options.budgets)
+    return ladder.climb(asked, budgets) if budgets else asked
 
 
 if __name__ == "__main__":

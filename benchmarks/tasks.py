@@ -1,30 +1,64 @@
-"""How fast the rows of each task are made, in one process.
+"""How fast the rows of each task are made, in one process, beside the rows that a step of training takes.
 
     python -m benchmarks.tasks
     python -m benchmarks.tasks --tasks=mqar,listops --seconds=5
 
-Prints rows and positions per second for the default size and, of tasks that are generated, for the published one. The others
-fetch or read their data, as in training, or are listed with the first line of what they miss.
+Prints rows and positions per second of CPU for the default size and, of tasks that are generated, for the published one; then
+the rows of a step of that size in the configuration for such tasks, and for how many steps a second these rows are enough: one
+thread makes the rows of a host, and a device that is faster than that waits for data. The other tasks fetch or read their data,
+as in training, or are listed with the first line of what they miss. Rows that are kept are measured as they are drawn.
 """
 
 import argparse
+import importlib
 import sys
+import tempfile
 import time
 
 from absl import flags
 
 from data import task as tasks
 from data.generated import GeneratedTask
+from data.task import REAL
+
+
+def family(name: str, task: tasks.Task) -> str:
+    """The experiment file for such tasks, as docs/tasks.md has them."""
+    if "corpus" in tasks.defaults(name) and not isinstance(task, GeneratedTask):
+        return "lm"
+    if not isinstance(task, GeneratedTask):
+        return "lra"
+    return "regression" if task.spec.objective in REAL else "recall"
+
+
+def rows_of_a_step(name: str, task: tasks.Task, size: str) -> int:
+    """The batch size of an experiment on a task, of size "default" or "paper"."""
+    of = family(name, task)
+    if of == "lm":
+        argument = "size=" + {"default": "default", "paper": "medium"}[size]
+    else:
+        argument = f"task={name},size=" + {"default": "cpu", "paper": "paper"}[size]
+    return importlib.import_module(f"configs.{of}").get_config(argument).train.batch_size
 
 
 def speed(task: tasks.Task, seconds: float) -> float:
-    """Rows of the train split in a second."""
+    """Rows of the train split in a second of CPU."""
     task.example("train", 0)  # tables that are made once
-    rows, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds:
+    rows, start = 0, time.process_time()
+    while (passed := time.process_time() - start) < seconds:
         rows += 1
         task.example("train", rows)
     return rows / passed
+
+
+def measure(name: str, options: dict, seconds: float) -> tuple[tasks.Task, float]:
+    """The task and its speed."""
+    if "corpus" in tasks.defaults(name) or "cache_dir" not in tasks.defaults(name):
+        task = tasks.create(name, **options)
+        return task, speed(task, seconds)
+    with tempfile.TemporaryDirectory() as folder:  # nothing is kept there yet
+        task = tasks.create(name, cache_dir=folder, **options)
+        return task, speed(task, seconds)
 
 
 def main():
@@ -33,19 +67,21 @@ def main():
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     options = parser.parse_args()
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
-    print(f"{'task':<22}{'size':<10}{'length':>8}{'rows/s':>12}{'positions/s':>16}")
+    print(f"{'task':<22}{'size':<10}{'length':>8}{'rows/s':>10}{'positions/s':>14}{'rows/step':>11}{'steps/s':>10}")
     for name in options.tasks.split(","):
         for size, chosen in {"default": {}, "paper": tasks.find(name).paper_size}.items():
             if size == "paper" and not (chosen and issubclass(tasks.find(name), GeneratedTask)):
                 continue
             try:
-                task = tasks.create(name, **chosen)
-                rows = speed(task, options.seconds)
+                task, rows = measure(name, chosen, options.seconds)
             except (FileNotFoundError, ImportError, ValueError, RuntimeError) as error:
                 print(f"{name:<22}{size:<10}{str(error).splitlines()[0][:100]}", flush=True)
                 continue
+            step = rows_of_a_step(name, task, size)
             print(
-                f"{name:<22}{size:<10}{task.spec.length:>8,}{rows:>12,.0f}{rows * task.spec.length:>16,.0f}", flush=True
+                f"{name:<22}{size:<10}{task.spec.length:>8,}{rows:>10,.0f}{rows * task.spec.length:>14,.0f}{step:>11,}"
+                f"{rows / step:>10,.1f}",
+                flush=True,
             )
 
 

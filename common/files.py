@@ -1,11 +1,17 @@
 """Files that other processes may read while they are made, and the folder of what is kept between runs."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import pathlib
+import shutil
+import socket
+import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NewType
 
 from common.errors import UserError
@@ -73,19 +79,114 @@ def write_atomically(path: str | pathlib.Path, content: bytes | str) -> None:
 
 
 def make_folder(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
-    """Makes a folder, if it is not there, so that other processes see all of what `fill` writes into it or nothing."""
+    """Makes a folder, if it is not there: one process, while the others that want it wait.
+
+    Other processes see all of what `fill` writes into it or nothing. What a process that died has left of it is taken away.
+
+    Raises:
+      UserError: where the folder cannot be written or the disk is full.
+    """
     if folder.exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        made = pathlib.Path(temporary, "made")
-        made.mkdir()
-        fill(made)
-        try:
-            made.rename(folder)
-        except OSError:  # another process was first; what it made is the same
-            if not folder.exists():
-                raise
+    with in_cache(folder), alone(folder) as locked:
+        if folder.exists():
+            return
+        if locked:
+            for left in folder.parent.glob(f".{folder.name}.*.part"):
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as temporary:
+            made = pathlib.Path(temporary, "made")
+            made.mkdir()
+            fill(made)
+            try:
+                made.rename(folder)
+            except OSError:  # where there are no locks, another process may have been first; what it made is the same
+                if not folder.exists():
+                    raise
+
+
+def make_file(path: pathlib.Path, content: Callable[[], bytes | str]) -> None:
+    """Makes a file, if it is not there: one process, while the others that want it wait.
+
+    Raises:
+      UserError: where the file cannot be written or the disk is full.
+    """
+    if path.exists():
+        return
+    with in_cache(path), alone(path):
+        if not path.exists():
+            write_atomically(path, content())
+
+
+@contextlib.contextmanager
+def alone(path: pathlib.Path) -> Iterator[bool]:
+    """Holds the lock of what is to be made at a path; waits while another process holds it, and says for whom.
+
+    It is a lock of the operating system on a file beside the path, which network file systems pass on to their other hosts and
+    which ends with its process.
+
+    Yields:
+      whether it is held: where a file system has no locks, several processes may do the same work.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with lock.open("a+") as file:
+            locked = True
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                print(f"waiting for {holder} to make {path}", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                locked = False
+            # Who held the lock has taken its file away, and others may have made it anew.
+            if locked and not _is_at(file.fileno(), lock):
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield locked
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_at(descriptor: int, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def in_cache(path: pathlib.Path) -> Iterator[None]:
+    """Turns errors of writing at a path into those that say what to do. Errors at other places are left as they are."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not (
+            error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and _below(error.filename, path.parent)
+        ):
+            raise
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room, or give another folder for what is kept between runs, as "
+            "cache_dir or in the environment's MIXOLOGY_CACHE"
+        ) from error
+
+
+def _below(name: object, folder: pathlib.Path) -> bool:
+    """Whether an error's file lies in a folder, or is one of those that lead to it."""
+    if not isinstance(name, str | os.PathLike):
+        return False
+    path = pathlib.Path(name)
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -49,11 +49,16 @@ def is_optional(annotation) -> bool:
 
 
 def descriptions(thing: Any, heading: str) -> dict[str, str]:
-    """What the docstring of a class or function says of each name under a heading ("Args", "Attributes"), each in one line."""
+    """What the docstring of a class or function says of each name under a heading ("Args", "Attributes"), each in one line.
+
+    What a class does not say of a name, its bases say.
+    """
     found, names, margin = {}, [], None
+    for base in reversed(thing.__bases__) if inspect.isclass(thing) else ():
+        found |= descriptions(base, heading)
     lines = (inspect.getdoc(thing) or "").splitlines()
     if f"{heading}:" not in lines:
-        return {}
+        return found
     for line in lines[lines.index(f"{heading}:") + 1 :]:
         indent = len(line) - len(line.lstrip())
         if line.strip() and indent == 0:

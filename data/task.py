@@ -159,6 +159,11 @@ class Task(abc.ABC):
         return cls(**hyperparameters)
 
     @classmethod
+    def build(cls, **hyperparameters) -> "Task":
+        """The task itself, or another that some of its hyperparameters stand for; arguments and errors as of the constructor."""
+        return cls(**hyperparameters)
+
+    @classmethod
     def at_length(cls, options: Mapping[str, typing.Any], length: int) -> dict[str, typing.Any]:
         """The hyperparameters of the same task with rows of another length, for a task that has a `length`.
 
@@ -316,6 +321,6 @@ def create(name: str, **hyperparameters) -> Task:
       UserError: for an unknown task or hyperparameter, with the nearest names, and for values that the task refuses.
     """
     complete = _PLUGINS.complete(name, hyperparameters)
-    task = find(name)(**complete)
+    task = find(name).build(**complete)
     task.hyperparameters = complete | task.resolved
     return task

@@ -5,14 +5,17 @@ character   the characters that occur in the corpus (all splits), in order of th
 bpe:SIZE    byte-pair encoding with at most SIZE tokens, trained on the beginning of the train split
 file:PATH   a tokenizer of somebody else: a tokenizer.json as the `tokenizers` package writes it, or a folder with
             the two files of a byte-level BPE (vocab.json and merges.txt, or OpenAI's encoder.json and vocab.bpe of GPT-2)
+ids:SIZE    of a corpus of token ids (bin:), SIZE of them, whose tokenizer is not here; with file:PATH they have a text, too
 
-All of them give the text back exactly, so that the nats of a split are those of its text, and bits per byte and perplexity
-per word can be compared whatever the tokens are. Nothing is added at the borders of documents.
+All of them but the last give the text back exactly, so that the nats of a split are those of its text, and bits per byte and
+perplexity per word can be compared whatever the tokens are. Nothing is added at the borders of documents.
 """
 
 import codecs
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +23,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from common.errors import UserError
-from common.files import absolute, make_folder, write_atomically
-from data import corpora
-from data.corpora import SPLITS, Corpus, Stream
+from common.files import absolute, make_file, make_folder
+from data import flat
+from data.corpus import Corpus
+from data.flat import SPLITS, Stream
 
 # Long documents are cut at the end of a line near these bytes, and each piece is encoded by itself.
 PIECE_BYTES = 2**20
@@ -102,6 +106,28 @@ class Subword:
         return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
 
 
+class Ids:
+    """Token ids of which no text is known."""
+
+    unit = "token"
+
+    def __init__(self, size: int):
+        self.vocab_size = size
+
+    def encode(self, text: str) -> np.ndarray:
+        """Raises a UserError, unless the text is numbers between blanks, as `decode` writes them."""
+        try:
+            return np.array(text.split(), np.int32)
+        except ValueError:
+            raise UserError(
+                f"tokenizer='ids:{self.vocab_size}' knows no text: give ids between blanks, or tokenizer='file:PATH' of the "
+                "tokenizer that made the ids"
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(map(str, np.asarray(ids).tolist()))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenized:
     """A corpus as token ids.
@@ -110,13 +136,13 @@ class Tokenized:
       name: by which `load` gives the same tokenizer again, from whatever directory.
       tokenizer: has `vocab_size`, `unit` ("byte", "character" or "token"), `encode` and `decode`.
       splits: streams whose data are ids (unsigned integers, mapped from a file).
-      num_bytes: of the text of each split.
+      num_bytes: of the text of each split; empty where only the ids are known.
       first_bytes: int64 [documents] for each split, the bytes of the documents' first tokens (which no model is scored on).
       fingerprint: SHA-256 of the text, the tokenizer and the ids; the corpus' own for bytes.
     """
 
     name: str
-    tokenizer: Byte | Character | Subword
+    tokenizer: Byte | Character | Subword | Ids
     splits: dict[str, Stream]
     num_bytes: dict[str, int]
     first_bytes: dict[str, np.ndarray]
@@ -134,6 +160,8 @@ def outline(name: str) -> tuple[int, str]:
         return Byte.vocab_size, Byte.unit
     if kind == "bpe" and rest.isdecimal() and int(rest) >= 256:
         return int(rest), Subword.unit
+    if kind == "ids" and rest.isdecimal() and int(rest) >= 1:
+        return int(rest), Ids.unit
     if kind == "file" and rest:
         tokenizer = _from_file(pathlib.Path(absolute(rest)))
         return tokenizer.vocab_size, tokenizer.unit
@@ -147,8 +175,8 @@ def outline(name: str) -> tuple[int, str]:
 
 def _unknown(name: str) -> UserError:
     return UserError(
-        f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (at least 256, as in 'bpe:8192') or "
-        "'file:PATH' (a tokenizer.json, or a folder with vocab.json and merges.txt)"
+        f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (at least 256, as in 'bpe:8192'), "
+        "'file:PATH' (a tokenizer.json, or a folder with vocab.json and merges.txt) or, for token ids, 'ids:SIZE'"
     )
 
 
@@ -162,10 +190,15 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
 
     Raises:
       UserError: for an unknown name, a tokenizer that loses text, and for a text that is no UTF-8.
-      UserError: if the tokenizer's file is missing.
+      UserError: if the tokenizer's file is missing, and if a corpus of ids has larger ones than the tokenizer.
     """
+    if corpus.largest_id is not None:
+        return _of_ids(name, corpus)
+    if name.startswith("ids:"):
+        raise UserError(f"tokenizer={name!r} is of token ids, and {corpus.name!r} is text; choose another tokenizer")
     if name == "byte":
-        first = {split: np.ones(len(stream.ends), np.int64) for split, stream in corpus.splits.items()}
+        # Takes no memory, however many documents there are.
+        first = {split: np.broadcast_to(np.int64(1), len(stream.ends)) for split, stream in corpus.splits.items()}
         sizes = {split: len(stream.data) for split, stream in corpus.splits.items()}
         return Tokenized(name, Byte(), corpus.splits, sizes, first, corpus.fingerprint)
     kind, _, rest = name.partition(":")
@@ -182,8 +215,8 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
     folder = cache / "tokens" / hashlib.sha256(key).hexdigest()[:32]
     make_folder(folder, lambda made: _convert(name, tokenizer, corpus, made))
     facts = json.loads((folder / "facts.json").read_text())
-    first = {split: np.load(folder / f"{split}.first.npy") for split in SPLITS}
-    splits = _mapped(folder, facts["dtype"])
+    first = {split: flat.numbers(folder / f"{split}.first.npy") for split in SPLITS}
+    splits = flat.mapped(folder, facts["dtype"])
     parts = f"{corpus.fingerprint} {tokenizer.fingerprint} {facts['fingerprint']}"
     fingerprint = hashlib.sha256(parts.encode()).hexdigest()
     return Tokenized(name, tokenizer, splits, facts["num_bytes"], first, fingerprint)
@@ -205,38 +238,51 @@ def alone(name: str) -> Byte | Subword:
     return _from_file(pathlib.Path(absolute(rest)))
 
 
-def _mapped(folder: pathlib.Path, dtype: str) -> dict[str, Stream]:
-    return {
-        split: Stream(np.memmap(folder / split, dtype, "r"), np.load(folder / f"{split}.ends.npy", mmap_mode="r"))
-        for split in SPLITS
-    }
+def _of_ids(name: str, corpus: Corpus) -> Tokenized:
+    kind, _, rest = name.partition(":")
+    if kind == "ids" and rest.isdecimal() and int(rest) >= 1:
+        tokenizer = Ids(int(rest))
+    elif kind == "file" and rest:
+        name = f"file:{absolute(rest)}"
+        tokenizer = _from_file(pathlib.Path(absolute(rest)))
+    else:
+        raise UserError(
+            f"corpus={corpus.name!r} holds token ids up to {corpus.largest_id}: give the tokenizer that made them as "
+            f"tokenizer='file:PATH', or the size of its vocabulary, as in tokenizer='ids:{corpus.largest_id + 1}'; got {name!r}"
+        )
+    if corpus.largest_id >= tokenizer.vocab_size:
+        raise UserError(
+            f"corpus={corpus.name!r} holds the id {corpus.largest_id} and tokenizer={name!r} has 0 to "
+            f"{tokenizer.vocab_size - 1}: give another tokenizer, or the right dtype (corpus='bin:PATH,dtype=uint32')"
+        )
+    return Tokenized(name, tokenizer, corpus.splits, {}, {}, corpus.fingerprint)
 
 
 def _convert(name: str, tokenizer: Character | Subword, corpus: Corpus, folder: pathlib.Path) -> None:
     dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
+    itemsize = np.dtype(dtype).itemsize
     num_bytes = {}
     for split in SPLITS:
-        total, ends, first_bytes, num_bytes[split] = 0, [], [], 0
-        with open(folder / split, "wb") as file:
+        writer, first_bytes, num_bytes[split] = (
+            flat.Writer(folder, split),
+            flat.Numbers(folder / f"{split}.first.npy"),
+            0,
+        )
+        with contextlib.closing(writer), contextlib.closing(first_bytes):
             for batch in _batches(_pieces(corpus, split)):
                 encoded = tokenizer.encode_all([text for _, text in batch])
                 for (begins, text), (ids, first) in zip(batch, encoded, strict=True):
                     if name.startswith("file:"):  # our own lose nothing
                         _check_lossless(name, tokenizer, text, ids)
-                    file.write(ids.astype(dtype).tobytes())
-                    total += len(ids)
-                    num_bytes[split] += len(text.encode())
                     if begins:
-                        ends.append(total)
+                        writer.end(itemsize)
                         first_bytes.append(first)
-                    else:
-                        ends[-1] = total
-        if not total:
+                    writer.write(ids.astype(dtype).tobytes())
+                    num_bytes[split] += len(text.encode())
+            writer.end(itemsize)
+        if not writer.size:
             raise UserError(f"the {split} split of {corpus.name!r} has no whole character; give a longer text")
-        np.save(folder / f"{split}.ends.npy", np.asarray(ends, np.int64))
-        np.save(folder / f"{split}.first.npy", np.asarray(first_bytes, np.int64))
-    print_of_ids = corpora.fingerprint(_mapped(folder, dtype))
-    facts = {"dtype": dtype, "num_bytes": num_bytes, "fingerprint": print_of_ids}
+    facts = {"dtype": dtype, "num_bytes": num_bytes, "fingerprint": flat.fingerprint(flat.mapped(folder, dtype))}
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
@@ -254,14 +300,15 @@ def _check_lossless(name: str, tokenizer: Character | Subword, text: str, ids: n
 def _pieces(corpus: Corpus, split: str) -> Iterator[tuple[bool, str]]:
     """(whether a document begins here, text) of all documents, long ones cut at ends of lines."""
     stream = corpus.splits[split]
-    for start, stop in zip(np.append(0, stream.ends[:-1]), stream.ends, strict=True):
+    ends = (end for block in flat.blocks(stream.ends) for end in block.tolist())
+    for start, stop in itertools.pairwise(itertools.chain([0], ends)):
         # A border of splits may have cut a character: then its rest is at the start, or the decoder keeps its beginning.
         while start < min(3, stop) and stream.data[start] & 0xC0 == 0x80:
             start += 1
         decoder, rest, begins = codecs.getincrementaldecoder("utf-8")(), "", True
         for at in range(start, stop, PIECE_BYTES):
             try:
-                whole = bool(at + PIECE_BYTES >= stop and stop < len(stream.data))
+                whole = at + PIECE_BYTES >= stop and stop < len(stream.data)
                 text = rest + decoder.decode(stream.data[at : min(at + PIECE_BYTES, stop)].tobytes(), whole)
             except UnicodeDecodeError as error:
                 raise UserError(
@@ -288,37 +335,58 @@ def _batches(pieces: Iterable[tuple[bool, str]]) -> Iterator[list[tuple[bool, st
 
 def _character(corpus: Corpus, cache: pathlib.Path) -> Character:
     path = cache / "tokenizers" / f"{corpus.fingerprint[:32]}-character-{_VERSION}.txt"
-    if not path.exists():
-        alphabet = set()
+
+    def alphabet() -> str:
+        found = set()
         for split in SPLITS:
             for _, text in _pieces(corpus, split):
-                alphabet |= set(text)
-        write_atomically(path, "".join(sorted(alphabet)).encode())
+                found |= set(text)
+        return "".join(sorted(found))
+
+    make_file(path, alphabet)
     return Character(path.read_bytes().decode())
 
 
 def _bpe(corpus: Corpus, size: int, cache: pathlib.Path) -> Subword:
     import tokenizers  # slow to import, and only needed for subwords
 
-    path = cache / "tokenizers" / f"{corpus.fingerprint[:32]}-bpe{size}-{_VERSION}.json"
-    if not path.exists():
+    path = train_bpe(f"{corpus.fingerprint[:32]}-bpe{size}", [(corpus, 1.0)], size, cache)
+    return Subword(tokenizers.Tokenizer.from_file(str(path)))
+
+
+def train_bpe(name: str, corpora: Sequence[tuple[Corpus, float]], size: int, cache: pathlib.Path) -> pathlib.Path:
+    """The tokenizer.json of byte-pair encoding with at most `size` tokens, trained once.
+
+    Args:
+      name: of the file in the cache, without its end; says what it is made of.
+      corpora: and the share of the text, `TRAIN_BYTES` in all, that is the beginning of the train split of each.
+      size: of the vocabulary.
+      cache: where it is kept.
+    """
+    import tokenizers
+
+    def train() -> str:
         tokenizer = _byte_level(tokenizers.models.BPE())
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size,
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(_beginning(corpus), trainer)
-        write_atomically(path, tokenizer.to_str().encode())
-    return Subword(tokenizers.Tokenizer.from_file(str(path)))
+        texts = (text for corpus, part in corpora for text in _beginning(corpus, part * TRAIN_BYTES))
+        tokenizer.train_from_iterator(texts, trainer)
+        return tokenizer.to_str()
+
+    path = cache / "tokenizers" / f"{name}-{_VERSION}.json"
+    make_file(path, train)
+    return path
 
 
-def _beginning(corpus: Corpus) -> Iterator[str]:
+def _beginning(corpus: Corpus, most: float) -> Iterator[str]:
     size = 0
     for _, text in _pieces(corpus, "train"):
         yield text
         size += len(text)
-        if size >= TRAIN_BYTES:
+        if size >= most:
             return
 
 

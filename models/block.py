@@ -16,6 +16,8 @@ from models.partitioning import constrain
 class Block(nnx.Module):
     """x + mixer(norm(x)), then x + channel_mixer(norm(x)); with `norm_position="post"`, norm(x + f(x)) in each place.
 
+    Under `config.base_depth` each branch has the factor `config.branch_scale`.
+
     Args:
       name: the mixer's name.
       layer: its place among the mixers of this name in the model; may be traced.
@@ -32,6 +34,7 @@ class Block(nnx.Module):
         self.channel_mixer = config.make_channel_mixer(kind, rngs)
         self.pre_norm = config.norm_position == "pre"
         self.dropout = config.dropout
+        self.branch_scale = config.branch_scale
         self.recompute_mixer = config.remat == "mixer"
 
     def __call__(
@@ -73,6 +76,8 @@ class Block(nnx.Module):
             if key is not None and self.dropout > 0:
                 keep = jax.random.bernoulli(key, 1 - self.dropout, y.shape)
                 y = jnp.where(keep, y / (1 - self.dropout), 0).astype(y.dtype)
+            if self.branch_scale != 1:
+                y = self.branch_scale * y
             x = constrain(x + y, "batch", "length", "activation")
             if not self.pre_norm:
                 x, seen = apply(x)

@@ -11,6 +11,7 @@ from flax import nnx
 from common.errors import UserError, check_choice
 from models import mixer as mixers
 from models.channel_mixers import CHANNEL_MIXERS
+from models.checks import about
 from models.heads import LOSSES, POOLINGS
 from models.norms import NORMS
 from models.stack import REMAT
@@ -49,6 +50,11 @@ class ModelConfig:
       logit_scale: factor of the logits of classes. A tied table of deviation 0.02 starts them at 0.02 width^0.5, which a narrow
         model takes long to leave under AdamW.
       logit_cap: c of logits = c tanh(logits / c); 0 for none.
+      base_width: width of the narrow model whose learning rate is to hold for this one: initial values, logits and updates follow
+        the width as docs/scaling.md says (arXiv 2203.03466, 2310.17813); 0 for none.
+      base_depth: number of blocks of that model: the residual branches have the factor (depth / base_depth)^-depth_alpha; 0 for
+        none.
+      depth_alpha: see `base_depth`: from 0.5 (arXiv 2310.02244) to 1 (2505.01618).
       dropout: rate on the residual branches.
       remat: what the backward pass computes again instead of keeping it: "none"; "mixer", all within the mixers; "dots", all but
         the outputs of products with parameters; "offload", the same, with them in the host's memory meanwhile; or "full".
@@ -80,6 +86,9 @@ class ModelConfig:
     tie_embeddings: bool = True
     logit_scale: float = 1.0
     logit_cap: float = 0.0
+    base_width: int = 0
+    base_depth: int = 0
+    depth_alpha: float = 1.0
     dropout: float = 0.0
     remat: str = "none"
 
@@ -109,6 +118,21 @@ class ModelConfig:
             raise UserError(f"model.dropout must be at least 0 and less than 1, got {self.dropout}")
         if not 0 <= self.logit_cap < math.inf:
             raise UserError(f"model.logit_cap must be at least 0 (for none) and finite, got {self.logit_cap}")
+        for key in ("base_width", "base_depth"):
+            if getattr(self, key) < 0:
+                raise UserError(f"model.{key} must be at least 0 (for none), got {getattr(self, key)}")
+        if not 0.5 <= self.depth_alpha <= 1:
+            raise UserError(f"model.depth_alpha must be from 0.5 to 1, got {self.depth_alpha}")
+        if self.depth_alpha != 1 and not self.base_depth:
+            raise UserError(f"model.depth_alpha={self.depth_alpha} acts only with model.base_depth: set that, too")
+        if self.base_depth and self.norm_position != "pre":
+            raise UserError(
+                "model.base_depth is for branches of a stream that no norm interrupts: set model.norm_position='pre'"
+            )
+        if self.base_depth % len(self.pattern or "-"):
+            raise UserError(
+                f"model.base_depth={self.base_depth} must be a multiple of the pattern's length {len(self.pattern)}"
+            )
         if not math.isfinite(self.embedding_scale):
             raise UserError(f"model.embedding_scale must be finite, got {self.embedding_scale}")
         if isinstance(self.pattern, str) or not self.pattern:
@@ -134,11 +158,73 @@ class ModelConfig:
         """What `mixers.create` is told of a mixer of the pattern: its surroundings and the hyperparameters that are given."""
         return {
             "causal": self.causal,
-            "depth": self.depth,
+            "depth": self.base_depth or self.depth,  # which initial values follow
             "layers": self.layers(name),
             "length": self.length,
             **self.mixer.get(name, {}),
         }
+
+    @property
+    def transfers(self) -> bool:
+        """Whether the model is scaled from a base, so that its hyperparameters hold."""
+        return bool(self.base_width or self.base_depth)
+
+    @property
+    def width_ratio(self) -> float:
+        """The width over the base's; 1 without a base."""
+        return self.width / self.base_width if self.base_width else 1.0
+
+    @property
+    def depth_ratio(self) -> float:
+        """The depth over the base's; 1 without a base."""
+        return self.depth / self.base_depth if self.base_depth else 1.0
+
+    @property
+    def gradient_ratio(self) -> float:
+        """How many times smaller gradients are than the base's: they come through the factors of the logits and branches."""
+        return self.width_ratio * self.depth_ratio**self.depth_alpha
+
+    @property
+    def logit_factor(self) -> float:
+        """What the logits of classes are multiplied by. A sum over `width` aligned products grows with the width."""
+        return self.logit_scale / self.width_ratio
+
+    @property
+    def branch_scale(self) -> float:
+        """What the output of a residual branch is multiplied by."""
+        return self.depth_ratio**-self.depth_alpha
+
+    @functools.cached_property
+    def base(self) -> "ModelConfig":
+        """The model that this one is scaled from, with `base_width` and `base_depth`; itself where they are 0.
+
+        Its heads are of the same size where that is a whole number of heads, and else as many; its channel mixer's hidden size is
+        the same multiple of the width. Hyperparameters of mixers that are None by default, and have the value that stands for it
+        at this width, have that of the base's width.
+        """
+        width = self.base_width or self.width
+        free = {name: [key for key, value in mixers.defaults(name).items() if value is None] for name in self.pattern}
+        unset = {name: {**self.mixer.get(name, {}), **dict.fromkeys(keys)} for name, keys in free.items()}
+        derived = dataclasses.replace(self, mixer=unset).sketches
+
+        def at_base(name: str, key: str, value: Any) -> Any:
+            if key in free[name] and value == mixers.as_used(derived[name], unset[name])[key]:
+                return None
+            if key.endswith("heads") and isinstance(value, int) and value * width % self.width == 0:
+                return value * width // self.width
+            return value
+
+        given = {name: mixers.defaults(name).to_dict() | dict(self.mixer.get(name, {})) for name in free}
+        return dataclasses.replace(
+            self,
+            width=width,
+            depth=self.base_depth or self.depth,
+            mixer={name: {key: at_base(name, key, value) for key, value in own.items()} for name, own in given.items()},
+            channel_size=self.channel_size and max(1, round(self.channel_size * width / self.width)),
+            base_width=0,
+            base_depth=0,
+            depth_alpha=1.0,
+        )
 
     @functools.cached_property
     def sketches(self) -> dict[str, mixers.Mixer | mixers.Bidirectional]:
@@ -189,7 +275,7 @@ class ModelConfig:
             expansion=self.expansion,
             hidden=self.channel_size,
             bias=self.channel_bias,
-            depth=self.depth,
+            depth=self.base_depth or self.depth,
         )
 
     def as_used(self) -> "ModelConfig":
@@ -202,6 +288,9 @@ class ModelConfig:
         Raises:
           UserError: if the model cannot be built.
         """
+        if self.transfers:
+            with about(f"the model at model.base_width={self.base.width}, model.base_depth={self.base.depth}"):
+                self.base.as_used()
         kinds = {self.channel_mixer_of(name) for name in self.pattern}
         behind = sorted(kinds - {"none"})
         make = lambda: (self.make_norm(nnx.Rngs(0)), [self.make_channel_mixer(kind, nnx.Rngs(0)) for kind in behind])

@@ -1,8 +1,8 @@
 """Parameters with their facts.
 
 What the rest of the program must know about a parameter is written where the parameter is made: the logical names of its
-axes (sharding), its learning-rate group and whether it decays (optimiser), whether it stays in float32 when the model
-computes in bfloat16 (precision). Nothing re-initialises a parameter later.
+axes (sharding), its learning-rate group, whether it decays and which of its dimensions are a map's inputs (optimiser), whether it
+stays in float32 when the model computes in bfloat16 (precision). Nothing re-initialises a parameter later.
 """
 
 import math
@@ -26,6 +26,7 @@ def param(
     decay: bool | None = None,
     group: str = "default",
     keep_float32: bool = False,
+    inputs: Sequence[int] | None = None,
 ) -> nnx.Param:
     """Makes a float32 parameter.
 
@@ -39,6 +40,8 @@ def param(
       group: learning-rate group; its multiplier is `config.optimizer.group_scale[group]`. No gradient moves group "fixed" (read
         such parameters through `jax.lax.stop_gradient`).
       keep_float32: whether the parameter stays in float32 when the model computes in bfloat16.
+      inputs: the dimensions that the product with the parameter sums over; () for one that is no map. By default they are read
+        from the axes and `decay`, see `input_dimensions`; tests/models/test_fan_in.py says where that is wrong.
 
     Raises:
       ValueError: if `axes` does not name every dimension.
@@ -47,8 +50,27 @@ def param(
     if len(axes) != len(shape):
         raise ValueError(f"a parameter of shape {shape} needs {len(shape)} axis names, got {tuple(axes)}")
     decay = len(shape) >= 2 if decay is None else decay
+    inputs = input_dimensions(axes, decay) if inputs is None else tuple(inputs)
     value = init(rngs.params(), shape, jnp.float32)
-    return nnx.Param(value, axes=tuple(axes), decay=decay, group=group, keep_float32=keep_float32)
+    return nnx.Param(value, axes=tuple(axes), decay=decay, group=group, keep_float32=keep_float32, inputs=inputs)
+
+
+def input_dimensions(axes: Sequence[str | None], decay: bool) -> tuple[int, ...]:
+    """The dimensions that the product with a parameter sums over, as far as its other facts tell.
+
+    A map back to the residual stream sums over all that is before "embed", a map out of it over "embed", a map of each head
+    ("heads" first) over the dimension behind it, and any other map over its first dimension. Vectors, and what does not decay
+    (filters, taps, tables, time constants), are no maps, unless they lead from the stream to named channels.
+    """
+    if len(axes) < 2:
+        return ()
+    if axes[-1] == "embed" and decay:
+        return tuple(range(len(axes) - 1))
+    if axes[0] == "embed" and (decay or any(axes[1:])):
+        return (0,)
+    if not decay:
+        return ()
+    return (1,) if axes[0] == "heads" else (0,)
 
 
 def dense(
@@ -66,7 +88,7 @@ def dense(
     PyTorch's default start 1.73 times as large here, and their biases at 0 where PyTorch's are as spread as the maps.
     """
     std = gain / math.sqrt(math.prod(shape[:inputs]))
-    return param(rngs, normal(std), shape, axes, **facts)
+    return param(rngs, normal(std), shape, axes, inputs=range(inputs), **facts)
 
 
 def residual_output(

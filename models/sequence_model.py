@@ -36,18 +36,22 @@ class SequenceModel(nnx.Module):
         else:
             self.embedding = dense(rngs, (config.channels, config.width), (None, "embed"))
         self.real_inputs = config.channels is not None
-        self.position_scale = param(rngs, constant(config.width**-0.5), (), ()) if config.sinusoidal else None
+        # Scaled from a base, positions keep their size beside embedded tokens, whose size is the same at every width.
+        narrow = config.base_width or config.width
+        self.position_scale = param(rngs, constant(narrow**-0.5), (), ()) if config.sinusoidal else None
         self.embedding_norm = config.make_norm(rngs) if config.embedding_norm else None
         self.embedding_scale = config.embedding_scale
         self.stack = Stack(config, rngs=rngs)
         self.norm = config.make_norm(rngs, final=True)
         self.kind, self.pooling = config.head, config.pooling
-        self.logit_scale, self.logit_cap = config.logit_scale, config.logit_cap
+        self.logit_scale, self.logit_cap = config.logit_factor, config.logit_cap
         real, pair = config.loss is not None, config.head == "pair"
         untied = not (real or pair or config.tie_embeddings)
         self.regression = Regression(config.width, config.targets, config.loss, rngs=rngs) if real else None
         self.pair = PairHead(config.width, config.targets, rngs=rngs) if pair and not real else None
-        self.head = dense(rngs, (config.width, config.targets), ("embed", "vocab")) if untied else None
+        # Scaled from a base, the head has the base's deviation: what is left to 1 / width is in the factor of the logits.
+        gain = math.sqrt(config.width / narrow)
+        self.head = dense(rngs, (config.width, config.targets), ("embed", "vocab"), gain=gain) if untied else None
 
     def __call__(
         self,

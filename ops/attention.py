@@ -5,6 +5,7 @@ softmax attentions to disjoint sets of keys into the one to their union: sparse 
 `ops.attention_blocks` computes them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +43,10 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    score_cap: float | None = None,
     slopes: Float[Array, "H"] | None = None,
+    decay: Float[Array, "B T H"] | None = None,
+    key_decay: Float[Array, "B S H"] | None = None,
     mask: Callable[[Any, Any], Array] | None = None,
     query_labels: Any = None,
     key_labels: Any = None,
@@ -67,7 +71,11 @@ def attention(
       causal: keys to the right of the query are not seen.
       window: of the keys, those in (i - window, i] if causal, else those with |i - j| <= window // 2.
       scale: factor of q.k, K**-0.5 by default.
+      score_cap: c of s = c tanh(scale q.k / c), before slopes and masks (Gemma 2, arXiv 2408.00118); None for none.
       slopes: ALiBi (arXiv 2108.12409): adds -slope * (i - j) to the scores of each head, |i - j| if not causal.
+      decay: a running sum c of log-decays up to each query's token: adds c_i - c_j to the scores (FoX, arXiv 2503.02130). In
+        float32 the rounding of c moves a weight by 6e-8 |c| of itself.
+      key_decay: the same sum of each key's token, for each query head; by default that of the queries.
       mask: any further pattern, `mask(query label, key label) -> seen`. It is called block by block with labels that
         broadcast against each other, and holds no arrays of its own. It is evaluated for every pair that `causal` and
         `window` leave; with segments and no window, blocks in which it hides everything are then left out.
@@ -81,7 +89,7 @@ def attention(
         offset multiplies padding by 0 instead of leaving it out, which would copy the buffer: there it must be finite.
       implementation: "reference" holds all scores; "blockwise" is linear in memory (with a traced query_offset it
         goes over blocks of queries, each against all keys); "library" is `jax.nn.dot_product_attention`, cuDNN for
-        16-bit types on a GPU, offered for the softmax without slopes or mask, K equal to V and query_offset 0.
+        16-bit types on a GPU, offered for the softmax without cap, slopes, decay or mask, K equal to V and query_offset 0.
       block_size: rows and columns of a block; chosen by length if None.
 
     Returns:
@@ -92,11 +100,12 @@ def attention(
       UserError: for an unknown activation, a window or blocks below 1, or heads that are no multiple of the key heads.
     """
     labels = (query_labels, key_labels)
-    _check(q, k, v, activation, window, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
-    form = Form(activation, causal, window, q.shape[3] ** -0.5 if scale is None else float(scale), mask)
-    x = _inputs(q, k, v, slopes, segment_ids, key_segment_ids, query_offset, form, labels)
+    _check(q, k, v, activation, window, score_cap, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
+    key_decay = _check_decay(q, k, decay, key_decay)
+    form = Form(activation, causal, window, _scale(q, scale), score_cap, mask)
+    x = _inputs(q, k, v, slopes, (decay, key_decay), segment_ids, key_segment_ids, query_offset, form, labels)
     zero = isinstance(query_offset, int | np.integer) and query_offset == 0
-    library = zero and slopes is None and mask is None and _library_takes(form, x.q, x.k, x.v)
+    library = zero and slopes is None and decay is None and mask is None and _library_takes(form, x.q, x.k, x.v)
     offered = ("reference", "blockwise") + (("library",) if library else ())
     # Segments reach cuDNN as a [T, S] mask, which moderate lengths can afford.
     moderate = segment_ids is None or q.shape[1] * k.shape[1] <= 2048**2
@@ -114,7 +123,10 @@ def attention_with_logsumexp(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    score_cap: float | None = None,
     slopes: Float[Array, "H"] | None = None,
+    decay: Float[Array, "B T H"] | None = None,
+    key_decay: Float[Array, "B S H"] | None = None,
     mask: Callable[[Any, Any], Array] | None = None,
     query_labels: Any = None,
     key_labels: Any = None,
@@ -134,9 +146,10 @@ def attention_with_logsumexp(
       ValueError: if shapes or options do not fit together.
     """
     labels = (query_labels, key_labels)
-    _check(q, k, v, "softmax", window, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
-    form = Form("softmax", causal, window, q.shape[3] ** -0.5 if scale is None else float(scale), mask)
-    x = _inputs(q, k, v, slopes, segment_ids, key_segment_ids, query_offset, form, labels)
+    _check(q, k, v, "softmax", window, score_cap, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
+    key_decay = _check_decay(q, k, decay, key_decay)
+    form = Form("softmax", causal, window, _scale(q, scale), score_cap, mask)
+    x = _inputs(q, k, v, slopes, (decay, key_decay), segment_ids, key_segment_ids, query_offset, form, labels)
     chosen = dispatch.choose("attention_with_logsumexp", implementation, "blockwise")
     return _portable(chosen, form, x, query_offset, block_size)
 
@@ -160,7 +173,22 @@ def merge(
     return y.astype(parts[0][0].dtype), top + jnp.log(total)
 
 
-def _inputs(q, k, v, slopes, segment_ids, key_segment_ids, query_offset, form, labels):
+def add_sinks(
+    y: Float[Array, "B T H V"], log: Float[Array, "B T H"], sinks: Float[Array, "H"]
+) -> Float[Array, "B T H V"]:
+    """The softmax attention whose normaliser has one key more for each head, of score `sinks` and value 0 (arXiv 2508.10925).
+
+    Args:
+      y, log: what `attention_with_logsumexp` or `merge` returned.
+      sinks: the scores [heads].
+
+    Returns:
+      y * exp(log) / (exp(log) + exp(sinks)), in y's dtype; 0 where a query sees no key.
+    """
+    return (y * jax.nn.sigmoid(log - sinks.astype(log.dtype))[..., None]).astype(y.dtype)
+
+
+def _inputs(q, k, v, slopes, decays, segment_ids, key_segment_ids, query_offset, form, labels):
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     q = zero_padding(q, segment_ids)
     if q.shape[1] > 1 or isinstance(query_offset, int | np.integer):
@@ -170,7 +198,7 @@ def _inputs(q, k, v, slopes, segment_ids, key_segment_ids, query_offset, form, l
         if queries is None:
             queries, keys = _places(q, query_offset), _places(k, 0) if keys is None else keys
         keys = queries if keys is None else keys
-    return Inputs(q, k, v, slopes, segment_ids, key_segment_ids, queries, keys)
+    return Inputs(q, k, v, slopes, *decays, segment_ids, key_segment_ids, queries, keys)
 
 
 def _places(x, start):
@@ -188,7 +216,11 @@ def _portable(chosen, form, x, query_offset, block_size):
     return by_queries(form, sizes[0], x, query_offset)
 
 
-def _check(q, k, v, activation, window, slopes, mask, labels, segment_ids, key_segment_ids, block_size):
+def _scale(q, scale):
+    return q.shape[3] ** -0.5 if scale is None else float(scale)
+
+
+def _check(q, k, v, activation, window, score_cap, slopes, mask, labels, segment_ids, key_segment_ids, block_size):
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise ValueError(f"q, k and v must be [batch, length, heads, channels]: {q.shape}, {k.shape}, {v.shape}")
     (B, T, H, K), (S, G) = q.shape, k.shape[1:3]
@@ -200,6 +232,8 @@ def _check(q, k, v, activation, window, slopes, mask, labels, segment_ids, key_s
     for name, value in (("window", window), ("block_size", block_size)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, or None: {value}")
+    if score_cap is not None and not 0 < score_cap < math.inf:
+        raise UserError(f"score_cap must be positive and finite, or None: {score_cap}")
     if slopes is not None and slopes.shape != (H,):
         raise ValueError(f"slopes must have one entry per query head, {(H,)}: {slopes.shape}")
     if segment_ids is None and key_segment_ids is not None:
@@ -220,10 +254,28 @@ def _check(q, k, v, activation, window, slopes, mask, labels, segment_ids, key_s
             raise ValueError(f"labels must be {(B, length)} or {(B, length, heads)}, or trees of these: {x.shape}")
 
 
+def _check_decay(q, k, decay, key_decay):
+    """The decay of the keys."""
+    key_decay = decay if key_decay is None else key_decay
+    (B, T, H), S = q.shape[:3], k.shape[1]
+    if decay is None and key_decay is None:
+        return None
+    if decay is None or decay.shape != (B, T, H) or key_decay.shape != (B, S, H):
+        shapes = f"{None if decay is None else decay.shape} and {key_decay.shape}"
+        raise ValueError(f"decay must be {(B, T, H)}, and key_decay (its default) {(B, S, H)}: {shapes}")
+    return key_decay
+
+
 def _library_takes(form, q, k, v):
     """Whether `jax.nn.dot_product_attention` computes this form at all."""
     aligned = q.shape[1] == k.shape[1] or not (form.causal or form.window)
-    return form.activation == "softmax" and aligned and v.shape == k.shape and q.dtype == k.dtype == v.dtype
+    return (
+        form.activation == "softmax"
+        and form.cap is None
+        and aligned
+        and v.shape == k.shape
+        and q.dtype == k.dtype == v.dtype
+    )
 
 
 def _cudnn_takes(form, q, k, segment_ids):

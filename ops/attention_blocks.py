@@ -54,6 +54,7 @@ class Form(NamedTuple):
     causal: bool
     window: int | None
     scale: float
+    cap: float | None
     mask: Callable | None
 
 
@@ -64,6 +65,8 @@ class Inputs(NamedTuple):
     k: Array
     v: Array
     slopes: Array | None
+    decay: Array | None
+    key_decay: Array | None
     segment_ids: Array | None
     key_segment_ids: Array | None
     query_labels: Any
@@ -105,11 +108,14 @@ def _labels_to_blocks(labels, heads, groups, size):
 
 
 def _in_blocks(x, q_size, k_size):
-    """All inputs as blocks. Slopes are those of the rows of any query block [G, rows]; segments have one key head."""
+    """All inputs as blocks. Slopes are those of the rows of any query block [G, rows]; segments have one key head; the decays of
+    keys are those of each query head, which lie behind each other."""
     H, G = x.q.shape[2], x.k.shape[2]
     slopes = x.slopes
     if slopes is not None:
         slopes = jnp.repeat(slopes.astype(_wide(*x[:3])), q_size).reshape(G, -1)
+    decay = None if x.decay is None else _to_blocks(x.decay, G, q_size)
+    key_decay = None if x.key_decay is None else _to_blocks(x.key_decay, G, k_size)
     q = _to_blocks(x.q, G, q_size)
     if (
         q_size == 1 and k_size == x.k.shape[1]
@@ -119,7 +125,7 @@ def _in_blocks(x, q_size, k_size):
         k, v = _to_blocks(x.k, G, k_size), _to_blocks(x.v, G, k_size)
     of_queries = _labels_to_blocks((x.segment_ids, x.query_labels), H, G, q_size)
     of_keys = _labels_to_blocks((x.key_segment_ids, x.key_labels), G, G, k_size)
-    return Inputs(q, k, v, slopes, of_queries[0], of_keys[0], of_queries[1], of_keys[1])
+    return Inputs(q, k, v, slopes, decay, key_decay, of_queries[0], of_keys[0], of_queries[1], of_keys[1])
 
 
 def _wide(*arrays):
@@ -139,9 +145,27 @@ def distances(form, start, size, count, cols):
     return distance if form.causal else jnp.abs(distance)
 
 
-def _scores(form, x, distance):
+def _products(form, x):
+    """The scores without what depends on places, and their derivative to the scaled products (None for 1)."""
     s = form.scale * _dot("bgik,bgjk->bgij", x.q, x.k)
+    if form.cap is None:
+        return s, None
+    t = jnp.tanh(s / form.cap)
+    return form.cap * t, 1 - jnp.square(t)
+
+
+def _placed(s, x, distance):
+    """The scores, from what `_products` gives."""
+    if x.decay is not None:
+        keys = _of_heads(x.key_decay, s.shape[-1])
+        difference = x.decay.reshape(*keys.shape[:3], -1, 1) - keys[..., None, :]
+        s = s + difference.reshape(s.shape)
     return s if x.slopes is None else s - x.slopes[..., None] * distance
+
+
+def _of_heads(key_decay, size):
+    """[B, G, heads of the group, size]."""
+    return key_decay.reshape(*key_decay.shape[:2], -1, size)
 
 
 def visible(form, distance, real, x):
@@ -182,13 +206,14 @@ def by_queries(form, size, x, query_offset):
     (B, T, H, _), (S, G, V) = x.q.shape, x.v.shape[1:]
     blocks = _in_blocks(x, size, S)
     cols = jnp.arange(S, dtype=jnp.int32)
-    keys = jax.tree.map(lambda a: a[0], (blocks.k, blocks.v, blocks.key_segment_ids, blocks.key_labels))
+    of_keys = (blocks.k, blocks.v, blocks.key_decay, blocks.key_segment_ids, blocks.key_labels)
+    k, v, key_decay, key_segment_ids, key_labels = jax.tree.map(lambda a: a[0], of_keys)
 
     def one(block):
-        q, segment_ids, labels, start = block
-        x = Inputs(q, keys[0], keys[1], blocks.slopes, segment_ids, keys[2], labels, keys[3])
+        q, decay, segment_ids, labels, start = block
+        x = Inputs(q, k, v, blocks.slopes, decay, key_decay, segment_ids, key_segment_ids, labels, key_labels)
         distance = distances(form, start, size, x.q.shape[2], cols)
-        s = _scores(form, x, distance)
+        s = _placed(_products(form, x)[0], x, distance)
         mask = visible(form, distance, cols < S, x)
         if form.activation != "softmax":
             return _dot("bgij,bgjv->bgiv", _weights(form, s, mask).astype(x.v.dtype), x.v), None
@@ -200,7 +225,7 @@ def by_queries(form, size, x, query_offset):
         return _dot("bgij,bgjv->bgiv", p.astype(x.v.dtype), x.v) / total, top + jnp.log(total)
 
     starts = query_offset + size * jnp.arange(len(blocks.q), dtype=jnp.int32)
-    rows = (blocks.q, blocks.segment_ids, blocks.query_labels, starts)
+    rows = (blocks.q, blocks.decay, blocks.segment_ids, blocks.query_labels, starts)
     if len(starts) == 1:
         y, log = jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], rows)))
     else:
@@ -234,15 +259,16 @@ def _put(x, value, i):
 
 
 def _tile(form, offset, sizes, S, blocks, i, j):
-    """Query block i and key block j: the inputs, scores, mask and distances."""
-    rows = (blocks.q, blocks.segment_ids, blocks.query_labels)
-    q, segment_ids, labels = jax.tree.map(lambda a: _at(a, i), rows)
-    keys = (blocks.k, blocks.v, blocks.key_segment_ids, blocks.key_labels)
-    k, v, key_segment_ids, key_labels = jax.tree.map(lambda a: _at(a, j), keys)
-    x = Inputs(q, k, v, blocks.slopes, segment_ids, key_segment_ids, labels, key_labels)
+    """Query block i and key block j: the inputs, scores, mask, distances, and the scores' derivative to the products."""
+    rows = (blocks.q, blocks.decay, blocks.segment_ids, blocks.query_labels)
+    q, decay, segment_ids, labels = jax.tree.map(lambda a: _at(a, i), rows)
+    keys = (blocks.k, blocks.v, blocks.key_decay, blocks.key_segment_ids, blocks.key_labels)
+    k, v, key_decay, key_segment_ids, key_labels = jax.tree.map(lambda a: _at(a, j), keys)
+    x = Inputs(q, k, v, blocks.slopes, decay, key_decay, segment_ids, key_segment_ids, labels, key_labels)
     cols = j * sizes[1] + jnp.arange(sizes[1], dtype=jnp.int32)
     distance = distances(form, offset + i * sizes[0], sizes[0], x.q.shape[2], cols)
-    return x, _scores(form, x, distance), visible(form, distance, cols < S, x), distance
+    s, derivative = _products(form, x)
+    return x, _placed(s, x, distance), visible(form, distance, cols < S, x), distance, derivative
 
 
 def _visits(form, offset, sizes, lengths, blocks):
@@ -279,7 +305,7 @@ def _blockwise_forward(form, offset, sizes, x):
 
     def add_softmax(carry, i, j):
         y, top, total = carry
-        x, s, mask, _ = _tile(form, offset, sizes, S, blocks, i, j)
+        x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, i, j)
         s = jnp.where(mask, s, _MASKED)
         old = _at(top, i)
         new = jnp.maximum(old, jnp.max(s, axis=-1))
@@ -288,7 +314,7 @@ def _blockwise_forward(form, offset, sizes, x):
         return y, _put(top, new, i), _put(total, _at(total, i) * shrink + jnp.sum(p, axis=-1), i)
 
     def add_unnormalised(y, i, j):
-        x, s, mask, _ = _tile(form, offset, sizes, S, blocks, i, j)
+        x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, i, j)
         p = _weights(form, s, mask).astype(x.v.dtype)
         return _put(y, _at(y, i) + _dot("bgij,bgjv->bgiv", p, x.v), i)
 
@@ -317,8 +343,8 @@ def _blockwise_backward(form, offset, sizes, saved, cotangents):
         mean = _to_blocks(jnp.sum(y.astype(dtype) * dy.astype(dtype), axis=-1) - dlog, G, sizes[0])
 
     def add(carry, i, j):
-        dq, dk, dv, dslopes = carry
-        x, s, mask, distance = _tile(form, offset, sizes, S, blocks, i, j)
+        dq, dk, dv, dslopes, ddecay, dkey_decay = carry
+        x, s, mask, distance, derivative = _tile(form, offset, sizes, S, blocks, i, j)
         dy = _at(grads, i)
         dp = _dot("bgiv,bgjv->bgij", dy, x.v)
         if form.activation == "softmax":
@@ -329,19 +355,27 @@ def _blockwise_backward(form, offset, sizes, saved, cotangents):
             (ds,) = pull_back(dp)
         if dslopes is not None:
             dslopes -= jnp.sum(ds * distance, axis=(0, -1))
+        if ddecay is not None:
+            ddecay = _put(ddecay, _at(ddecay, i) + jnp.sum(ds, axis=-1), i)
+            of_keys = _at(dkey_decay, j)
+            of_heads = ds.reshape(*_of_heads(of_keys, sizes[1]).shape[:3], -1, sizes[1])
+            dkey_decay = _put(dkey_decay, of_keys - jnp.sum(of_heads, axis=3).reshape(of_keys.shape), j)
         dv = _put(dv, _at(dv, j) + _dot("bgij,bgiv->bgjv", p.astype(dy.dtype), dy), j)
-        ds = ds.astype(x.k.dtype)
+        ds = (ds if derivative is None else ds * derivative).astype(x.k.dtype)
         dk = _put(dk, _at(dk, j) + _dot("bgij,bgik->bgjk", ds, x.q), j)
         dq = _put(dq, _at(dq, i) + _dot("bgij,bgjk->bgik", ds, x.k), i)
-        return dq, dk, dv, dslopes
+        return dq, dk, dv, dslopes, ddecay, dkey_decay
 
-    zeros = jax.tree.map(lambda b: jnp.zeros(b.shape, dtype), (blocks.q, blocks.k, blocks.v, blocks.slopes))
-    dq, dk, dv, dslopes = _go_over(visits, add, zeros)
+    zeros = jax.tree.map(lambda b: jnp.zeros(b.shape, dtype), blocks[:6])
+    dq, dk, dv, dslopes, *ddecays = _go_over(visits, add, zeros)
     totals = (form.scale * dq, form.scale * dk, dv)
     dq, dk, dv = (_from_blocks(d, x.shape, G).astype(x.dtype) for d, x in zip(totals, inputs[:3], strict=True))
     if dslopes is not None:
         dslopes = jnp.sum(dslopes.reshape(H, -1), axis=1).astype(inputs.slopes.dtype)
-    return (Inputs(dq, dk, dv, dslopes, None, None, None, None),)
+    if ddecays[0] is not None:
+        of_tokens = lambda d, x: _from_blocks(d[..., None], (*x.shape, 1), G)[..., 0].astype(x.dtype)
+        ddecays = [of_tokens(d, x) for d, x in zip(ddecays, (inputs.decay, inputs.key_decay), strict=True)]
+    return (Inputs(dq, dk, dv, dslopes, *ddecays, None, None, None, None),)
 
 
 blockwise.defvjp(_blockwise_forward, _blockwise_backward)

@@ -13,6 +13,7 @@ def rotary(
     *,
     base: float = 10000.0,
     frequencies: Float[Array, "F"] | None = None,
+    magnitude: float = 1.0,
     layout: str = "half",
 ) -> Float[Array, "B T H K"]:
     """Rotates pairs of channels by an angle proportional to the position (RoPE, arXiv 2104.09864).
@@ -25,6 +26,7 @@ def rotary(
       positions: position of each token inside its segment [batch, length], or [1, length] where all rows agree.
       base: theta_i = base^(-2i/K).
       frequencies: theta itself, [F] with F <= K/2. Only the first 2F channels turn, the others pass unchanged.
+      magnitude: factor of the rotated channels (see `ops.rotary_scaling`).
       layout: "half" pairs channel i with i + F (GPT-NeoX, Llama); "interleaved" pairs 2i with 2i + 1 (GPT-J, xPos).
 
     Returns:
@@ -50,6 +52,8 @@ def rotary(
 
     angle = positions.astype(dtype)[:, :, None, None] * frequencies
     cos, sin = jnp.cos(angle), jnp.sin(angle)
+    if magnitude != 1:
+        cos, sin = magnitude * cos, magnitude * sin
     turned, rest = x[..., : 2 * F].astype(dtype), x[..., 2 * F :]
     if layout == "half":
         first, second = turned[..., :F], turned[..., F:]

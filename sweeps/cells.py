@@ -233,10 +233,10 @@ def check_directories(cells: Sequence[Cell]) -> None:
 def _described(request: Request, values: Mapping[str, str], raw: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that the cells with these values, whatever their seed, have in common."""
     try:
-        resolved = _resolved(request, values)
+        resolved = resolve(request, values)
         sized = _sized(request, values, resolved) if request.match is not None else None
         if sized is not None and sized.width != resolved.model.width:
-            resolved = _resolved(request, values, sized.width)
+            resolved = resolve(request, values, sized.width)
         found = {
             "config": resolved.raw,
             "data": resolved.task.fingerprint(),
@@ -259,7 +259,7 @@ def _sized(request: Request, values: Mapping[str, str], resolved: config.Config)
         return sizing.match(model, spec, request.match, request.budget)
     reference = {**values, "mixer": request.first_mixer}
     try:
-        matched = resolved if values == reference else _resolved(request, reference)
+        matched = resolved if values == reference else resolve(request, reference)
         budget = sizing.amount(matched.model, matched.task.spec, request.match)
     except UserError as error:
         raise UserError(f"mixer={reference['mixer']}, the reference, cannot be built: {error}") from error
@@ -277,7 +277,7 @@ def _as_asked(resolved: config.Config, raw: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(resolved.model, **given | {"pattern": resolved.model.pattern})
 
 
-def _resolved(request: Request, values: Mapping[str, str], width: int | None = None) -> config.Config:
+def resolve(request: Request, values: Mapping[str, str], width: int | None = None) -> config.Config:
     """The configuration of a cell, its task built."""
     resolved = config.resolve(command_line.parse(_arguments(request, values, width)))
     setup.check_capabilities(resolved)
@@ -305,6 +305,9 @@ def _arguments(request: Request, values: Mapping[str, str], width: int | None = 
         others = (flag for key, flag in flags.items() if key not in owners)
         pattern = command_line.parse([source, *others]).model.pattern
         flags = {key: flag for key, flag in flags.items() if owners.get(key, pattern[0]) in pattern}
+    if request.base_width is not None:
+        grown = sizing.heads(command_line.parse([source, *flags.values()]).model, request.base_width)
+        flags |= {key: f"--config.{key}={count}" for key, count in grown.items()}
     return source, *flags.values()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.files import read_json, write_atomically
 from data.metrics import Display
-from sweeps import jobs, tuning
+from sweeps import fits, jobs, tuning
 from sweeps.cells import LOG, Cell, directory
 from sweeps.comparison import Difference, compare
 from sweeps.request import Request
@@ -43,6 +43,7 @@ def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], ar
         text += _section(request, group, len(groups) > 1, choices, lost if len(groups) == 1 else ())
     text += (
         _tuning(request, choices, arguments)
+        + fits.report(request.fit, everything)
         + _not_matched(request, everything)
         + _diverged(cells)
         + _missing(cells, errors)

@@ -33,6 +33,9 @@ class Request:
       seeds_of_best: tune with seed 0, and run what was chosen with so many seeds, 0, 1, ...; None for all seeds of the axes.
       reference: the row that the others are compared with: its mixer, or KEY=VALUE; None for the best.
       match_to: the mixer whose amount is the budget of the match; None for the first one.
+      base_width: that the number of heads belongs to, which grows with the width, see `sweeps.ladder`; None for the same at every
+        width.
+      fit: names of `sweeps.fits.FITS` that the report has.
     """
 
     config: str
@@ -49,6 +52,8 @@ class Request:
     seeds_of_best: int | None = None
     reference: str | None = None
     match_to: str | None = None
+    base_width: int | None = None
+    fit: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_range("--hosts", self.hosts, 1)
@@ -80,6 +85,8 @@ class Request:
             raise UserError("a sweep needs an axis, such as --over seed=0,1,2")
         if self.match is not None:
             check_choice("match", self.match, MEASURES)
+        if self.match is not None and self.base_width is not None:
+            raise UserError("--ladder says the widths, and --match solves for them: choose one")
         if self.budget is not None and self.match is None:
             raise UserError(f"a budget needs a measure: add --match={'|'.join(MEASURES)}")
         if self.budget is not None and not 0 < self.budget < math.inf:

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from common.errors import UserError
 from data.task import Spec
@@ -131,3 +132,24 @@ def solve(measure: Callable[[int], float | None], budget: float, start: int) -> 
     if liked is not None and abs(at(liked)[1] / budget - 1) <= ROUNDING:
         width = liked
     return Sized(width, budget, at(width)[1])
+
+
+def heads(model: Mapping[str, Any], base_width: int) -> dict[str, int]:
+    """The heads of a model's mixers by their key, if they grow with the width and `base_width` has what the configuration says.
+
+    Args:
+      model: the section of a configuration.
+
+    Raises:
+      UserError: where these are no whole numbers.
+    """
+    found, width = {}, model["width"]
+    for name, own in model.get("mixer", {}).items():
+        count = own.get("heads")
+        if isinstance(count, int) and width != base_width:
+            if count * width % base_width:
+                raise UserError(
+                    f"{count} heads of mixer {name!r} at width {base_width} are no whole number of heads at width {width}"
+                )
+            found[f"model.mixer.{name}.heads"] = count * width // base_width
+    return found

@@ -169,6 +169,11 @@ def resolve(config: ConfigDict | Mapping[str, Any], with_data: bool = True) -> C
     task = make(name, **{key: value for key, value in raw["task"].items() if key != "name"})
     model = section(ModelConfig, _fill(raw["model"], task), "config.model", _from_task(task.spec)).as_used()
     optimizer = section(OptimizerConfig, raw["optimizer"], "config.optimizer")
+    if model.transfers and optimizer.name == "sgd":
+        raise UserError(
+            "config.optimizer.name='sgd' has no rule for config.model.base_width and base_depth: its updates are as large as the "
+            "gradients; choose adamw, adam, lion or muon, or set both to 0"
+        )
     train = section(TrainConfig, raw["train"], "config.train")
     schedule(optimizer, train.steps)  # refuses a warm-up that does not fit into them
     expect = section(Expect, raw["expect"], "config.expect") if raw.get("expect") is not None else None

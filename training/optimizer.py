@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 from optax import contrib
 
 from common.errors import UserError, near
+from models.scaling import Growth
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "rsqrt", "wsd", "constant")
@@ -86,6 +87,19 @@ class OptimizerConfig:
                 raise UserError(f"optimizer.{field} must be from {low} to {high}, got {value}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """What the optimiser must know to use a base model's learning rate.
+
+    Attributes:
+      growth: a `models.scaling.Growth` for each parameter, in the tree of the parameters.
+      gradients: how many times smaller gradients are than in the base model.
+    """
+
+    growth: PyTree
+    gradients: float
+
+
 class Optimizer(NamedTuple):
     """An optax transformation (`init`, `update`) and the learning rate of its n-th update, n counted from 0."""
 
@@ -136,13 +150,14 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return learning_rate
 
 
-def build(config: OptimizerConfig, total_steps: int, metadata: PyTree) -> Optimizer:
+def build(config: OptimizerConfig, total_steps: int, metadata: PyTree, scaling: Scaling | None = None) -> Optimizer:
     """Builds the optimiser of a model.
 
     Args:
       config: the choice.
       total_steps: steps of training, for the schedule.
       metadata: a `training.state.Metadata` for each parameter, in the tree of the parameters.
+      scaling: from the base model whose learning rate is used; None without one.
 
     Raises:
       UserError: if a parameter is in a group that `group_scale` does not have.
@@ -156,13 +171,16 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree) -> Optimi
             )
     learning_rate = schedule(config, total_steps)
     decay = optax.add_decayed_weights(config.weight_decay, mask=jax.tree.map(lambda m: m.decay, metadata))
-    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    eps = config.eps if scaling is None else config.eps / scaling.gradients
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=eps)
+    # In front of the decay, so that what a step decays by does not depend on the width.
+    transfer = () if scaling is None else (_transfer(config.name, metadata, scaling.growth),)
     rule = {
-        "adamw": lambda: (adam, decay),
-        "adam": lambda: (decay, adam),
+        "adamw": lambda: (adam, *transfer, decay),
+        "adam": lambda: (decay, adam, *transfer),
         "sgd": lambda: (decay, optax.trace(decay=config.b1)),
-        "lion": lambda: (optax.scale_by_lion(b1=config.b1, b2=config.b2), decay),
-        "muon": lambda: (*_muon(config, adam, metadata), decay),
+        "lion": lambda: (optax.scale_by_lion(b1=config.b1, b2=config.b2), *transfer, decay),
+        "muon": lambda: (*_muon(config, adam, metadata), *transfer, decay),
     }[config.name]()
     clip = (optax.clip_by_global_norm(config.clip_norm),) if config.clip_norm else ()
     scale = _scale(lambda facts: config.group_scale[facts.group], metadata)
@@ -172,6 +190,34 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree) -> Optimi
 
 def _scale(factor: Callable[[Any], float], metadata: PyTree) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, facts: u * factor(facts), updates, metadata))
+
+
+def factors(name: str, metadata: PyTree, growth: PyTree) -> PyTree:
+    """For each parameter the factor of its updates that makes a map change its output by as much as in the base model.
+
+    Entries of one size (Adam, Lion), aligned with the input, add up over the inputs. An orthogonal update, as `_resize` leaves
+    it, has the norm sqrt(max(inputs, outputs)) where sqrt(outputs / inputs) is wanted.
+
+    Args:
+      name: of the optimiser.
+      metadata, growth: see `build` and `Scaling`.
+    """
+
+    def factor(facts, grown: Growth) -> float:
+        (inputs, outputs), (base_inputs, base_outputs) = grown.fans, grown.base_fans
+        if name == "muon" and isinstance(_matrix(facts), contrib.MuonDimensionNumbers):
+            wanted = lambda i, o: math.sqrt(o / i) / math.sqrt(max(i, o))
+            return grown.depth * wanted(inputs, outputs) / wanted(base_inputs, base_outputs)
+        return grown.depth * base_inputs / inputs
+
+    return jax.tree.map(factor, metadata, growth)
+
+
+def _transfer(name: str, metadata: PyTree, growth: PyTree) -> optax.GradientTransformation:
+    # A factor of 1 is left out, and the program of a model that is its own base is that of one without a base.
+    multiply = lambda u, factor: u if factor == 1 else factor * u
+    known = factors(name, metadata, growth)
+    return optax.stateless(lambda updates, _: jax.tree.map(multiply, updates, known))
 
 
 def _muon(config: OptimizerConfig, adam: optax.GradientTransformation, metadata: PyTree):

@@ -1,6 +1,5 @@
 """What a configuration describes, built: the model on its mesh, its batches, its costs."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -10,7 +9,7 @@ from flax import nnx
 from common.errors import UserError
 from data.loader import Loader
 from data.task import Spec, Task
-from models import accounting
+from models import accounting, scaling
 from models.accounting import Summary
 from models.config import ModelConfig
 from models.sequence_model import SequenceModel
@@ -33,7 +32,11 @@ def build(config: Config, for_training: bool = True, devices: Sequence[jax.Devic
     mesh = sharding.make_mesh(config.mesh, devices)
     check_capabilities(config)
     check_implementation(config)
-    make_optimizer = functools.partial(optimizer.build, config.optimizer, config.train.steps) if for_training else None
+    make_optimizer = None
+    if for_training:
+        grown = scaling.growth(config.model)
+        given = None if grown is None else optimizer.Scaling(state.nest(grown), config.model.gradient_ratio)
+        make_optimizer = lambda metadata: optimizer.build(config.optimizer, config.train.steps, metadata, given)
     return state.build(lambda rngs: SequenceModel(config.model, rngs=rngs), make_optimizer, mesh)
 
 

@@ -33,12 +33,14 @@ class Metadata:
       decay: whether weight decay applies.
       group: learning-rate group.
       keep_float32: whether it stays in float32 when the model computes in bfloat16.
+      inputs: indices in `axes` of the dimensions that the product with it sums over; () for what is no map.
     """
 
     axes: tuple[str | None, ...]
     decay: bool
     group: str
     keep_float32: bool
+    inputs: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +147,9 @@ def _facts(path: tuple, variable: nnx.Variable) -> Metadata:
     missing = [field.name for field in dataclasses.fields(Metadata) if field.name not in known]
     if missing:
         raise ValueError(f"parameter {name} does not say its {', '.join(missing)}; make it with models.params.param")
-    facts = Metadata(tuple(known["axes"]), known["decay"], known["group"], known["keep_float32"])
+    facts = Metadata(
+        tuple(known["axes"]), known["decay"], known["group"], known["keep_float32"], tuple(known["inputs"])
+    )
     if variable.dtype != jnp.float32:
         raise ValueError(f"parameter {name} is {variable.dtype}; make it float32 (complex numbers are pairs of reals)")
     if len(facts.axes) > variable.ndim:

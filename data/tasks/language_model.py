@@ -23,7 +23,7 @@ import numpy as np
 
 from common.errors import UserError, check_choice
 from common.files import Folder, cache_folder
-from data import corpora, metrics, ngram, tokenizers
+from data import corpora, flat, metrics, mixture, ngram, tokenizers
 from data.task import Outline, Spec, Task
 
 PACKINGS = ("windows", "documents")
@@ -49,14 +49,14 @@ class LanguageModel(Task):
     the paper has words.
 
     Args:
-      corpus: "shakespeare", "stdlib", "auto", "file:PATH", "enwik8", "text8", "wikitext103" or "tfds:NAME[/CONFIG]"; see
-        `data/corpora.py`.
+      corpus: "shakespeare", "stdlib", "auto", "enwik8", "text8", "wikitext103" or "tfds:NAME[/CONFIG]", files of your own
+        ("file:PATH", "jsonl:PATH", ...), see `data/corpora.py`; or "mix:CORPUS*WEIGHT+CORPUS*WEIGHT", see `data/mixture.py`.
       length: inputs of a row.
       packing: "windows" or "documents".
       cache_dir: for fetched text and floors; None for the environment's MIXOLOGY_CACHE, else ~/.cache/mixology.
       data_dir: of TFDS data sets, enwik8, text8 and wikitext103; None for the default of `corpora.load`.
-      tokenizer: "byte", "character", "bpe:SIZE" or "file:PATH"; see `data/tokenizers.py`.
-      download: whether a TFDS data set that is not prepared may be downloaded, which can be gigabytes.
+      tokenizer: "byte", "character", "bpe:SIZE", "file:PATH" or, of token ids, "ids:SIZE"; see `data/tokenizers.py`.
+      download: whether a data set of TFDS or Hugging Face that is not here may be downloaded, which can be gigabytes.
       positions: of a row, joined by "+", whose bits are reported each by itself; see `data.metrics.at_positions`. With 50+500 the
         in-context learning score.
 
@@ -80,7 +80,7 @@ class LanguageModel(Task):
         positions: str = "",
     ):
         check_choice("packing", packing, PACKINGS)
-        self.corpus = corpora.load(corpus, cache_dir, data_dir, download)
+        self.corpus = corpora.load(corpus, cache_dir, data_dir, download, ids=True)
         self._cache = cache_folder(cache_dir)
         self.tokens = tokenizers.load(tokenizer, self.corpus, self._cache)
         unit = self.tokens.tokenizer.unit
@@ -95,6 +95,10 @@ class LanguageModel(Task):
                     f"the {split} split of {self.corpus.name!r} has {len(stream.data)} {unit}s and length={length} needs "
                     f"{need}: give a longer text or a smaller length"
                 )
+
+    @classmethod
+    def build(cls, **hyperparameters) -> Task:
+        return mixture.build(cls, **hyperparameters)
 
     @classmethod
     def outline(cls, corpus: str, length: int, packing: str, tokenizer: str, positions: str = "", **_) -> Outline:
@@ -133,8 +137,12 @@ class LanguageModel(Task):
         """What is scored when a whole split is: its "tokens" (the sum of the weights), the "bytes" of their text, and "words".
 
         With the nats of the split, nats / (ln 2 bytes) is bits per byte, and exp(nats / words) the perplexity per word by the
-        corpus' own number of words. There are none where packing="documents", which scores no first word whole.
+        corpus' own number of words. There are none where packing="documents", which scores no first word whole; and of token ids
+        only the "tokens".
         """
+        if self.corpus.largest_id is not None:
+            stream = self.tokens.splits[split]
+            return {"tokens": len(stream.data) - (len(stream.ends) if self._documents else 1)}
         first = self.tokens.first_bytes[split][: None if self._documents else 1]
         result = {
             "tokens": len(self.tokens.splits[split].data) - len(first),
@@ -146,9 +154,12 @@ class LanguageModel(Task):
         """Bits per token of the uniform guess, the 5-gram and the n-gram of the order that is best on valid.
 
         The n-grams are of bytes, fitted on train and score the bytes that a model is scored on, each with all the context that
-        they can use: they see across the borders of the rows.
+        they can use: they see across the borders of the rows. Of token ids, instead, their frequencies on (the beginning of)
+        train, counts plus one.
         """
         check_choice("split", split, ("valid", "test"))
+        if self.corpus.largest_id is not None:
+            return {"uniform": math.log2(self.spec.vocab_size), "unigram": self._unigram(split)}
         table = ngram.bits_per_byte(self.corpus, self._documents, self._cache)
         best = ngram.best_order(table)
         sizes = self.text_sizes(split)
@@ -158,6 +169,20 @@ class LanguageModel(Task):
             "5-gram": table[split][4] * bytes_per_token,
             f"n-gram (order {best})": table[split][best - 1] * bytes_per_token,
         }
+
+    def _unigram(self, split: str) -> float:
+        """Bits per scored token by the frequencies of tokens."""
+        size, stream = self.spec.vocab_size, self.tokens.splits[split]
+        counts = np.ones(size)
+        for block in flat.blocks(self.tokens.splits["train"].data[: ngram.FIT_BYTES]):
+            counts += np.bincount(block, minlength=size)
+        scored = np.zeros(size)
+        for block in flat.blocks(stream.data):
+            scored += np.bincount(block, minlength=size)
+        first = [0, *stream.ends[:-1].tolist()] if self._documents else [0]
+        for start in first:
+            scored[stream.data[start]] -= 1
+        return float(-scored @ np.log2(counts / counts.sum()) / scored.sum())
 
     def content(self) -> str:
         return self.tokens.fingerprint

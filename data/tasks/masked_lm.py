@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import UserError, check_choice
 from common.files import Folder, cache_folder
-from data import corpora, tokenizers
+from data import corpora, flat, mixture, tokenizers
 from data.rows import one_segment
 from data.task import Outline, Spec, Task
 
@@ -61,7 +61,7 @@ class MaskedLanguageModel(Task):
         data_dir: Folder | None = None,
         download: bool = False,
     ):
-        self.corpus = corpora.load(corpus, cache_dir, data_dir, download)
+        self.corpus = corpora.load(corpus, cache_dir, data_dir, download, ids=True)
         self.tokens = tokenizers.load(tokenizer, self.corpus, cache_folder(cache_dir))
         size, unit = self.tokens.tokenizer.vocab_size, self.tokens.tokenizer.unit
         self.spec = _spec(size, unit, length)
@@ -75,6 +75,10 @@ class MaskedLanguageModel(Task):
                     f"the {split} split of {self.corpus.name!r} has {len(stream.data)} {unit}s and length={length} needs "
                     f"{need}: give a longer text or a smaller length"
                 )
+
+    @classmethod
+    def build(cls, **hyperparameters) -> Task:
+        return mixture.build(cls, **hyperparameters)
 
     @classmethod
     def outline(cls, corpus: str, length: int, tokenizer: str, **_) -> Outline:
@@ -106,9 +110,8 @@ class MaskedLanguageModel(Task):
         """
         check_choice("split", split, ("valid", "test"))
         counts = np.ones(self.mask)
-        data = self.tokens.splits["train"].data
-        for start in range(0, len(data), 2**24):
-            counts += np.bincount(data[start : start + 2**24], minlength=self.mask)
+        for block in flat.blocks(self.tokens.splits["train"].data):
+            counts += np.bincount(block, minlength=self.mask)
         frequency = counts / counts.sum()
         unigram, seen, scored, drawn = 0.0, 0.0, 0, RANDOM / self.mask
         for index in range(self.num_examples(split)):

@@ -8,13 +8,12 @@ s4    one real channel, 0 to 1.
 
 source="archive" reads the released images, 80/10/10 %, in both protocols by the split of state-spaces/s4 (torch's
 random_split with seed 42): the order in which TFDS stored them for the LRA repository cannot be had without its builder.
-source="generated" draws images like them without any file (data/pathfinder.py); they are not the released ones, their
-splits are smaller where they are scored, and the name of the task says so.
+source="generated" draws images like them without any file (data/pathfinder.py) and keeps them in the cache; they are not the
+released ones, their splits are smaller where they are scored, and the name of the task says so.
 """
 
 import os
 import pathlib
-import zlib
 from typing import ClassVar
 
 import numpy as np
@@ -26,7 +25,6 @@ from data import images, lra, pathfinder
 from data.rows import class_row
 from data.task import Task
 
-SIZES = {"train": 160_000, "valid": 2_000, "test": 2_000}
 CONTOURS = "curv_contour_length_14"
 
 
@@ -38,6 +36,7 @@ class Pathfinder(Task):
       source: "generated" or "archive".
       side: 32, 128 or 256.
       data_dir: the unpacked LRA archive, for source="archive" (which needs Pillow).
+      cache_dir: for images that are drawn; None for the environment's MIXOLOGY_CACHE, else ~/.cache/mixology.
 
     Raises:
       UserError: for an unknown source or side, a missing data_dir or a corrupt file.
@@ -52,6 +51,7 @@ class Pathfinder(Task):
         source: str = "generated",
         side: int = 32,
         data_dir: Folder | None = None,
+        cache_dir: Folder | None = None,
     ):
         check_choice("protocol", protocol, lra.PROTOCOLS)
         check_choice("source", source, ("generated", "archive"))
@@ -68,9 +68,9 @@ class Pathfinder(Task):
         self.spec = images.spec(side * side, 2, self._ids)
         self._generated = source == "generated"
         if self._generated:
-            self._drawn = {}
+            self._drawn = pathfinder.drawn(side, cache_dir)
             self.fingerprint_rows = 3  # a large image takes a quarter of a second
-            self._sizes = SIZES
+            self._sizes = pathfinder.SIZES
         else:
             self._folder = lra.locate(data_dir, f"pathfinder{side}/{CONTOURS}")
             paths, labels, self._sha256 = _metadata(self._folder)
@@ -101,13 +101,8 @@ class Pathfinder(Task):
             if image.shape != (self.side, self.side):
                 raise UserError(f"{path} has the shape {image.shape}, not {self.side} by {self.side}; unpack it again")
             return image.reshape(-1), int(self._labels[split][index])
-        # Drawing costs far more than unpacking: what was drawn once is kept.
-        if (split, index) not in self._drawn:
-            rng = np.random.default_rng([self.splits.index(split), index])
-            image, label = pathfinder.draw(pathfinder.PARAMETERS[self.side], rng)
-            self._drawn[split, index] = zlib.compress(image.tobytes(), 1), label
-        packed, label = self._drawn[split, index]
-        return np.frombuffer(zlib.decompress(packed), np.uint8), label
+        drawn = np.frombuffer(self._drawn[split][index], np.uint8)
+        return drawn[:-1], int(drawn[-1])
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         pixels, label = self.pixels(split, index)

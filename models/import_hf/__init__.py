@@ -5,7 +5,7 @@
     import_hf.save("somewhere/else", checkpoint)
     import_hf.save("a/model/of/ours", import_hf.from_ours(model, config))
 
-Reading and writing follow the same table of an architecture (`architectures.py`), so a round trip changes no bit.
+Reading and writing follow the same table of an architecture (a file of `families/`), so a round trip changes no bit.
 """
 
 import dataclasses
@@ -28,8 +28,10 @@ from common.errors import UserError
 from common.files import read_bytes
 from models.checks import whole
 from models.config import ModelConfig
-from models.import_hf.architectures import ARCHITECTURES, Architecture, Options, Part
+from models.import_hf.architecture import Architecture, Options, Part
+from models.import_hf.architectures import ARCHITECTURES
 from models.sequence_model import SequenceModel
+from ops import rotary_scaling
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What travels along with the weights: how text becomes ids and back.
@@ -249,6 +251,8 @@ def _flat(config: ModelConfig) -> dict[str, Any]:
         for key, value in options.items():
             if key in ("expand", "expansion"):
                 value = whole(value * config.width)
+            if key == "rotary_scaling":
+                value = rotary_scaling.complete(value)
             if key not in OF_INITIAL_VALUES:
                 flat[f"model.mixer.{name}.{key}"] = value
     return {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT}

@@ -40,7 +40,9 @@ class Hedgehog(Mixer):
         self.eps = eps
         self.sizes = (heads, 2 * size, size + 1)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
-        self.map = param(rngs, constant(jnp.eye(size)), (2, heads, size, size), (None, "heads", None, None))
+        self.map = param(
+            rngs, constant(jnp.eye(size)), (2, heads, size, size), (None, "heads", None, None), inputs=(2,)
+        )
         self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
     def mix(

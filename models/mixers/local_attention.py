@@ -5,33 +5,26 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.checks import at_least, positive
-from models.mixer import Ids, Mixer, Tokens, head_size
-from models.params import dense, param, residual_output, zeros
-from models.partitioning import constrain
-from ops.attention import attention
-from ops.projection import project
-from ops.rotary import rotary
+from models.checks import at_least
+from models.mixer import Ids, Tokens
+from models.softmax_attention import SoftmaxAttention
+from ops.attention import add_sinks, attention_with_logsumexp, merge
 
 
-class LocalAttention(Mixer):
+class LocalAttention(SoftmaxAttention):
     """y_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j over a window (arXiv 2004.05150, section 3.1).
 
     Causal: j in (i - window, i], that is `window` keys, the token's own included. Two-sided: |i - j| <= window / 2.
-    The window is exact (each query sees as many keys as any other), not made of blocks. Positions are rotary.
+    The window is exact (each query sees as many keys as any other), not made of blocks. The first `sink_tokens` of a document
+    are seen from everywhere in it (StreamingLLM, arXiv 2309.17453), with the positions that they have in the document, where the
+    authors count positions in the cache. The hyperparameters beside these two are those of `SoftmaxAttention`.
 
     Args:
-      heads: number of query heads.
-      kv_heads: number of key-value heads, a divisor of `heads`; by default `heads`.
       window: size of the window.
-      rotary_base: base of the rotary frequencies.
-      rotary_fraction: share of each head's channels that are rotated.
-      bias: whether the output map has a bias.
+      sink_tokens: number of tokens that stay visible.
     """
 
-    bidirectional = True
     paper = "Longformer (sliding window), arXiv 2004.05150"
-    primitive = "attention"
     complexity = "T window"
     tiny = {"window": 5}
 
@@ -44,78 +37,150 @@ class LocalAttention(Mixer):
         depth: int = 1,
         heads: int = 4,
         kv_heads: int | None = None,
+        head_channels: int | None = None,
         window: int = 128,
+        sink_tokens: int = 0,
+        positions: str = "rotary",
         rotary_base: float = 10000.0,
         rotary_fraction: float = 1.0,
+        rotary_scaling: str = "none",
+        qk_norm: bool = False,
+        qk_norm_eps: float = 1e-6,
+        qk_norm_offset: float = 0.0,
+        qkv_bias: bool = False,
         bias: bool = False,
+        scale: float | None = None,
+        score_cap: float = 0.0,
+        sinks: bool = False,
+        output_gate: str = "none",
     ):
-        size = head_size(width, heads, "width")
-        kv_heads = heads if kv_heads is None else kv_heads
-        head_size(heads, kv_heads, "the number of query heads", "kv_heads")
         at_least(1, window=window)
-        positive(rotary_base=rotary_base)
-        if not 0 <= rotary_fraction <= 1:
-            raise UserError(f"`rotary_fraction` must be between 0 and 1, got {rotary_fraction}")
-        self.causal = causal
+        at_least(0, sink_tokens=sink_tokens)
+        if sink_tokens and positions == "alibi":
+            raise UserError(
+                "`sink_tokens` are seen from any distance, ALiBi hides what is far; change it or `positions`"
+            )
+        super().__init__(
+            width,
+            rngs=rngs,
+            causal=causal,
+            depth=depth,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_channels=head_channels,
+            positions=positions,
+            rotary_base=rotary_base,
+            rotary_fraction=rotary_fraction,
+            rotary_scaling=rotary_scaling,
+            qk_norm=qk_norm,
+            qk_norm_eps=qk_norm_eps,
+            qk_norm_offset=qk_norm_offset,
+            qkv_bias=qkv_bias,
+            bias=bias,
+            scale=scale,
+            score_cap=score_cap,
+            sinks=sinks,
+            output_gate=output_gate,
+        )
         self.window = window
-        self.rotary_base = rotary_base
-        self.rotated = 2 * int(size * rotary_fraction / 2)
-        self.position_aware = self.rotated > 0
-        self.kv_heads = kv_heads
-        self.sizes = (kv_heads, size)
-        self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
-        self.w_k = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
-        self.w_v = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
-        self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
-        self.b_o = param(rngs, zeros, (width,), (None,)) if bias else None
+        self.sink_tokens = sink_tokens
 
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
-        q, k = self.queries_and_keys(x, positions)
-        v = constrain(project(x, self.w_v[...]), "batch", "length", "kv_heads", None)
-        key_segments = segment_ids
+        q, k, v = self.queries_keys_values(x, positions)
+        piece = {"key": k, "value": v, "segment": segment_ids}
+        first = {**piece, "position": positions}
+        if state is None and segment_ids is None:
+            first = {name: None if a is None else a[:, : self.sink_tokens] for name, a in first.items()}
         if state is not None:
-            new = {"key": k, "value": v, "segment": segment_ids}
             # The keys that the first tokens of this piece still see, then the piece's own.
-            joined = {name: jnp.concatenate([state[name].astype(new[name].dtype), new[name]], 1) for name in new}
-            k, v, key_segments = joined["key"], joined["value"], joined["segment"]
-            state = {name: array[:, array.shape[1] - (self.window - 1) :] for name, array in joined.items()}
-        y = attention(
-            q,
-            k,
-            v,
-            causal=self.causal,
-            window=self.window,
-            segment_ids=segment_ids,
-            key_segment_ids=key_segments,
-            query_offset=k.shape[1] - q.shape[1],
-        )
-        y = project(y, self.w_o[...], inputs=2)
-        return (y if self.b_o is None else y + self.b_o[...]), state
+            old_first = {name: state.get(f"first_{name}") for name in first}
+            piece = _joined({name: state[name] for name in piece}, piece)
+            state = {name: a[:, a.shape[1] - (self.window - 1) :] for name, a in piece.items()}
+            if self.sink_tokens:
+                first = _joined(old_first, first)
+                state |= {f"first_{name}": a for name, a in self.first_of_last_document(first, segment_ids).items()}
+        where = {
+            "causal": self.causal,
+            "window": self.window,
+            "segment_ids": segment_ids,
+            "key_segment_ids": piece["segment"],
+            "query_offset": piece["key"].shape[1] - q.shape[1],
+        }
+        if self.sink_tokens:
+            y = self.attend_with_first(q, piece, first, positions, where)
+        else:
+            y = self.attend(q, piece["key"], piece["value"], **where)
+        return self.output(x, y), state
 
-    def queries_and_keys(self, x, positions):
-        """[B, T, H, K] and [B, T, G, K], rotated."""
-        q = constrain(project(x, self.w_q[...]), "batch", "length", "heads", None)
-        k = constrain(project(x, self.w_k[...]), "batch", "length", "kv_heads", None)
-        frequencies = self.rotary_base ** (-jnp.arange(0, self.rotated, 2) / self.rotated)
-        return tuple(rotary(a, positions, frequencies=frequencies) for a in (q, k))
+    def attend_with_first(self, q, near, first, positions, where):
+        """The softmax over the window and, outside of it, the first tokens of the document."""
+        reach = self.window if self.causal else self.window // 2 + 1
+
+        def outside(query, key):
+            distance = query - key if self.causal else jnp.abs(query - key)
+            return (key < self.sink_tokens) & (distance >= reach)
+
+        parts = [
+            attention_with_logsumexp(q, near["key"], near["value"], **self.options(), **where),
+            attention_with_logsumexp(
+                q,
+                first["key"],
+                first["value"],
+                **self.options(),
+                causal=False,  # by positions, which say more here than the order of the keys
+                mask=outside,
+                query_labels=positions,
+                key_labels=first["position"],
+                segment_ids=where["segment_ids"],
+                key_segment_ids=first["segment"],
+            ),
+        ]
+        y, log = merge(parts)
+        return y if self.sinks is None else add_sinks(y, log, self.sinks[...])
+
+    def first_of_last_document(self, first, segment_ids):
+        """Of the keys at hand, those of the first tokens of the document that the piece ends in, by position."""
+        here = (first["segment"] == segment_ids[:, -1:]) & (segment_ids[:, -1:] != 0)
+        slots = jnp.arange(self.sink_tokens)[:, None]
+        match = here[:, None] & (first["position"][:, None] == slots)  # [B, slots, keys]
+        place = jnp.argmax(match, axis=-1)
+
+        def pick(a):
+            shape = (...,) + (None,) * (a.ndim - 2)
+            return jnp.where(jnp.any(match, -1)[shape], jnp.take_along_axis(a, place[shape], axis=1), 0)
+
+        return {name: pick(a) for name, a in first.items()}
+
+    def frequencies(self):
+        if self.rotary_scaling == "none":  # in float32, as they always were here
+            return self.rotary_base ** (-jnp.arange(0, self.rotated, 2) / self.rotated), 1.0
+        return super().frequencies()
 
     def attention_scores(
         self, x: Tokens, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Float[Array, "B H T T"], str]:
         """How every query scores every key, for diagnostics; see `evaluation.diagnostics.measures.score_gradients`."""
-        q, k = self.queries_and_keys(x, positions)
-        k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
-        scores = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
         distance = jnp.abs(positions[:, :, None] - positions[:, None])
         near = distance < self.window if self.causal else distance <= self.window // 2
-        return jnp.where(near[:, None], scores, -jnp.inf), "softmax"
+        near |= (positions < self.sink_tokens)[:, None]
+        return jnp.where(near[:, None], self.scores(x, positions), -jnp.inf), "softmax"
 
     def initial_state(self, batch: int, capacity: int) -> dict:
-        slots = (batch, self.window - 1)
-        return {
-            "key": jnp.zeros((*slots, *self.sizes), jnp.float32),
-            "value": jnp.zeros((*slots, *self.sizes), jnp.float32),
-            "segment": jnp.zeros(slots, jnp.int32),
-        }
+        def empty(slots):
+            return {
+                "key": jnp.zeros((batch, slots, *self.sizes), jnp.float32),
+                "value": jnp.zeros((batch, slots, *self.sizes), jnp.float32),
+                "segment": jnp.zeros((batch, slots), jnp.int32),
+            }
+
+        state = empty(self.window - 1)
+        if self.sink_tokens:
+            first = empty(self.sink_tokens) | {"position": jnp.zeros((batch, self.sink_tokens), jnp.int32)}
+            state |= {f"first_{name}": a for name, a in first.items()}
+        return state
+
+
+def _joined(old, new):
+    return {name: jnp.concatenate([old[name].astype(a.dtype), a], 1) for name, a in new.items()}

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common.errors import check_choice
 from models.checks import at_least, scaled
 from models.mixer import Ids, Mixer, Tokens
+from models.norms import RMSNorm, rms_normalize
 from models.params import (
     constant,
     conv_taps,
@@ -32,7 +34,8 @@ class Mamba(Mixer):
     (arXiv 2312.00752, algorithm 2 and section 3.4).
 
     [u, z] = W_in x, u = silu(conv(u)), [r, B, C] = W_x u, dt = softplus(W_dt r + b_dt), A = -exp(A_log): N states for each of
-    `expand` * width channels, with A_log = log(1..N). B is discretised by dt B, as in the authors' code.
+    `expand` * width channels, with A_log = log(1..N). B is discretised by dt B, as in the authors' code. With a `norm`, r, B and
+    C are each divided by their root mean square first (its eps is 1e-6).
 
     The maps W_in and W_x start 1.73 times as large as in the authors' code, and the convolution's bias at 0, not within ±1/2; see
     `models.params.dense`.
@@ -43,6 +46,7 @@ class Mamba(Mixer):
       conv_size: taps of the short convolution.
       dt_rank: rank of the step size's map; by default ceil(width / 16).
       dt_min, dt_max: range of the step size at initialisation.
+      norm: of r, B and C: "none", "rms" with weights (Jamba, arXiv 2403.19887) or "weightless" (Falcon Mamba, arXiv 2410.05355).
     """
 
     replaces_channel_mixer = True
@@ -62,8 +66,10 @@ class Mamba(Mixer):
         dt_rank: int | None = None,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
+        norm: str = "none",
     ):
         at_least(1, state=state, dt_rank=dt_rank)
+        check_choice("norm", norm, ("none", "rms", "weightless"))
         inner = scaled(width, expand=expand)
         rank = math.ceil(width / 16) if dt_rank is None else dt_rank
         self.dt_rank = rank
@@ -79,6 +85,9 @@ class Mamba(Mixer):
         self.a_log = time_scale(rngs, log_n, (inner, state), ("mlp", None))
         self.d = param(rngs, ones, (inner,), ("mlp",), decay=False, keep_float32=True)
         self.w_out = residual_output(rngs, (inner, width), ("mlp", "embed"), depth, branches=1)
+        self.norm = norm
+        if norm == "rms":
+            self.r_norm, self.b_norm, self.c_norm = (RMSNorm(size, rngs=rngs) for size in (rank, state, state))
 
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
@@ -95,6 +104,10 @@ class Mamba(Mixer):
         )
         u = silu(u)
         r, b, c = jnp.split(project(u, self.w_x[...]), (rank, rank + size), axis=-1)
+        if self.norm == "weightless":
+            r, b, c = (rms_normalize(a) for a in (r, b, c))
+        elif self.norm == "rms":
+            r, b, c = self.r_norm(r), self.b_norm(b), self.c_norm(c)
         dt = jax.nn.softplus(project(r, self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
         o, h = selective_scan(
             u,

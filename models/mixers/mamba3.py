@@ -1,4 +1,4 @@
-"""Mamba-3 with a single input and output (SISO)."""
+"""Mamba-3, with a single input and output (SISO) or several (MIMO)."""
 
 import math
 
@@ -10,7 +10,7 @@ from common.errors import UserError
 from models.checks import at_least, positive, scaled
 from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import RMSNorm
-from models.params import dense, ones, param, residual_output, step_bias, time_scale
+from models.params import constant, dense, ones, param, residual_output, step_bias, time_scale
 from models.partitioning import constrain
 from ops import segments
 from ops.elementwise import silu_gate
@@ -28,10 +28,14 @@ class Mamba3(Mixer):
     both, pairs of neighbouring channels are turned by angles theta_t = theta_{t-1} + pi dt_t tanh(W x). As in the authors' code,
     dt = softplus(W x + b), lambda = sigmoid(W x), -A = 1 + a for a = W x >= 0 and 1 / (1 - a) below (1e-4 at least), B and C are
     RMS-normalised maps of x shared by all heads, to which each head adds a bias, and a share of their channels is rotated.
-    There is no short convolution. MIMO is left out.
+    There is no short convolution.
 
     B_s x_s^T reaches a later state with the sum of two weights, of which the second is known at s + 1; so it is written then
     (one token late) and the token's own term is added to what is read.
+
+    With a `rank` R > 1 (MIMO) a token writes and reads R times: sum_r B_r (m_r * x)^T in place of B x^T, o_r = S^T C_r +
+    D (m_r * x), and y = W_out sum_r n_r * o_r * silu(l_r * z), with learned l, m and n for each head, r and channel. The R pairs
+    of a token are R steps of linear attention, of which the first decays; what step r has not read of the later ones is added.
 
     The maps of the input start 1.73 times as large as in the authors' code; see `models.params.dense`.
 
@@ -40,10 +44,11 @@ class Mamba3(Mixer):
       expand: channels over the width.
       heads: number of heads; by default one for every 64 channels.
       rotated: share of B's and C's channels that turn.
+      rank: R, 4 in the paper's MIMO models.
       dt_min, dt_max: range of the step size at initialisation.
     """
 
-    paper = "Mamba-3 (SISO), arXiv 2603.15569"
+    paper = "Mamba-3, arXiv 2603.15569"
     primitive = "linear_attention"
     tiny = {"state": 8, "heads": 2}
 
@@ -57,10 +62,11 @@ class Mamba3(Mixer):
         expand: float = 2.0,
         heads: int | None = None,
         rotated: float = 0.5,
+        rank: int = 1,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ):
-        at_least(1, state=state, heads=heads)
+        at_least(1, state=state, heads=heads, rank=rank)
         positive(rotated=rotated)
         inner = scaled(width, expand=expand)
         heads = max(1, inner // 64) if heads is None else heads
@@ -70,18 +76,25 @@ class Mamba3(Mixer):
             raise UserError(f"2 <= `state` * `rotated` <= `state` must hold, got state={state} and rotated={rotated}")
         self.heads = heads
         self.sizes = (heads, state, channels, angles)
+        self.rank = rank
+        several, axis = ((rank,), (None,)) if rank > 1 else ((), ())
         self.w_z = dense(rngs, (width, heads, channels), ("embed", "heads", None))
         self.w_x = dense(rngs, (width, heads, channels), ("embed", "heads", None))
-        self.w_bc = dense(rngs, (width, 2, state), ("embed", None, None))
+        self.w_bc = dense(rngs, (width, 2, *several, state), ("embed", None, *axis, None))
         self.w_gates = dense(rngs, (width, 3, heads), ("embed", None, None))
         self.w_angle = dense(rngs, (width, angles), ("embed", None))
         facts = {"decay": False, "keep_float32": True}
         self.dt_bias = time_scale(rngs, step_bias(dt_min, dt_max), (heads,), (None,))
         self.b_norm = RMSNorm(state, rngs=rngs, eps=1e-5)
         self.c_norm = RMSNorm(state, rngs=rngs, eps=1e-5)
-        self.b_bias = param(rngs, ones, (heads, state), ("heads", None), **facts)
-        self.c_bias = param(rngs, ones, (heads, state), ("heads", None), **facts)
+        self.b_bias = param(rngs, ones, (*several, heads, state), (*axis, "heads", None), **facts)
+        self.c_bias = param(rngs, ones, (*several, heads, state), (*axis, "heads", None), **facts)
         self.d = param(rngs, ones, (heads,), (None,), **facts)
+        if rank > 1:
+            shape, axes = (rank, heads, channels), (None, "heads", None)
+            self.rank_x = param(rngs, constant(1 / rank), shape, axes, decay=False)
+            self.rank_z = param(rngs, ones, shape, axes, decay=False)
+            self.rank_o = param(rngs, constant(1 / rank), shape, axes, decay=False)
         self.w_out = residual_output(rngs, (heads, channels, width), ("heads", None, "embed"), depth)
 
     def mix(
@@ -104,16 +117,26 @@ class Mamba3(Mixer):
         angle = math.pi * jnp.tanh(project(x, self.w_angle[...]).astype(jnp.float32))[:, :, None] * dt[..., None]
         turn, new["turn"] = turns(angle, initial["turn"], segment_ids)
         b, c = project_each(x, self.w_bc[...])
-        by_head = lambda a, bias: a.astype(jnp.float32)[:, :, None] + bias[...]
+        turn = turn if self.rank == 1 else tuple(part[:, :, None] for part in turn)
+        by_head = lambda a, bias: a.astype(jnp.float32)[..., None, :] + bias[...]
         b = rotate(by_head(self.b_norm(b), self.b_bias), turn)
         c = rotate(by_head(self.c_norm(c), self.c_bias), turn)
 
         own = mix * dt
         late = jnp.exp(log_alpha) * (shift("weight", own) + (1 - mix) * dt)
+        past_b, past_x = shift("b", b), shift("x", u)
+        if self.rank > 1:
+            u, past_x = (a[:, :, None] * self.rank_x[...].astype(a.dtype) for a in (u, past_x))
+            past_x = (late[:, :, None, :, None] * past_x).astype(x.dtype)
+            o, new["memory"] = several_reads(c, past_b, past_x, log_alpha, initial["memory"], segment_ids)
+            o = o + own[:, :, None, :, None] * weigh(scores(c, b), u) + self.d[...][:, None] * u
+            o = silu_gate(z[:, :, None] * self.rank_z[...].astype(z.dtype), o.astype(x.dtype))
+            o = jnp.sum(self.rank_o[...].astype(o.dtype) * o, 2)
+            return project(o, self.w_out[...], inputs=2), new
         o, new["memory"] = linear_attention(
             c.astype(x.dtype),
-            shift("b", b).astype(x.dtype),
-            (late[..., None] * shift("x", u)).astype(x.dtype),
+            past_b.astype(x.dtype),
+            (late[..., None] * past_x).astype(x.dtype),
             log_alpha,
             initial_state=initial["memory"],
             segment_ids=segment_ids,
@@ -127,7 +150,34 @@ class Mamba3(Mixer):
         zeros = lambda *shape: jnp.zeros((batch, heads, *shape), jnp.float32)
         turn = (zeros(angles) + 1, zeros(angles))
         memory = zeros(size, channels)
-        return {"b": zeros(size), "x": zeros(channels), "weight": zeros(), "turn": turn, "memory": memory}
+        b = zeros(size) if self.rank == 1 else jnp.zeros((batch, self.rank, heads, size), jnp.float32)
+        return {"b": b, "x": zeros(channels), "weight": zeros(), "turn": turn, "memory": memory}
+
+
+def several_reads(q, k, v, log_decay, state, segment_ids):
+    """Linear attention of tokens that write R times and then read R times: q, k [B, T, R, H, N], v [B, T, R, H, P]."""
+    rank = q.shape[2]
+    fold = lambda a: a.reshape(a.shape[0], -1, *a.shape[3:])
+    first = jnp.pad(log_decay[:, :, None], ((0, 0), (0, 0), (0, rank - 1), (0, 0)))
+    o, state = linear_attention(
+        fold(q.astype(v.dtype)),
+        fold(k.astype(v.dtype)),
+        fold(v),
+        fold(first),
+        initial_state=state,
+        segment_ids=None if segment_ids is None else jnp.repeat(segment_ids, rank, axis=1),
+    )
+    return o.reshape(v.shape) + weigh(jnp.triu(scores(q, k), 1), v), state
+
+
+def scores(q, k):
+    """The products of a token's R queries and R keys [B, T, H, R, R]."""
+    return jnp.einsum("btrhn,btshn->bthrs", q, k, precision="highest")
+
+
+def weigh(weights, v):
+    """The sums over a token's R values [B, T, R, H, P]."""
+    return jnp.einsum("bthrs,btshp->btrhp", weights, v.astype(weights.dtype), precision="highest")
 
 
 def heavy_tail(a):
@@ -151,7 +201,7 @@ def turns(angle, initial, segment_ids):
 
 
 def rotate(x, turn):
-    """Turns the first pairs of neighbouring channels of x [B, T, H, N], as many as `turn` has."""
+    """Turns the first pairs of neighbouring channels of x [B, T, ..., H, N], as many as `turn` has."""
     cos, sin = turn
     size = 2 * cos.shape[-1]
     even, odd = x[..., 0:size:2], x[..., 1:size:2]

@@ -68,7 +68,8 @@ class MLSTM(Mixer):
         self.conv = conv_taps(rngs, conv_size, inner, "mlp")
         self.conv_bias = param(rngs, zeros, (inner,), ("mlp",))
         self.w_qkv = param(rngs, small, (3, inner // block_size, block_size, block_size), (None, "mlp", None, None))
-        self.w_gates = param(rngs, zeros, (3, inner, 2, heads), (None, "mlp", None, None), keep_float32=True)
+        axes = (None, "mlp", None, None)
+        self.w_gates = param(rngs, zeros, (3, inner, 2, heads), axes, keep_float32=True, inputs=(0, 1))
         facts = {"decay": False, "keep_float32": True}
         self.b_i = param(rngs, normal(0.1), (heads,), (None,), **facts)
         self.b_f = param(rngs, constant(jnp.linspace(3.0, 6.0, heads)), (heads,), (None,), **facts)

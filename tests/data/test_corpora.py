@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import UserError
 from common.files import cache_folder, write_atomically
-from data import corpora, task
+from data import corpora, flat, task
 
 
 def archive(files):
@@ -169,7 +169,7 @@ def test_bad_input_says_what_to_give(tmp_path):
     with pytest.raises(ValueError, match="holds no text file"):
         corpora.load(f"file:{tmp_path / 'folder'}")
     for name in ("sheakspeare", "file:", "tfds:", ""):
-        with pytest.raises(ValueError, match="choose 'shakespeare', 'stdlib', 'auto', 'file:PATH'"):
+        with pytest.raises(ValueError, match=r"choose 'shakespeare', 'stdlib', 'auto', .*'file:PATH.*'jsonl:PATH"):
             corpora.load(name)
     with pytest.raises(ValueError, match="data_dir"):
         corpora.load("stdlib", data_dir=str(tmp_path))
@@ -358,7 +358,7 @@ def test_wikitext103_counts_the_ends_of_its_lines(tmp_path):
 
 
 def test_words_are_counted_across_blocks_and_documents(monkeypatch):
-    monkeypatch.setattr(corpora, "_BLOCK", 7)
+    monkeypatch.setattr(flat, "BLOCK", 7)
     documents = [b"one two", b"three", b" four\n", b"five\tsix  ", b"s", b" ", b"seven \x0beight\r\n", b"nine"]
     ends = np.cumsum([len(document) for document in documents])
     stream = corpora.Stream(np.frombuffer(b"".join(documents), np.uint8), ends)

@@ -24,7 +24,7 @@ def text_task(tmp_path):
     """A task over one file of 3000 bytes."""
     (tmp_path / "text.txt").write_bytes(pseudo_text(3000))
     return lambda **kwargs: task.create(
-        "language_model", corpus=f"file:{tmp_path / 'text.txt'}", cache_dir=str(tmp_path), **kwargs
+        "language_model", corpus=f"file:{tmp_path / 'text.txt'}", cache_dir=str(tmp_path / ".cache"), **kwargs
     )
 
 

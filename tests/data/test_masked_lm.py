@@ -67,7 +67,7 @@ def test_examples_are_the_same_for_ever(masked):
 def test_floors_against_sums_over_the_vocabulary(masked):
     mlm = masked(length=50)
     counts = {byte: 1 for byte in range(256)}
-    for byte in mlm.corpus.splits["train"].data.tolist():
+    for byte in mlm.corpus.splits["train"].data.tobytes():
         counts[byte] += 1
     p = np.array([counts[byte] for byte in range(256)]) / sum(counts.values())
     bits = {"uniform": [], "unigram": [], "unigram and input": []}

@@ -1,5 +1,9 @@
 """Pathfinder: the geometry of generated images, what their pixels give away, and the released archive's format."""
 
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,6 +11,7 @@ from common.errors import UserError
 from data import lra, pathfinder, task
 from tests.data.classification_rows import check, digest
 
+ROOT = pathlib.Path(__file__).parents[2]
 HARD = "curv_contour_length_14"
 
 
@@ -20,8 +25,34 @@ HARD = "curv_contour_length_14"
         ("test", 0, {"side": 256}, "226f856f657ab931"),
     ],
 )
-def test_rows_never_change(split, index, options, expected):
-    assert digest(task.create("pathfinder", **options).row(split, index, 4, 2)) == expected
+def test_rows_never_change(tmp_path, split, index, options, expected):
+    """Neither as they are drawn nor as they are read again."""
+    for _ in range(2):
+        images = task.create("pathfinder", cache_dir=str(tmp_path), **options)
+        assert digest(images.row(split, index, 4, 2)) == expected
+
+
+def test_an_image_is_drawn_once_for_all_processes(tmp_path, monkeypatch):
+    command = [sys.executable, "-m", "data.pathfinder", "--rows=3", "--processes=2", f"--cache_dir={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0 and "9 of 9 images" in ended.stdout, ended.stderr
+    (folder,) = (tmp_path / "drawn").iterdir()
+    images, draw = task.create("pathfinder", cache_dir=str(tmp_path)), pathfinder.draw
+    drawn = []
+    monkeypatch.setattr(pathfinder, "draw", lambda *args: drawn.append(args) or draw(*args))
+    pixels, label = images.pixels("valid", 2)
+    expected = draw(pathfinder.PARAMETERS[32], np.random.default_rng([1, 2]))
+    np.testing.assert_array_equal(pixels, expected[0].reshape(-1))
+    assert label == expected[1] and not drawn
+    images.pixels("valid", 5)
+    images.pixels("valid", 5)
+    assert len(drawn) == 1
+    # What a crash has left half written, or a disk has spoilt, is drawn again.
+    content = bytearray((folder / "valid").read_bytes())
+    content[2 * (32 * 32 + 1 + 4) + 500] ^= 1
+    (folder / "valid").write_bytes(content)
+    np.testing.assert_array_equal(task.create("pathfinder", cache_dir=str(tmp_path)).pixels("valid", 2)[0], pixels)
+    assert len(drawn) == 2
 
 
 @pytest.mark.parametrize("side", [32, 128, 256])
@@ -80,8 +111,8 @@ def test_labels_say_which_contours_the_discs_are_on(monkeypatch):
     assert set(labels) == {0, 1}
 
 
-def test_rows_follow_the_protocol():
-    ids, real = (task.create("pathfinder", protocol=protocol) for protocol in ("lra", "s4"))
+def test_rows_follow_the_protocol(tmp_path):
+    ids, real = (task.create("pathfinder", protocol=protocol, cache_dir=str(tmp_path)) for protocol in ("lra", "s4"))
     for split in ids.splits:
         row, float_row = check(ids, split, 2), check(real, split, 2)
         np.testing.assert_allclose(float_row["inputs"][:, 0] * 255, row["inputs"], atol=1e-4)
@@ -89,7 +120,8 @@ def test_rows_follow_the_protocol():
     assert ids.floors() == {"chance": 0.5} and ids.name == "pathfinder32/lra/generated"
     rows = [digest(ids.row(split, i, 0, 0)) for split in ids.splits for i in range(3)]
     assert len(set(rows)) == 9
-    assert ids.fingerprint() == task.create("pathfinder").fingerprint() != real.fingerprint()
+    again = task.create("pathfinder", cache_dir=str(tmp_path / "other"))
+    assert ids.fingerprint() == again.fingerprint() != real.fingerprint()
 
 
 @pytest.fixture

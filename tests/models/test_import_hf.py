@@ -100,7 +100,7 @@ def test_tensors_that_do_not_fit(directory, changes, message):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"model_type": "gpt2"}, "'gpt2'; supported are mamba"),
+        ({"model_type": "gpt2"}, "'gpt2'; supported are gemma, llama, mamba"),
         ({"use_bias": True}, "use_bias=True is not supported"),
         ({"hidden_size": None}, "hidden_size is null"),
         ({"num_attention_heads": 4, "gated": 1}, "nobody reads gated, num_attention_heads"),
@@ -131,13 +131,14 @@ LLAMA = {"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "num_attenti
     "options,message",
     [
         (
-            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-            r"rope_scaling\.rope_type='llama3' is not supported",
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}},
+            r"rope_scaling\.rope_type='dynamic' is not supported",
         ),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_scaling\.type='linear' is not supported"),
+        ({"rope_scaling": {"type": "longrope"}}, r"rope_scaling\.type='longrope' is not supported"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: .*yarn needs original_length"),
         ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, r"nobody reads rope_parameters\.factor"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0\.5 is not supported"),
-        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"attention_dropout": 0.1}, r"attention_dropout=0\.1 is not supported"),
     ],
 )
 def test_rotary_options_that_we_lack(tmp_path, options, message):

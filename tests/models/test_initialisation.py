@@ -39,6 +39,7 @@ def laws(name: str, shape: tuple[int, ...]) -> dict[str, tuple[float, float]]:
         "diag_attention": {"u": (0.0, 1.0), "w_o": xavier, "w_qkv": xavier},
         "norm_attention": {"u": (0.0, 1.0), "w_o": xavier, "w_qkv": (0.0, (2 * WIDTH) ** -0.5)},
         "flash": {"w_o": (0.0, whole)},
+        "gated_short_conv": {"w_out": (0.0, whole / 2**0.5)},
         "gau": {"w_o": (0.0, whole)},
         "gss": {
             "c": (0.0, inner**-0.5),
@@ -147,12 +148,30 @@ def test_mamba():
     assert mixer.w_dt[...].shape[0] == 4 and np.abs(mixer.w_dt[...]).max() <= 4**-0.5
 
 
-def test_gated_delta_net():
-    """A uniform in (0, 16), dt log-uniform in [0.001, 0.1]."""
-    mixer = make("gated_delta_net", heads=16)
+@pytest.mark.parametrize(
+    "name,least",
+    [("gated_delta_net", 0), ("comba", 0), ("preconditioned_gated_delta_net", 0), ("gated_delta_net_2", 1)],
+)
+def test_gated_delta_net(name, least):
+    """A uniform in (0, 16), or (1, 16), and dt log-uniform in [0.001, 0.1]."""
+    mixer = make(name, heads=16)
     a, dt = np.exp(mixer.a_log[...]), softplus(mixer.dt_bias[...])
-    assert 0 < a.min() and a.max() <= 16 and a.std() > 2
+    assert least < a.min() and a.max() <= 16 and a.std() > 2
     assert dt.min() >= 0.99e-3 and dt.max() <= 0.101
+
+
+def test_constants():
+    """Comba's feedback and correction, the centre of the preconditioner, MesaNet's lambda, Hydra's A and D, Mamba-3's ranks."""
+    comba, mesa, hydra, mamba3 = make("comba"), make("mesa_net"), make("hydra", causal=False), make("mamba3", rank=4)
+    every = lambda parameter, value: np.testing.assert_allclose(parameter[...], value, rtol=1e-6)
+    every(comba.c, 1.0)
+    every(comba.d, 1.0)
+    every(make("preconditioned_gated_delta_net").center, -0.2)
+    np.testing.assert_allclose(0.25 + softplus(mesa.ridge[...]), 1.0, rtol=1e-6)
+    every(hydra.a_log, 0.0)
+    every(hydra.d, 1.0)
+    for parameter, value in ((mamba3.rank_x, 0.25), (mamba3.rank_z, 1.0), (mamba3.rank_o, 0.25)):
+        every(parameter, value)
 
 
 def test_s4d():

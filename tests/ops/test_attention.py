@@ -28,7 +28,7 @@ def mask_of(B, T, S, *, causal=True, window=None, segments=None, key_segments=No
     return mask
 
 
-def oracle(q, k, v, dy, mask, *, activation="softmax", causal=True, scale=None, slopes=None, offset=0):
+def oracle(q, k, v, dy, mask, *, activation="softmax", causal=True, scale=None, score_cap=None, slopes=None, offset=0):
     """Output, and gradients of sum(y * dy) to q, k, v and slopes, in float64 from the definition."""
     q, k, v, dy = (np.asarray(x, np.float64) for x in (q, k, v, dy))
     B, T, H, K = q.shape
@@ -39,7 +39,10 @@ def oracle(q, k, v, dy, mask, *, activation="softmax", causal=True, scale=None, 
     y, dq, dk, dv, dslopes = np.zeros((B, T, H, V)), np.zeros_like(q), np.zeros_like(k), np.zeros_like(v), np.zeros(H)
     for b, h in itertools.product(range(B), range(H)):
         g = h // (H // G)
-        s = scale * q[b, :, h] @ k[b, :, g].T
+        s, derivative = scale * q[b, :, h] @ k[b, :, g].T, 1
+        if score_cap is not None:
+            derivative = 1 / np.cosh(s / score_cap) ** 2
+            s = score_cap * np.tanh(s / score_cap)
         if slopes is not None:
             s = s - float(slopes[h]) * distance
         dp = dy[b, :, h] @ v[b, :, g].T
@@ -58,8 +61,8 @@ def oracle(q, k, v, dy, mask, *, activation="softmax", causal=True, scale=None, 
             p, slope = 0.5 * (1 + np.vectorize(math.erf)(z)), math.sqrt(2) * np.exp(-z * z)
             p, ds = p * mask[b], slope * mask[b] * dp
         y[b, :, h] = p @ v[b, :, g]
-        dq[b, :, h] = scale * ds @ k[b, :, g]
-        dk[b, :, g] += scale * ds.T @ q[b, :, h]
+        dq[b, :, h] = scale * (ds * derivative) @ k[b, :, g]
+        dk[b, :, g] += scale * (ds * derivative).T @ q[b, :, h]
         dv[b, :, g] += p.T @ dy[b, :, h]
         dslopes[h] -= (ds * distance).sum()
     return y, dq, dk, dv, dslopes
@@ -92,6 +95,7 @@ CASES = {
     "one key head for all queries": ((1, 11, 11, 3, 1, 4, 2), {"causal": False}),
     "one token": ((2, 1, 1, 4, 2, 4, 4), {"slopes": SLOPES}),
     "scale": ((1, 9, 9, 1, 1, 4, 4), {"scale": 0.8}),
+    "cap": ((2, 19, 19, 4, 2, 4, 4), {"score_cap": 1.5, "slopes": SLOPES, "segments": PACKED[:, :19]}),
     "slopes": ((2, 19, 19, 4, 2, 4, 4), {"slopes": SLOPES, "segments": PACKED[:, :19]}),
     "slopes both ways": ((1, 19, 19, 4, 4, 4, 4), {"slopes": SLOPES, "causal": False}),
     "relu2": ((2, 23, 23, 4, 2, 3, 5), {"activation": "relu2", "segments": PACKED, "slopes": SLOPES}),
@@ -232,6 +236,39 @@ def test_masks_and_logsumexp(implementation):
     np.testing.assert_array_equal(actual[1][empty], np.float32(NOTHING))
     actual[1], expected[1] = actual[1][~empty], expected[1][~empty]
     assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise", "traced offset"])
+def test_decay(implementation):
+    """Scores that fall by the log-decays between key and query, of grouped heads, in a piece of a sequence and with a cap."""
+    B, T, S, H, G, offset = 2, 13, 23, 4, 2, 10
+    q, k, v, dy = inputs(B, T, S, H, G, 4, 3)
+    sums = np.cumsum(np.random.default_rng(3).uniform(-2, 0, (B, S, H)), 1).astype(np.float32)
+    mask = mask_of(B, T, S, segments=PACKED[:, offset:], key_segments=PACKED, offset=offset)
+    traced, form = implementation == "traced offset", implementation.replace("traced offset", "blockwise")
+
+    @jax.jit
+    def compute(q, k, v, sums, start):
+        def f(q, k, v, sums):
+            return attention(
+                q, k, v, decay=sums[:, offset:], key_decay=sums, segment_ids=PACKED[:, offset:], score_cap=2.0,
+                key_segment_ids=PACKED, query_offset=start if traced else offset, implementation=form, block_size=8,
+            )  # fmt: skip
+
+        return with_gradients(f, dy, q, k, v, sums)
+
+    def definition(q, k, v, sums):
+        k, v = (jnp.repeat(a, H // G, axis=2) for a in (k, v))
+        s = 2 * jnp.tanh(jnp.einsum("bthk,bshk->bhts", q, k) * 4**-0.5 / 2)
+        s = s + (sums[:, offset:, None] - sums[:, None]).transpose(0, 3, 1, 2)
+        e = jnp.where(mask[:, None], jnp.exp(jnp.where(mask[:, None], s, 0)), 0)
+        p = e / jnp.where(e.sum(-1, keepdims=True) > 0, e.sum(-1, keepdims=True), 1)
+        return jnp.einsum("bhts,bshv->bthv", p, v)
+
+    actual = compute(q, k, v, sums, np.int32(offset))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(a, jnp.float64) for a in (dy, q, k, v, sums)]
+        assert_close(actual, [np.asarray(a) for a in with_gradients(definition, *wide)])
 
 
 def test_masks_by_index():

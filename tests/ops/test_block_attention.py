@@ -1,5 +1,7 @@
 """Attention inside blocks against all scores at once under a mask."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,20 +36,18 @@ def dense(q, k, v, ids, causal, activation):
     return np.einsum("bhij,bjhv->bihv", p, v)
 
 
-@pytest.mark.parametrize("causal,activation", [(True, "softmax"), (False, "softmax"), (True, "relu"), (False, "relu2")])
+@pytest.mark.parametrize("causal,activation", [(True, "softmax"), (False, "relu2")])
 def test_dense(causal, activation):
     """Packed rows, and whole sequences longer and shorter than a block."""
     q, k, v = inputs()
-    where = {"size": SIZE, "causal": causal, "activation": activation}
-    y, _ = block_attention(
-        q, k, v, positions=segments.positions(jnp.asarray(IDS)), segment_ids=jnp.asarray(IDS), **where
-    )
+    run = jax.jit(functools.partial(block_attention, size=SIZE, causal=causal, activation=activation))
+    y, _ = run(q, k, v, positions=segments.positions(jnp.asarray(IDS)), segment_ids=jnp.asarray(IDS))
     assert_close(y, dense(q, k, v, IDS, causal, activation))
     one = np.ones_like(IDS)
     expected = dense(q, k, v, one, causal, activation)
     positions = segments.positions(jnp.asarray(one))
     for length in (LENGTH, SIZE):
-        y, _ = block_attention(*(a[:, :length] for a in (q, k, v)), positions=positions[:, :length], **where)
+        y, _ = run(*(a[:, :length] for a in (q, k, v)), positions=positions[:, :length])
         assert_close(y, expected[:, :length])
 
 

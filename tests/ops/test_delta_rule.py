@@ -156,6 +156,7 @@ def test_forms_agree_in_float64(kind, decay, x64):
             break
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_forms_in_float32(kind):
     for log_decay, tolerance in (("mild", 1e-5), ("-20", 1e-5), ("-50", 1e-5), ("spikes", 5e-5)):

@@ -77,7 +77,7 @@ def test_buckets():
     assert not np.asarray(packed["y"])[SEGMENTS == 0].any()
 
 
-@pytest.mark.parametrize("strength", [0.3, 40.0])
+@pytest.mark.parametrize("strength", [pytest.param(0.3, marks=pytest.mark.thorough), 40.0])
 def test_forms(strength):
     """One chunk with all levels, chunks with a pass for each high level, and pieces: outputs and gradients."""
     x = example(strength)

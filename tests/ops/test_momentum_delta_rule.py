@@ -72,7 +72,7 @@ def test_reference_is_the_definition():
         compare(run("reference", x, SEGMENTS)[0], (y, tuple(final)), 1e-13)
 
 
-@pytest.mark.parametrize("strength", [0.3, 40.0])
+@pytest.mark.parametrize("strength", [pytest.param(0.3, marks=pytest.mark.thorough), 40.0])
 def test_chunked(strength):
     """Outputs, states and gradients in float64, of whole and packed rows; the state passes from piece to piece."""
     x = example(strength)

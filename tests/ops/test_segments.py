@@ -76,7 +76,7 @@ def test_runs(ids):
     result = segments.runs(jnp.asarray(ids))
     assert result.dtype == jnp.int32
     np.testing.assert_array_equal(result, expected)
-    for cut in range(1, ids.shape[1]):
+    for cut in range(1, ids.shape[1], 3):
         before = jnp.asarray(ids[:, cut - 1]), jnp.asarray(expected[:, :cut].max(1))
         np.testing.assert_array_equal(segments.runs(jnp.asarray(ids[:, cut:]), *before), expected[:, cut:])
 

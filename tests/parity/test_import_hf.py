@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from models import import_hf
-from models.import_hf.architectures import ARCHITECTURES, NEUTRAL
+from models.import_hf.architecture import NEUTRAL
+from models.import_hf.architectures import ARCHITECTURES
 from tests.parity.oracles import load
 from tests.tolerance import assert_close
 
@@ -19,6 +20,7 @@ LENGTH, PREFILL = 19, 11
 SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3}
 HALF = {"dtype": "float16"}
 PIECES = {"dtype": "bfloat16", "max_shard_size": "10KB"}
+MLP = {"intermediate_size": 48}
 MODELS = {  # class, options beside SIZES, how it is written
     "mamba": ("Mamba", {"state_size": 8}, {}),
     "mamba_untied": ("Mamba", {"state_size": 5, "hidden_size": 20, "expand": 3, "tie_word_embeddings": False}, PIECES),
@@ -60,12 +62,94 @@ MODELS = {  # class, options beside SIZES, how it is written
         {"num_attention_heads": 4, "intermediate_size": 33, "tie_word_embeddings": True, "rope_theta": 500.0},
         PIECES,
     ),
+    "llama3": (
+        "Llama",
+        {
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        {},
+    ),
+    "mistral": ("Mistral", {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 5} | MLP, {}),
+    "mistral_full": ("Mistral", {"num_attention_heads": 4, "num_key_value_heads": 4, "sliding_window": None} | MLP, {}),
+    "ministral": (
+        "Ministral",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 4,
+            "head_dim": 12,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        }
+        | MLP,
+        {},
+    ),
+    "gemma": ("Gemma", {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 12} | MLP, PIECES),
+    "phi3": (
+        "Phi3",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "sliding_window": 6,
+            "partial_rotary_factor": 0.5,
+            "pad_token_id": 0,
+        }
+        | MLP,
+        {},
+    ),
+    "qwen2": (
+        "Qwen2",
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        }
+        | MLP,
+        HALF,
+    ),
     "qwen3": (
         "Qwen3",
-        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48},
+        {
+            "rms_norm_eps": 1e-5,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "intermediate_size": 48,
+        },
         HALF,
     ),
 }
+OF_OURS = [
+    name for name in MODELS if name not in ("mamba", "mamba2_tied", "rwkv_pieces", "recurrent_gemma_ragged", "llama")
+]
+LEFT_OUT = [
+    "mamba",
+    "mamba2_tied",
+    "rwkv_pieces",
+    "recurrent_gemma",
+    "llama",
+    "qwen3",
+    "qwen2",
+    "mistral",
+    "gemma",
+    "phi3",
+]
 IDS = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, LENGTH))
 
 
@@ -117,7 +201,7 @@ def test_logits(name, written):
     assert_close(jnp.concatenate(pieces, 1), expected, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2", "rwkv", "recurrent_gemma", "llama", "qwen3"])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "rwkv", "recurrent_gemma", "llama", "qwen3", "ministral", "phi3"])
 def test_steps(name, written):
     """What the library's own decoding scores, token by token with its cache, is what we score."""
     torch, transformers = load("torch"), load("transformers")
@@ -155,7 +239,10 @@ def test_round_trip(name, written, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["mamba_untied", "mamba2", "rwkv", "recurrent_gemma", "llama_tied", "qwen3"])
+@pytest.mark.parametrize(
+    "name",
+    OF_OURS,
+)
 def test_a_model_of_ours(name, written, tmp_path):
     """A model of our configuration, without the library's config.json, is written so that the library computes the same."""
     torch, transformers = load("torch"), load("transformers")
@@ -186,10 +273,14 @@ def test_defaults(kind):
         "intermediate_size": {"mamba": config.hidden_size * 2, "rwkv": config.hidden_size * 4},
         "attention_hidden_size": {"rwkv": config.hidden_size},
         "lru_width": {"recurrent_gemma": config.hidden_size},
-        "num_key_value_heads": {"recurrent_gemma": 10, "llama": 32},
-        "head_dim": {"recurrent_gemma": 256, "llama": 128},
+        "num_key_value_heads": {"recurrent_gemma": 10, "llama": 32, "phi3": 32},
+        "head_dim": {"recurrent_gemma": 256, "llama": 128, "mistral": 128},
         "time_step_rank": {"mamba": 48},
-        "layer_types": {"qwen3": ["full_attention"] * 32},
+        "layer_types": {
+            "qwen2": ["full_attention"] * 32,
+            "qwen3": ["full_attention"] * 32,
+            "ministral": ["sliding_attention"] * 32,
+        },
     }
     for key, default in architecture.defaults.items():
         expected = derived.get(key, {}).get(kind, default)
@@ -199,7 +290,10 @@ def test_defaults(kind):
     assert set(options) <= known
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2_tied", "rwkv_pieces", "recurrent_gemma", "llama", "qwen3"])
+@pytest.mark.parametrize(
+    "name",
+    LEFT_OUT,
+)
 def test_what_is_left_out(name, written, tmp_path):
     """A config.json as it is published, without what equals the class's defaults, is the same model; so is one with the names
     of older versions."""
@@ -212,8 +306,13 @@ def test_what_is_left_out(name, written, tmp_path):
     standard = json.loads(getattr(transformers, f"{MODELS[name][0]}Config")().to_json_string(use_diff=False))
     short = {k: v for k, v in options.items() if v != standard.get(k, "absent")} | {"model_type": kind}
     older = dict(options)
-    rope = older.pop("rope_parameters", {})
-    older |= {key: value for key, value in rope.items() if key != "rope_type"}
+    rope = dict(older.pop("rope_parameters", {}))
+    older |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    older |= (
+        {"rope_scaling": {"type": rope.pop("rope_type"), **rope}}
+        if rope.get("rope_type", "default") != "default"
+        else {}
+    )
     older["torch_dtype"] = older.pop("dtype")
     older |= {"rope_scaling": None} if kind == "llama" else {}
     try:

@@ -1,4 +1,4 @@
-"""Mamba-3 (SISO) against the paper's equations in float64, with its complex state and two writes a token."""
+"""Mamba-3 against the paper's equations in float64, with its complex state and two writes a token."""
 
 import math
 
@@ -11,12 +11,13 @@ pytestmark = pytest.mark.parity
 AGAINST = "the paper's equations in float64"
 
 
-def test_layer():
-    """Complex channels that really turn, in place of rotated inputs."""
+@pytest.mark.parametrize("rank", [1, 3])
+def test_layer(rank):
+    """Complex channels that really turn, in place of rotated inputs; one write and read of a token, and several."""
     torch = load("torch")
     F = torch.nn.functional
     heads, size = 2, 8
-    ours, arguments = mixer("mamba3", heads=heads, state=size)
+    ours, arguments = mixer("mamba3", heads=heads, state=size, rank=rank)
 
     def theirs(a):
         x = a["x"]
@@ -25,10 +26,14 @@ def test_layer():
         dt, mix = F.softplus(dt + a["dt_bias"]), torch.sigmoid(mix)
         A = -torch.where(rate >= 0, 1 + rate, 1 / (1 - rate.clamp(max=0))).clamp(min=1e-4)
         angle = torch.tanh(x @ a["w_angle"])[:, :, None] * math.pi * dt[..., None]
+        to_bc = torch.einsum("btd,dgrn->gbtrn", x, a["w_bc"].reshape(-1, 2, rank, size))
         B, C = (
-            F.rms_norm(x @ a["w_bc"][:, i], (size,), a[f"{n}_norm.weight"], eps=1e-5)[:, :, None] + a[f"{n}_bias"]
-            for i, n in enumerate("bc")
+            F.rms_norm(y, (size,), a[f"{n}_norm.weight"], eps=1e-5)[:, :, :, None]
+            + a[f"{n}_bias"].reshape(rank, heads, size)
+            for n, y in zip("bc", to_bc, strict=True)
         )
+        ranks = {n: a[f"rank_{n}"] if rank > 1 else torch.ones(1, 1, 1) for n in "xzo"}
+        u = u[:, :, None] * ranks["x"]
 
         def to_complex(y):
             """Pairs of the first half as one number each, the others as real numbers."""
@@ -42,13 +47,14 @@ def test_layer():
         before, o = torch.zeros_like(S), []
         keep, old, own = (g[..., None, None] for g in (torch.exp(A * dt), (1 - mix) * dt, mix * dt))
         for t in range(LENGTH):
-            write = B[:, t, :, :, None] * u[:, t, :, None]
+            write = torch.einsum("brhn,brhp->bhnp", B[:, t], u[:, t].to(B.dtype))
             # The state turns by the token's angle and fades, and with it the write of the token before.
             fade = keep[:, t] * turn[:, t, :, :, None]
             S = fade * (S + old[:, t] * before) + own[:, t] * write
-            o.append((S * C[:, t, :, :, None].conj()).sum(-2).real)
+            o.append(torch.einsum("bhnp,brhn->brhp", S, C[:, t].conj()).real)
             before = write
         o = torch.stack(o, 1) + a["d"][:, None] * u
-        return torch.einsum("bthp,hpd->btd", o * F.silu(z), a["w_out"])
+        o = (ranks["o"] * o * F.silu(z[:, :, None] * ranks["z"])).sum(2)
+        return torch.einsum("bthp,hpd->btd", o, a["w_out"])
 
     assert_parity(ours, theirs, arguments, forms=("sequential", "chunked"), dtype="float64")

@@ -45,6 +45,7 @@ def test_a_grid(text, tmp_path):
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
+@pytest.mark.thorough
 def test_other_axes_have_their_own_reference(text, tmp_path):
     asked = request(text, tmp_path, {"mixer": "lru,mamba", "model.depth": "2,4"}, match="flops")
     small, large, *matched = cells.plan(asked)

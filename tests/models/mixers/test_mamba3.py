@@ -37,3 +37,17 @@ def test_long_rotation():
     assert_close(cos, np.cos(expected), 1e-4)
     assert_close(sin, np.sin(expected), 1e-4)
     assert_close(cos**2 + sin**2, np.ones((1, 1, 2)), 1e-4)
+
+
+def test_several_reads():
+    """With a rank, too, a sequence can be cut, and documents in a row do not meet."""
+    mixer = mixers.create("mamba3", 16, rngs=nnx.Rngs(0), heads=2, state=8, rank=3)
+    x = jax.random.normal(jax.random.key(0), (1, 10, 16))
+    ids = jnp.array([[1] * 6 + [2] * 4])
+    whole, _ = mixer(x, segment_ids=ids)
+    carry, pieces = mixer.initial_carry(1, 10), []
+    for piece in (slice(0, 5), slice(5, 10)):
+        y, carry = mixer(x[:, piece], carry, segment_ids=ids[:, piece])
+        pieces.append(y)
+    assert_close(jnp.concatenate(pieces, 1), whole)
+    assert_close(whole[:, 6:], mixer(x[:, 6:])[0])

@@ -1,0 +1,133 @@
+"""Mixtures of corpora: rows of several texts in given shares, "mix:CORPUS*WEIGHT+CORPUS*WEIGHT".
+
+Of the training rows of an epoch, as many as the texts have in all, each text gets its share, to the row, in an order that is
+drawn anew in each epoch. They are the examples of that text alone, one after the other: none of its rows comes twice before all
+have come, a small text is repeated with new cuttings, and of a large one the next epoch reads what the last one has left.
+valid and test are those of the texts one after the other, whole, whatever their weights.
+
+Weights are relative: 7 and 3 are 0.7 and 0.3. Names of corpora may hold + and *, as their files do: a name ends where a * stands
+before a number that ends the mixture or is followed by +.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError, check_choice
+from common.files import cache_folder
+from data import corpora, tokenizers
+from data.task import Task
+
+KIND = "mix:"
+
+
+def parse(name: str) -> list[tuple[str, float]]:
+    """The corpora of a mixture and their weights.
+
+    Raises:
+      UserError: for what is no mixture.
+    """
+    number = r"(\d+(?:\.\d*)?|\.\d+)"
+    found = re.findall(rf"(.+?)\*{number}(?:\+|$)", name.removeprefix(KIND))
+    spelled = "+".join(f"{corpus}*{weight}" for corpus, weight in found)
+    weights = [float(weight) for _, weight in found]
+    if spelled != name.removeprefix(KIND) or len(found) < 2 or min(weights) <= 0:
+        raise UserError(
+            f"corpus={name!r} is no mixture: give two corpora or more with weights above 0, as in "
+            "'mix:file:books*0.7+jsonl:web*0.3'"
+        )
+    if any(corpus.startswith(KIND) for corpus, _ in found):
+        raise UserError(f"corpus={name!r}: a mixture holds no mixtures; give all corpora and their weights in one")
+    return [(corpus, weight) for (corpus, _), weight in zip(found, weights, strict=True)]
+
+
+def build(kind: type[Task], **hyperparameters) -> Task:
+    """The task of text `kind`, or a mixture of such tasks where its corpus is one.
+
+    Raises:
+      UserError: as `parse` and the task do.
+    """
+    corpus, tokenizer = hyperparameters["corpus"], hyperparameters["tokenizer"]
+    if not corpus.startswith(KIND):
+        return kind(**hyperparameters)
+    found = parse(corpus)
+    if tokenizer == "character":
+        raise UserError(
+            "tokenizer='character' is made of one text; take 'byte', 'bpe:SIZE' or 'file:PATH' for a mixture"
+        )
+    resolved = tokenizer
+    if tokenizer.startswith("bpe:"):
+        size, _ = tokenizers.outline(tokenizer)
+        where = {key: hyperparameters[key] for key in ("cache_dir", "data_dir", "download")}
+        total = sum(weight for _, weight in found)
+        texts = [(corpora.load(name, **where), weight / total) for name, weight in found]
+        digest = hashlib.sha256(repr([(text.fingerprint, part) for text, part in texts]).encode()).hexdigest()
+        cache = cache_folder(hyperparameters["cache_dir"])
+        tokenizer = f"file:{tokenizers.train_bpe(f'{digest[:32]}-bpe{size}', texts, size, cache)}"
+    parts = [kind(**hyperparameters | {"corpus": name, "tokenizer": tokenizer}) for name, _ in found]
+    if not resolved.startswith("bpe:"):
+        resolved = parts[0].resolved["tokenizer"]
+    return Mixture(parts, [weight for _, weight in found], resolved)
+
+
+class Mixture(Task):
+    """Rows of several tasks that differ in their corpus.
+
+    Args:
+      parts: the tasks.
+      weights: of each, in the training rows; their ratios count.
+      tokenizer: of all of them, for `resolved`.
+    """
+
+    def __init__(self, parts: Sequence[Task], weights: Sequence[float], tokenizer: str):
+        self.parts, self.weights = list(parts), list(weights)
+        self.spec = parts[0].spec
+        # The weights as they were given, so that the name gives the same rows again.
+        name = KIND + "+".join(
+            f"{part.resolved['corpus']}*{weight!r}" for part, weight in zip(parts, weights, strict=True)
+        )
+        self.name = f"{parts[0].name.partition('/')[0]}/{name}" + (f"/{tokenizer}" if tokenizer != "byte" else "")
+        self.resolved: dict[str, Any] = {"corpus": name, "tokenizer": tokenizer}
+        self._starts = {}
+        for split in self.splits:
+            sizes = [part.num_examples(split) for part in parts]
+            ends = np.cumsum(sizes)
+            if split == "train":
+                ends = np.round(np.cumsum(weights) / sum(weights) * ends[-1]).astype(np.int64)
+            self._starts[split] = np.append(0, ends)
+
+    def num_examples(self, split: str) -> int:
+        check_choice("split", split, self.splits)
+        return int(self._starts[split][-1])
+
+    def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
+        starts = self._starts[split]
+        part = int(np.searchsorted(starts, index, "right")) - 1
+        place, size = index - int(starts[part]), int(starts[part + 1] - starts[part])
+        return self.parts[part].example(split, epoch * size + place, seed)
+
+    def floors(self, split: str = "test") -> dict[str, float]:
+        """Those of the texts, in bits per token, by their scored tokens (or rows, where these are of one size)."""
+        check_choice("split", split, ("valid", "test"))
+        tables = [part.floors(split) for part in self.parts]
+        weights = [part.text_sizes(split).get("tokens", part.num_examples(split)) for part in self.parts]
+        # The best n-gram is not of the same order for all.
+        tables = [{re.sub(r" \(order \d+\)$", "", name): value for name, value in table.items()} for table in tables]
+        names = [name for name in tables[0] if all(name in table for table in tables)]
+        return {name: float(np.average([table[name] for table in tables], weights=weights)) for name in names}
+
+    def text_sizes(self, split: str) -> dict[str, int]:
+        sizes = [part.text_sizes(split) for part in self.parts]
+        return {what: sum(one[what] for one in sizes) for what in sizes[0] if all(what in one for one in sizes)}
+
+    def content(self) -> str:
+        return " ".join(f"{part.content()}*{weight!r}" for part, weight in zip(self.parts, self.weights, strict=True))
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.parts[0].encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.parts[0].decode(ids)

@@ -1,0 +1,1 @@
+"""The architectures, a file each; see `models.import_hf.architecture`."""

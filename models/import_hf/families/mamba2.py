@@ -1,0 +1,104 @@
+"""Mamba-2."""
+
+import math
+from typing import Any
+
+from common.errors import UserError
+from models.checks import whole
+from models.config import ModelConfig
+from models.import_hf.architecture import (
+    LINEAR,
+    VECTOR,
+    Architecture,
+    Block,
+    Options,
+    Part,
+    Tensors,
+    config_of,
+    number,
+    outside,
+)
+from models.import_hf.families import mamba
+
+DEFAULTS = mamba.DEFAULTS | {
+    "vocab_size": 32768,
+    "hidden_size": 4096,
+    "num_hidden_layers": 64,
+    "state_size": 128,
+    "num_heads": 128,
+    "head_dim": 64,
+    "n_groups": 8,
+    "time_step_limit": (0.0, math.inf),
+    "tie_word_embeddings": False,
+}
+
+
+def _config(get: Options) -> ModelConfig:
+    get.expect(hidden_act="silu", use_bias=False, use_conv_bias=True, rms_norm=True, ssm_cfg={})
+    low, high = get("time_step_limit")
+    if low != 0 or high not in (math.inf, {"__float__": "Infinity"}):
+        raise UserError(f"{get.where}: time_step_limit={[low, high]} is not supported, only (0, inf)")
+    width, heads = get("hidden_size"), get("num_heads")
+    inner = int(get("expand") * width)
+    if inner != heads * get("head_dim"):
+        raise UserError(
+            f"{get.where}: num_heads={heads} times head_dim={get('head_dim')} must be expand times hidden_size, {inner}"
+        )
+    mixer = {
+        "state": get("state_size"),
+        "expand": inner / width,
+        "heads": heads,
+        "groups": get("n_groups"),
+        "conv_size": get("conv_kernel"),
+        "dt_min": get("time_step_min"),
+        "dt_max": get("time_step_max"),
+        "eps": get("layer_norm_epsilon"),
+    }
+    return config_of(get, pattern=("mamba2",), mixer={"mamba2": mixer}, norm_eps=mixer["eps"])
+
+
+def _options(config: ModelConfig) -> dict[str, Any]:
+    mixer = config.mixer["mamba2"]
+    inner = whole(mixer["expand"] * config.width)
+    return {
+        "state_size": mixer["state"],
+        "expand": number(mixer["expand"]),
+        "num_heads": mixer["heads"],
+        "head_dim": inner // mixer["heads"],
+        "n_groups": mixer["groups"],
+        "conv_kernel": mixer["conv_size"],
+        "time_step_min": mixer["dt_min"],
+        "time_step_max": mixer["dt_max"],
+        "layer_norm_epsilon": config.norm_eps,
+        "residual_in_fp32": True,
+    }
+
+
+def _tensors(config: ModelConfig) -> Tensors:
+    yield from outside(config, "backbone.embeddings.weight", "backbone.norm_f.weight")
+    for i in range(config.depth):
+        block = Block(f"backbone.layers.{i}", i)
+        joined = lambda name, axes, *paths, block=block, i=i: (
+            f"{block.prefix}.{name}",
+            tuple(Part(f"mixer.{path}", axes, (), i) for path in paths),
+        )
+        yield block("norm.weight", "mixer_norm.weight", VECTOR)
+        yield joined("mixer.in_proj.weight", LINEAR, "w_z", "w_u", "w_bc", "w_dt")
+        yield joined("mixer.conv1d.weight", "w i -> i 1 w", "conv_u", "conv_bc")
+        yield joined("mixer.conv1d.bias", VECTOR, "conv_u_bias", "conv_bc_bias")
+        yield block("mixer.dt_bias", "mixer.dt_bias", VECTOR)
+        yield block("mixer.A_log", "mixer.a_log", VECTOR)
+        yield block("mixer.D", "mixer.d", VECTOR)
+        yield block("mixer.norm.weight", "mixer.norm", VECTOR)
+        yield block("mixer.out_proj.weight", "mixer.w_out", LINEAR)
+
+
+ARCHITECTURE = Architecture(
+    "Mamba2ForCausalLM",
+    _config,
+    _options,
+    _tensors,
+    frozenset({"mamba2"}),
+    {key: value for key, value in DEFAULTS.items() if key not in ("intermediate_size", "time_step_rank")},
+    mamba.NEUTRAL | {"chunk_size", "intermediate_size", "time_step_rank"},
+)

@@ -1,0 +1,150 @@
+"""What the families of Llama have in common: blocks of one attention and one gated channel mixer behind pre-norms."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.config import ModelConfig
+from models.import_hf.architecture import (
+    VECTOR,
+    Block,
+    Options,
+    Tensors,
+    attention_rows,
+    choose,
+    config_of,
+    gated_mlp,
+    outside,
+    rope_options,
+)
+
+# The options of Llama, and their defaults.
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": None,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+KINDS = {"full_attention": "attention", "sliding_attention": "local_attention"}
+
+
+def without(*keys: str, **changed) -> dict[str, Any]:
+    """The defaults without some keys, and with others changed or added."""
+    return {key: value for key, value in DEFAULTS.items() if key not in keys} | changed
+
+
+def sliding_if_given(get: Options) -> list[str]:
+    """The kinds of all layers: they see a window where there is one."""
+    kind = "full_attention" if get.or_else("sliding_window", None) is None else "sliding_attention"
+    return [kind] * get("num_hidden_layers")
+
+
+def expect_full_attention(get: Options) -> None:
+    """Raises a UserError where some layer does not see everything."""
+    everything = ["full_attention"] * get("num_hidden_layers")
+    if list(get.or_else("layer_types", everything)) != everything:
+        get.refuse("layer_types", "full_attention")
+
+
+def decoder(
+    get: Options,
+    *,
+    attention: Mapping[str, Any] | None = None,
+    kinds: list[str] | None = None,
+    partial: bool = False,
+    **fields,
+) -> ModelConfig:
+    """Our configuration.
+
+    Args:
+      get: the options.
+      attention: hyperparameters of the attention that the architecture fixes or has read.
+      kinds: of each layer, the library's name of its attention; by default all are full.
+      partial: whether the architecture rotates parts of heads.
+      **fields: of the configuration, where they are not Llama's.
+    """
+    get.expect(attention_dropout=0.0)
+    heads, width = get("num_attention_heads"), get("hidden_size")
+    base, share, scaling = get.rotary()
+    if not partial and share != 1:
+        get.refuse("partial_rotary_factor", 1.0)
+    mixer = {
+        "heads": heads,
+        "kv_heads": get.or_else("num_key_value_heads", heads),
+        "head_channels": get.or_else("head_dim", width // heads) if "head_dim" in get.defaults else width // heads,
+        "rotary_base": base,
+        "rotary_fraction": share,
+        "rotary_scaling": scaling,
+        "qk_norm": False,
+        "qkv_bias": False,
+        "bias": False,
+        **(attention or {}),
+    }
+    depth = get("num_hidden_layers")
+    names = [choose("layer_types", kind, KINDS, get.where) for kind in kinds or ["full_attention"] * depth]
+    period = next(p for p in range(1, depth + 1) if depth % p == 0 and names[:p] * (depth // p) == names)
+    window = {"window": get.or_else("sliding_window", None)} if "local_attention" in names else {}
+    of = {"attention": mixer, "local_attention": mixer | window}
+    common = {
+        "pattern": tuple(names[:period]),
+        "mixer": {name: of[name] for name in dict.fromkeys(names)},
+        "channel_mixer": "swiglu",
+        "channel_size": get("intermediate_size"),
+        "norm_eps": get("rms_norm_eps"),
+    }
+    return config_of(get, **common | fields)
+
+
+def options(config: ModelConfig) -> dict[str, Any]:
+    """The library's options, those of Llama."""
+    mixer = next(iter(config.mixer.values()))
+    return {
+        "intermediate_size": config.channel_size or 1,
+        "num_attention_heads": mixer["heads"],
+        "num_key_value_heads": mixer["kv_heads"],
+        "head_dim": mixer["head_channels"],
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.length,
+        **rope_options(mixer),
+    }
+
+
+def kinds(config: ModelConfig) -> list[str]:
+    """The library's names of the attentions of all layers."""
+    names = {ours: theirs for theirs, ours in KINDS.items()}
+    return [names[name] for name in config.pattern] * (config.depth // len(config.pattern))
+
+
+def tensors(config: ModelConfig) -> Tensors:
+    """The tensors of Llama and of those that add biases or norms of queries and keys."""
+    mixer = next(iter(config.mixer.values()))
+    yield from outside(config, "model.embed_tokens.weight", "model.norm.weight")
+    for i in range(config.depth):
+        block = Block(f"model.layers.{i}", i)
+        yield from norms(block)
+        yield from attention_rows(block, "self_attn")
+        yield from gated_mlp(block, "mlp", bias=config.channel_bias)
+        if mixer["qk_norm"]:
+            for name in ("q_norm", "k_norm"):
+                yield block(f"self_attn.{name}.weight", f"mixer.{name}.weight", VECTOR)
+        if mixer["qkv_bias"]:
+            for name in "qkv":
+                yield block(f"self_attn.{name}_proj.bias", f"mixer.b_{name}", "h k -> (h k)")
+        if mixer["bias"]:
+            yield block("self_attn.o_proj.bias", "mixer.b_o", VECTOR)
+
+
+def norms(block: Block) -> Tensors:
+    """The two norms of a block."""
+    yield block("input_layernorm.weight", "mixer_norm.weight", VECTOR)
+    yield block("post_attention_layernorm.weight", "channel_norm.weight", VECTOR)

@@ -1,0 +1,44 @@
+"""The coordinate check, which models scaled from a base pass and others do not."""
+
+import pytest
+
+from benchmarks import coordinates
+from configs import recall
+
+
+def chosen(mixer, channel_mixer):
+    config = recall.get_config(f"task=induction_heads,mixer={mixer}")
+    config.task.length = 32
+    config.model.update({"depth": 1, "width": 32, "embedding_scale": 1.0, "channel_mixer": channel_mixer})
+    config.train.batch_size = 8
+    config.optimizer.update({"name": "adamw", "learning_rate": 1e-2})
+    return config
+
+
+def failures(found):
+    """The quantities whose change is not as large at every size."""
+    return {
+        name: line["change_slope"] for name, line in found.items() if not coordinates.passes(name, line["change_slope"])
+    }
+
+
+def check(mixer, sizes, steps, channel_mixer="auto"):
+    plain, scaled = coordinates.check(chosen(mixer, channel_mixer), "width", sizes, steps)
+    assert {"logits", "stream 1"} < set(plain) and any("/mixer/" in name for name in plain)
+    assert max(line["change_slope"] for line in plain.values()) > 0.3  # the check can fail
+    return failures(scaled)
+
+
+def test_attention():
+    assert not check("attention", (32, 128), 3, "none")
+
+
+@pytest.mark.thorough
+def test_gla():
+    assert not check("gla", (32, 64, 128), 4)
+
+
+@pytest.mark.thorough
+def test_first_values_that_do_not_follow_the_inputs_are_found_out():
+    """Of mlstm, the first values of blocks of four inputs fall with the width: what docs/scaling.md says of it."""
+    assert check("mlstm", (32, 128), 3)["0/mixer/w_gates 1"] < -0.5

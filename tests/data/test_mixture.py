@@ -1,0 +1,85 @@
+"""Mixtures against their parts."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from data import mixture, task
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Three texts of different letters, of 1,200, 400 and 220 bytes."""
+    rng = np.random.default_rng(0)
+    for name, letters, size in (("a", b"abcdef", 1200), ("b+2", b"ghijkl", 400), ("c", b"mnopqr", 220)):
+        (tmp_path / name).write_bytes(bytes(rng.choice(list(letters), size).astype(np.uint8)))
+    return lambda name, kind="language_model", **options: task.create(
+        kind,
+        corpus=name.replace("file:", f"file:{tmp_path}/"),
+        length=10,
+        cache_dir=str(tmp_path / ".cache"),
+        **options,
+    )
+
+
+def test_names_hold_what_files_do():
+    assert mixture.parse("mix:file:a+b*0.7+jsonl:x/*.jsonl,field=a*3") == [
+        ("file:a+b", 0.7),
+        ("jsonl:x/*.jsonl,field=a", 3.0),
+    ]
+    for name in ("mix:", "mix:a*1", "mix:a+b", "mix:a*1+b", "mix:a*0+b*1", "mix:a*1+b*1x"):
+        with pytest.raises(UserError, match="is no mixture: give two corpora or more"):
+            mixture.parse(name)
+
+
+@pytest.mark.parametrize("kind", ["language_model", "masked_lm"])
+def test_each_text_gets_its_share_and_shows_all_its_rows_before_any_again(texts, kind):
+    mix = texts("mix:file:a*1+file:b+2*2+file:c*1", kind)
+    parts = [texts(name, kind) for name in ("file:a", "file:b+2", "file:c")]
+    sizes = [part.num_examples("train") for part in parts]
+    rows = mix.num_examples("train")
+    assert rows == sum(sizes)
+    which = lambda row: next(
+        i for i, start in enumerate(b"mga"[::-1]) if start <= np.median(row["targets"][row["weights"] > 0]) < start + 6
+    )
+    seen = collections.defaultdict(list)
+    for epoch in range(2):
+        order = []
+        for index in range(epoch * rows, (epoch + 1) * rows):
+            row = mix.example("train", index, 5)
+            order.append(which(row))
+            seen[order[-1]].append(row)
+        counts = collections.Counter(order)
+        assert [abs(counts[i] - share * rows) < 1 for i, share in enumerate((0.25, 0.5, 0.25))] == [True] * 3
+        assert order != sorted(order)
+    for i, part in enumerate(parts):
+        expected = sorted(str(part.example("train", n, 5)["targets"].tolist()) for n in range(len(seen[i])))
+        assert sorted(str(row["targets"].tolist()) for row in seen[i]) == expected
+    again = texts("mix:file:a*1+file:b+2*2+file:c*1", kind)
+    assert again.fingerprint() == mix.fingerprint() != texts("mix:file:a*1+file:b+2*1+file:c*1", kind).fingerprint()
+    for split in ("valid", "test"):
+        expected = [part.example(split, i) for part in parts for i in range(part.num_examples(split))]
+        assert len(expected) == mix.num_examples(split)
+        for index, row in enumerate(expected):
+            np.testing.assert_array_equal(mix.example(split, index)["inputs"], row["inputs"])
+
+
+def test_a_mixture_is_named_so_that_it_can_be_made_again(texts, tmp_path):
+    mix = texts("mix:file:a*0.1+file:b+2*0.2", tokenizer="bpe:260")
+    assert mix.hyperparameters["corpus"] == f"mix:file:{tmp_path}/a*0.1+file:{tmp_path}/b+2*0.2"
+    again = task.create("language_model", **mix.hyperparameters)
+    assert again.fingerprint() == mix.fingerprint() and again.name == mix.name
+    assert mix.spec.vocab_size == 260 and mix.decode(mix.encode("abc ghi")) == "abc ghi"
+    parts = [part.text_sizes("test") for part in mix.parts]
+    assert mix.text_sizes("test") == {key: parts[0][key] + parts[1][key] for key in ("tokens", "bytes", "words")}
+    floors = [part.floors("test") for part in mix.parts]
+    tokens = [sizes["tokens"] for sizes in parts]
+    assert mix.floors("test")["5-gram"] == pytest.approx(np.dot([f["5-gram"] for f in floors], tokens) / sum(tokens))
+    with pytest.raises(UserError, match="tokenizer='character' is made of one text"):
+        texts("mix:file:a*1+file:c*1", tokenizer="character")
+    with pytest.raises(UserError, match="a mixture holds no mixtures"):
+        texts("mix:mix:file:a*1+file:c*1")
+    with pytest.raises(UserError, match="is a mixture, which only language_model and masked_lm read"):
+        task.create("passkey", corpus="mix:file:a*1+file:c*1")
