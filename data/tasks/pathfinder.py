@@ -12,6 +12,7 @@ source="generated" draws images like them without any file (data/pathfinder.py) 
 released ones, their splits are smaller where they are scored, and the name of the task says so.
 """
 
+import io
 import os
 import pathlib
 from typing import ClassVar
@@ -131,7 +132,9 @@ def _empty(folder: pathlib.Path, paths: list[str]) -> np.ndarray:
 
 
 def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
-    """Paths below `folder`, labels int64 and the SHA-256 of the lists metadata/<n>.npy (which are text), in order of n.
+    """Paths below `folder`, labels int64 and the SHA-256 of the lists metadata/<n>.npy, in order of n.
+
+    They are text in the archive, and arrays of texts as the generator (drewlinsley/pathfinder) writes them now.
 
     A line's fields are the folder, the file, a number, the label and the parameters of the image, separated by blanks.
     """
@@ -141,7 +144,7 @@ def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
     paths, labels, contents = [], [], []
     for path in lists:
         contents.append(read_bytes(path))
-        for number, line in enumerate(contents[-1].decode(errors="replace").splitlines(), 1):
+        for number, line in enumerate(_lines(path, contents[-1]), 1):
             fields = line.split()
             if len(fields) < 4 or fields[3] not in ("0", "1"):
                 raise UserError(
@@ -151,3 +154,13 @@ def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
             paths.append(f"{fields[0]}/{fields[1]}")
             labels.append(int(fields[3]))
     return paths, np.array(labels), lra.digest(*contents)
+
+
+def _lines(path: pathlib.Path, content: bytes) -> list[str]:
+    if not content.startswith(np.lib.format.MAGIC_PREFIX):
+        return content.decode(errors="replace").splitlines()
+    try:
+        table = np.load(io.BytesIO(content), allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{path} is no array of texts ({error}); make it again") from error
+    return [" ".join(map(str, row)) for row in np.atleast_2d(table)]

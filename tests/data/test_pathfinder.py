@@ -172,6 +172,22 @@ def test_empty_images_are_left_out_and_named(archive, capsys):
         assert row["targets"] == labels[kept[i]]
 
 
+def test_lists_as_the_generator_writes_them_now(archive):
+    """Arrays of texts in place of texts: the same images in the same order."""
+    root, folder, _, _ = archive
+    make = lambda: task.create("pathfinder", source="archive", data_dir=str(root))
+    before = make()
+    for path in (folder / "metadata").iterdir():
+        table = np.array([line.split() for line in path.read_text().splitlines()])
+        with open(path, "wb") as file:
+            np.save(file, table)
+    for i in (0, 23):
+        np.testing.assert_array_equal(make().row("train", i, 0, 0)["inputs"], before.row("train", i, 0, 0)["inputs"])
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match="is no array of texts"):
+        make()
+
+
 def test_missing_and_corrupt_files(archive):
     root, folder, _, _ = archive
     make = lambda: task.create("pathfinder", source="archive", data_dir=str(root))
