@@ -72,9 +72,10 @@ class PhoneBook(GeneratedTask):
         length = self.spec.length
         lines, sizes = [], []
         # Rarely more than are needed; none twice.
-        for name in rng.permutation(len(FIRST) * len(LAST))[: length // (NUMBER + 9) + 1].tolist():
+        names = rng.permutation(len(FIRST) * len(LAST))[: length // (NUMBER + 9) + 1]
+        numbers = rng.integers((200, 200, 0), (1000, 1000, 10_000), size=(len(names), 3))
+        for name, (area, middle, end) in zip(names.tolist(), numbers.tolist()):
             first, last = divmod(name, len(LAST))
-            area, middle, end = rng.integers((200, 200, 0), (1000, 1000, 10_000)).tolist()
             lines.append(f"{FIRST[first]} {LAST[last]}: {area}-{middle}-{end:04}\n")
             sizes.append(len(lines[-1]))
         # The three longest of the entries may be asked for, whichever are; with an empty line between.
