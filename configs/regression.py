@@ -6,7 +6,7 @@
 Keys of the argument:
   task: gaze, keypoints, adding, or any other of `data/tasks/` whose targets are real numbers.
   mixer: a mixer, or several joined by "+", a pattern that the depth repeats.
-  loss: squared, absolute, laplace or rle (of an even number of targets).
+  loss: squared, absolute, laplace, or rle and rle_authors (of an even number of targets).
   size: "cpu" (minutes on two cores) or "paper" (the task's larger size).
 """
 

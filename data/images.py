@@ -26,11 +26,11 @@ class Pixels:
         return len(self.labels)
 
 
-def spec(length: int, classes: int, ids: bool) -> Spec:
-    """The spec of images of `length` pixels, as ids 0 to 255 or as one real channel."""
+def spec(length: int, classes: int, ids: bool, channels: int = 1) -> Spec:
+    """The spec of images of `length` pixels, as ids 0 to 255 or as real channels."""
     return Spec(
         vocab_size=256 if ids else None,
-        channels=None if ids else 1,
+        channels=None if ids else channels,
         targets=classes,
         objective="classification",
         length=length,
@@ -92,6 +92,22 @@ def read_idx(folder: pathlib.Path, name: str) -> np.ndarray:
         raise UserError(f"{found[0]} is corrupt ({error}); fetch it again") from error
 
 
+def idx_pixels(folder: pathlib.Path, split: str, side: int, classes: int) -> Pixels:
+    """The images and labels of `split`, "train" or "t10k", of MNIST's four files.
+
+    Raises:
+      UserError: for files that are missing, corrupt or of other images.
+    """
+    pixels = read_idx(folder, f"{split}-images-idx3-ubyte")
+    labels = read_idx(folder, f"{split}-labels-idx1-ubyte")
+    if pixels.shape != (len(labels), side, side) or not len(labels) or labels.max() >= classes:
+        raise UserError(
+            f"{folder}: the {split} images are {pixels.shape} and their labels {labels.shape}; needed are "
+            f"[N, {side}, {side}] and [N] with labels 0 to {classes - 1}; fetch the files again"
+        )
+    return Pixels(pixels, labels)
+
+
 def read_png(path: pathlib.Path) -> np.ndarray:
     """The grey levels of an image file: uint8 [height, width].
 
@@ -129,13 +145,13 @@ def tfds_source(name: str, split: str, data_dir: str | None, otherwise: str):
         ) from error
 
 
-def tfds_pixels(name: str, split: str, data_dir: str | None, otherwise: str) -> Pixels:
-    """A TFDS data set's split of images [height, width, 1 or 3], read whole, in grey; errors as `tfds_source`."""
+def tfds_pixels(name: str, split: str, data_dir: str | None, otherwise: str, colour: bool = False) -> Pixels:
+    """A TFDS data set's split of images [height, width, 1 or 3], read whole, in grey or in colour; errors as `tfds_source`."""
     source = tfds_source(name, split, data_dir, otherwise)
     images, labels = [], []
     for i in range(len(source)):
         example = source[i]
         image = np.asarray(example["image"])
-        images.append(grey(image) if image.shape[-1] == 3 else image[..., 0])
+        images.append(image if colour else grey(image) if image.shape[-1] == 3 else image[..., 0])
         labels.append(int(example["label"]))
     return Pixels(np.stack(images), np.array(labels))

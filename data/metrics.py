@@ -9,6 +9,7 @@ need none of its own: "nats", the weighted loss (of classes the cross-entropy in
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -199,6 +200,39 @@ ANGULAR_ERROR = Metric(
     of=NUMBERS,
     targets=2,
 )
+
+
+@functools.cache
+def at_positions(positions: tuple[int, ...]) -> tuple[Metric, ...]:
+    """The cross-entropy at positions of the row alone, in bits: "bits_at_50" is that of the target behind 50 inputs.
+
+    Of two and more positions also "in_context_score", the nats at the last of them less those at the first (Olsson et al., arXiv
+    2209.11895, have positions 50 and 500): what context is worth to the model, the more negative the better.
+    """
+
+    def sums(scores, targets, weights):
+        """The weighted nats and the weights at each of the positions [N]."""
+        places = jnp.array(positions) - 1
+        nats = -jnp.take_along_axis(jax.nn.log_softmax(scores[:, places]), targets[:, places, None], -1)[..., 0]
+        weights = weights[:, places]
+        return {"nats_at": jnp.where(weights > 0, weights * nats, 0).sum(0), "weight_at": weights.sum(0)}
+
+    def nats(totals, i):
+        return totals["nats_at"][i] / totals["weight_at"][i] if totals["weight_at"][i] else math.nan
+
+    shared = {"higher_is_better": False, "sums": sums, "of": CLASSES, "whole_rows": True}
+    found = [
+        Metric(
+            name=f"bits_at_{position}", unit="bits", value=lambda totals, i=i: nats(totals, i) / math.log(2), **shared
+        )
+        for i, position in enumerate(positions)
+    ]
+    score = Metric(
+        name="in_context_score", unit="nats", value=lambda totals: nats(totals, -1) - nats(totals, 0), **shared
+    )
+    return (*found, score) if len(positions) > 1 else tuple(found)
+
+
 NAMED = (LOSS, PERPLEXITY, ACCURACY, ROW_ACCURACY, RMSE, MAE, ANGULAR_ERROR)
 
 # Of texts, whatever the tokeniser: those whose weight is not the tokens that are scored but what they stand for, by its name in

@@ -222,6 +222,22 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
     return Tokenized(name, tokenizer, splits, facts["num_bytes"], first, fingerprint)
 
 
+def alone(name: str) -> Byte | Subword:
+    """The tokenizer "byte" or "file:PATH", which are not made from a corpus.
+
+    Raises:
+      UserError: for another one, and if the file is missing.
+    """
+    kind, _, rest = name.partition(":")
+    if name == "byte":
+        return Byte()
+    if kind != "file" or not rest:
+        raise UserError(
+            f"tokenizer={name!r} is made from a corpus: give 'byte', or 'file:PATH' with the file of its tokens"
+        )
+    return _from_file(pathlib.Path(absolute(rest)))
+
+
 def _of_ids(name: str, corpus: Corpus) -> Tokenized:
     kind, _, rest = name.partition(":")
     if kind == "ids" and rest.isdecimal() and int(rest) >= 1:

@@ -71,7 +71,7 @@ class ModelConfig:
       position_embedding: "sinusoidal" (with a learned scale), "none", or "auto": sinusoidal if some mixer of the pattern
         does not know the order of tokens.
       pooling: what stands for a row: the "mean" of its tokens (padding left out), its "last" or its "first" token.
-      loss: of tasks with real targets: "squared", "absolute", "laplace" or "rle", see `models.heads`.
+      loss: of tasks with real targets: "squared", "absolute", "laplace", "rle" or "rle_authors", see `models.heads`.
       tie_embeddings: whether the head is the transposed embedding.
       logit_scale: factor of the logits of classes. A tied table of deviation 0.02 starts them at 0.02 width^0.5, which a narrow
         model takes long to leave under AdamW.

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.errors import UserError, check_choice
+from common.errors import check_choice
 from common.files import Folder
 from data import images
 from data.rows import class_row
@@ -43,7 +43,7 @@ class FashionMnistPixels(Task):
         self.spec = images.spec(SIDE * SIDE, 10, ids=False)
         folder = pathlib.Path(DEBIAN if data_dir is None else data_dir)
         if any(folder.glob("*-idx?-ubyte*")):
-            train, test = _idx(folder, "train"), _idx(folder, "t10k")
+            train, test = (images.idx_pixels(folder, split, SIDE, 10) for split in ("train", "t10k"))
         else:
             train = images.tfds_pixels("fashion_mnist", "train", data_dir, OTHERWISE)
             test = images.tfds_pixels("fashion_mnist", "test", data_dir, OTHERWISE)
@@ -69,14 +69,3 @@ class FashionMnistPixels(Task):
 
     def content(self) -> str:
         return images.digest(*self._data.values())
-
-
-def _idx(folder, split):
-    pixels = images.read_idx(folder, f"{split}-images-idx3-ubyte")
-    labels = images.read_idx(folder, f"{split}-labels-idx1-ubyte")
-    if pixels.shape != (len(labels), SIDE, SIDE) or not len(labels) or labels.max() > 9:
-        raise UserError(
-            f"{folder}: the {split} images are {pixels.shape} and their labels {labels.shape}; needed are [N, 28, 28] and [N] "
-            "with labels 0 to 9; fetch the files again"
-        )
-    return images.Pixels(pixels, labels)

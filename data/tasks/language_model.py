@@ -14,6 +14,7 @@ what is published for WikiText-103, PG-19 and LM1B (per word) and enwik8 and tex
 they are reckoned with.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import ClassVar
@@ -22,7 +23,7 @@ import numpy as np
 
 from common.errors import UserError, check_choice
 from common.files import Folder, cache_folder
-from data import corpora, flat, mixture, ngram, tokenizers
+from data import corpora, flat, metrics, mixture, ngram, tokenizers
 from data.task import Outline, Spec, Task
 
 PACKINGS = ("windows", "documents")
@@ -30,8 +31,17 @@ PACKINGS = ("windows", "documents")
 SEGMENTS = 2**30
 
 
-def _spec(size: int, unit: str, length: int, packing: str) -> Spec:
-    return Spec(size, None, size, "causal_lm", length, packed=packing == "documents", unit=unit)
+def _spec(size: int, unit: str, length: int, packing: str, positions: str = "") -> Spec:
+    spec = Spec(size, None, size, "causal_lm", length, packed=packing == "documents", unit=unit)
+    if not positions:
+        return spec
+    parts = positions.split("+")
+    if packing != "windows" or not all(part.isdecimal() and 1 <= int(part) <= length for part in parts):
+        raise UserError(
+            f"positions={positions!r} takes positions 1 to length={length} of a row, joined by '+', such as 50+500, with "
+            "packing='windows'"
+        )
+    return dataclasses.replace(spec, metrics=(*spec.metrics, *metrics.at_positions(tuple(map(int, parts)))))
 
 
 class LanguageModel(Task):
@@ -49,6 +59,8 @@ class LanguageModel(Task):
       data_dir: of TFDS data sets, enwik8, text8 and wikitext103; None for the default of `corpora.load`.
       tokenizer: "byte", "character", "bpe:SIZE", "file:PATH" or, of token ids, "ids:SIZE"; see `data/tokenizers.py`.
       download: whether a data set of TFDS or Hugging Face that is not here may be downloaded, which can be gigabytes.
+      positions: of a row, joined by "+", whose bits are reported each by itself; see `data.metrics.at_positions`. With 50+500 the
+        in-context learning score.
 
     Raises:
       UserError: for an unknown corpus, packing or tokenizer, and for a corpus too short for `length`.
@@ -68,13 +80,14 @@ class LanguageModel(Task):
         data_dir: Folder | None = None,
         tokenizer: str = "byte",
         download: bool = False,
+        positions: str = "",
     ):
         check_choice("packing", packing, PACKINGS)
         self.corpus = corpora.load(corpus, cache_dir, data_dir, download, ids=True)
         self._cache = cache_folder(cache_dir)
         self.tokens = tokenizers.load(tokenizer, self.corpus, self._cache)
         unit = self.tokens.tokenizer.unit
-        self.spec = _spec(self.tokens.tokenizer.vocab_size, unit, length, packing)
+        self.spec = _spec(self.tokens.tokenizer.vocab_size, unit, length, packing, positions)
         self.name = f"language_model/{self.corpus.name}" + (f"/{self.tokens.name}" if tokenizer != "byte" else "")
         self.resolved = {"corpus": self.corpus.name, "tokenizer": self.tokens.name}
         self._documents = packing == "documents"
@@ -91,9 +104,10 @@ class LanguageModel(Task):
         return mixture.build(cls, **hyperparameters)
 
     @classmethod
-    def outline(cls, corpus: str, length: int, packing: str, tokenizer: str, **_) -> Outline:
+    def outline(cls, corpus: str, length: int, packing: str, tokenizer: str, positions: str = "", **_) -> Outline:
         check_choice("packing", packing, PACKINGS)
-        return Outline(f"language_model/{corpus}/{tokenizer}", _spec(*tokenizers.outline(tokenizer), length, packing))
+        spec = _spec(*tokenizers.outline(tokenizer), length, packing, positions)
+        return Outline(f"language_model/{corpus}/{tokenizer}", spec)
 
     def num_examples(self, split: str) -> int:
         size, length = len(self.tokens.splits[split].data), self.spec.length

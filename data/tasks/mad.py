@@ -11,7 +11,7 @@ memorization             One map of keys to values for all rows and splits, neve
 
 The sizes of each kind are the paper's baseline; its harder settings change `vocab_size`, `length`, `train_examples`, `noise`
 or `tokens`. Training sets are finite: the same rows in each epoch. The paper's score is the accuracy averaged over the
-settings, each with the best of the learning rates 1e-4, 5e-4, 1e-3 and the weight decays 0, 0.1.
+settings, each with the best of the learning rates 1e-4, 5e-4, 1e-3 and the weight decays 0, 0.1: examples/mad.py has them.
 
 Departures from the source. Training scores what evaluation scores (there, recall trains on every next token). Recall rows end
 with the last value (there they are one shorter). Recall with noise always has a key to ask for. Selective copying draws its

@@ -8,11 +8,18 @@ label of a repeated key is its value, which is not among the inputs there. All o
     inputs   2 8  4 7  0 0  4 0  0 0  2 0
     labels   . .  . .  . .  7 .  . .  8 .
 
-Departures from the source: training rows are new in each epoch (there, 100 000 are seen 64 times), and the random fillers
-follow the seed.
+A `mixture` of settings in training (Based, arXiv 2402.18668, figure 2) is rows of each, as often as it says; what a row is
+shorter than the longest is 0 at its end. `num_passes` repeats the pairs before the questions ("Just read twice", arXiv
+2407.05483).
+
+Departures from the source: a batch holds rows of all settings (there, of one); training rows are new in each epoch (there,
+100 000 are seen 64 times), and the random fillers follow the seed.
 """
 
-from typing import ClassVar
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,9 +38,12 @@ class MQAR(GeneratedTask):
       vocab_size: tokens.
       power_a: 1 spreads the questions evenly; small values put most of them soon behind the pairs.
       random_non_queries: whether inputs that say nothing are random tokens instead of 0.
+      num_passes: times that the pairs are shown.
+      mixture: settings of training rows in place of `length` and `num_kv_pairs`, which are then those of valid and test:
+        "LENGTH:PAIRS" or "LENGTH:PAIRS*SHARE", joined by "+", such as "64:4*5+128:8+256:16"; empty for none.
 
     Raises:
-      UserError: if the pairs do not fit into the row or the vocabulary.
+      UserError: if the pairs do not fit into the row or the vocabulary; for a mixture that is none, or longer than `length`.
     """
 
     sizes: dict[str, int] = {"train": 100_000, "valid": 3_000, "test": 3_000}
@@ -47,34 +57,50 @@ class MQAR(GeneratedTask):
         vocab_size: int = 64,
         power_a: float = 0.01,
         random_non_queries: bool = False,
+        num_passes: int = 1,
+        mixture: str = "",
     ):
-        if num_kv_pairs < 1 or length % 2 or length < 4 * num_kv_pairs:
-            raise UserError(
-                f"length={length} must be even and at least 4 * num_kv_pairs={4 * num_kv_pairs}, with at least one pair"
-            )
-        if vocab_size // 2 - 1 < num_kv_pairs:
-            raise UserError(
-                f"vocab_size={vocab_size} has {max(vocab_size // 2 - 1, 0)} keys and num_kv_pairs={num_kv_pairs} needs "
-                f"as many; make it at least {2 * num_kv_pairs + 2}"
-            )
+        if num_passes < 1:
+            raise UserError(f"num_passes={num_passes} must be at least 1")
+        settings, shares = parse_mixture(mixture)
+        for rows, pairs in [(length, num_kv_pairs), *settings]:
+            _check(rows, pairs, vocab_size, num_passes)
         if not 0 < power_a < np.inf:
             raise UserError(f"power_a={power_a} must be a number greater than 0; 1 spreads the questions evenly")
         self.name = "mqar"
+        longest = max((rows for rows, _ in settings), default=length)
+        if longest > length:
+            raise UserError(
+                f"length={length} is less than {longest}, the longest of mixture={mixture!r}: make it as long"
+            )
         self.spec = Spec(vocab_size, None, vocab_size, "token_labels", length, causal=True)
-        self._pairs, self._random = num_kv_pairs, random_non_queries
-        self._log_p = (power_a - 1) * np.log(np.arange(1, length // 2 - num_kv_pairs + 1))
+        self._pairs, self._random, self._passes = num_kv_pairs, random_non_queries, num_passes
+        self._settings, self._shares = settings, np.cumsum(shares)
+        self._power = power_a
+
+    @classmethod
+    def at_length(cls, options: Mapping[str, Any], length: int) -> dict[str, Any]:
+        """Without the mixture, which is of training."""
+        return {**options, "length": length, "mixture": ""}
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        vocab, pairs, length = self.spec.vocab_size, self._pairs, self.spec.length
+        length, pairs = self.spec.length, self._pairs
+        if split == "train" and self._settings:
+            length, pairs = self._settings[np.searchsorted(self._shares, rng.random() * self._shares[-1], "right")]
+        vocab, whole, begin = self.spec.vocab_size, self.spec.length, 2 * pairs * self._passes
         keys = 1 + rng.choice(vocab // 2 - 1, pairs, replace=False)
         values = vocab // 2 + rng.choice(vocab - vocab // 2, pairs, replace=False)
         # The largest of log p + Gumbel noise, in order, are draws without replacement.
-        gaps = np.argsort(-(self._log_p + rng.gumbel(size=len(self._log_p))))[:pairs]
-        asked = 2 * pairs + 2 * gaps
+        log_p = _log_p(self._power, (length - begin) // 2)
+        gaps = np.argsort(-(log_p + rng.gumbel(size=len(log_p))))[:pairs]
+        asked = begin + 2 * gaps
         # Random fillers, or the 0s that they replace.
-        inputs = rng.integers(vocab, size=length) if self._random else np.zeros(length, np.int64)
-        inputs[: 2 * pairs : 2], inputs[1 : 2 * pairs : 2], inputs[asked] = keys, values, keys
-        labels, scored = np.zeros(length, np.int64), np.zeros(length, bool)
+        inputs = np.zeros(whole, np.int64)
+        if self._random:
+            inputs[:length] = rng.integers(vocab, size=length)
+        inputs[:begin] = np.tile(np.column_stack([keys, values]).ravel(), self._passes)
+        inputs[asked] = keys
+        labels, scored = np.zeros(whole, np.int64), np.zeros(whole, bool)
         labels[asked], scored[asked] = values, True
         return token_row(inputs, labels, scored)
 
@@ -90,3 +116,41 @@ class MQAR(GeneratedTask):
             "a value of the row": 1 / self._pairs,
             "values in order": float(right / (rows * self._pairs)),
         }
+
+
+def parse_mixture(mixture: str) -> tuple[list[tuple[int, int]], list[float]]:
+    """The settings (length, pairs) of "LENGTH:PAIRS*SHARE+...", and their shares, 1 where none is said.
+
+    Raises:
+      UserError: for a text that is none.
+    """
+    settings, shares = [], []
+    for item in filter(None, mixture.split("+")):
+        match = re.fullmatch(r"(\d+):(\d+)(?:\*(\d+(?:\.\d+)?))?", item)
+        if match is None or float(match[3] or 1) == 0:
+            raise UserError(
+                f"mixture={mixture!r}: {item!r} is none of LENGTH:PAIRS and LENGTH:PAIRS*SHARE, such as 64:4*5"
+            )
+        settings.append((int(match[1]), int(match[2])))
+        shares.append(float(match[3] or 1))
+    return settings, shares
+
+
+@functools.lru_cache(maxsize=64)
+def _log_p(power_a: float, places: int) -> np.ndarray:
+    return (power_a - 1) * np.log(np.arange(1, places + 1))
+
+
+def _check(length: int, num_kv_pairs: int, vocab_size: int, num_passes: int) -> None:
+    shown = 2 * num_passes + 2
+    if num_kv_pairs < 1 or length % 2 or length < shown * num_kv_pairs:
+        told = f", with num_passes={num_passes}" if num_passes > 1 else ""
+        raise UserError(
+            f"length={length} must be even and at least {shown} * num_kv_pairs={shown * num_kv_pairs}, with at least one "
+            f"pair{told}"
+        )
+    if vocab_size // 2 - 1 < num_kv_pairs:
+        raise UserError(
+            f"vocab_size={vocab_size} has {max(vocab_size // 2 - 1, 0)} keys and num_kv_pairs={num_kv_pairs} needs "
+            f"as many; make it at least {2 * num_kv_pairs + 2}"
+        )

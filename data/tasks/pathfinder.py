@@ -12,11 +12,14 @@ source="generated" draws images like them without any file (data/pathfinder.py) 
 released ones, their splits are smaller where they are scored, and the name of the task says so.
 """
 
+import io
+import os
 import pathlib
 from typing import ClassVar
 
 import numpy as np
 
+from common.console import say
 from common.errors import UserError, check_choice
 from common.files import Folder, read_bytes
 from data import images, lra, pathfinder
@@ -72,6 +75,15 @@ class Pathfinder(Task):
         else:
             self._folder = lra.locate(data_dir, f"pathfinder{side}/{CONTOURS}")
             paths, labels, self._sha256 = _metadata(self._folder)
+            empty = _empty(self._folder, paths)
+            if empty.any():
+                names = [path for path, none in zip(paths, empty) if none]
+                say(f"{self._folder}: {len(names)} images are empty and left out: {', '.join(names[:5])}")
+                paths, labels = [path for path, none in zip(paths, empty) if not none], labels[~empty]
+            if len(paths) < 10:
+                raise UserError(
+                    f"{self._folder} has {len(paths)} images, too few for three splits: unpack {lra.ARCHIVE} again"
+                )
             order, held = lra.torch_permutation(len(paths), 42), len(paths) // 10
             cuts = np.split(order, [len(paths) - 2 * held, len(paths) - held])
             self._paths = {split: [paths[i] for i in cut] for split, cut in zip(self.splits, cuts, strict=True)}
@@ -109,8 +121,20 @@ class Pathfinder(Task):
         return "" if self._generated else self._sha256
 
 
+def _empty(folder: pathlib.Path, paths: list[str]) -> np.ndarray:
+    """Which files have no bytes, as some of the archive's have; the LRA repository leaves them out, too."""
+    sizes = {}
+    for inner in sorted({path.rpartition("/")[0] for path in paths}):
+        if (folder / inner).is_dir():
+            with os.scandir(folder / inner) as entries:
+                sizes |= {f"{inner}/{entry.name}": entry.stat().st_size for entry in entries}
+    return np.array([sizes.get(path) == 0 for path in paths], bool)  # what is missing is said when it is read
+
+
 def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
-    """Paths below `folder`, labels int64 and the SHA-256 of the lists metadata/<n>.npy (which are text), in order of n.
+    """Paths below `folder`, labels int64 and the SHA-256 of the lists metadata/<n>.npy, in order of n.
+
+    They are text in the archive, and arrays of texts as the generator (drewlinsley/pathfinder) writes them now.
 
     A line's fields are the folder, the file, a number, the label and the parameters of the image, separated by blanks.
     """
@@ -120,7 +144,7 @@ def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
     paths, labels, contents = [], [], []
     for path in lists:
         contents.append(read_bytes(path))
-        for number, line in enumerate(contents[-1].decode(errors="replace").splitlines(), 1):
+        for number, line in enumerate(_lines(path, contents[-1]), 1):
             fields = line.split()
             if len(fields) < 4 or fields[3] not in ("0", "1"):
                 raise UserError(
@@ -130,3 +154,13 @@ def _metadata(folder: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
             paths.append(f"{fields[0]}/{fields[1]}")
             labels.append(int(fields[3]))
     return paths, np.array(labels), lra.digest(*contents)
+
+
+def _lines(path: pathlib.Path, content: bytes) -> list[str]:
+    if not content.startswith(np.lib.format.MAGIC_PREFIX):
+        return content.decode(errors="replace").splitlines()
+    try:
+        table = np.load(io.BytesIO(content), allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{path} is no array of texts ({error}); make it again") from error
+    return [" ".join(map(str, row)) for row in np.atleast_2d(table)]

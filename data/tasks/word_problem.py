@@ -11,6 +11,10 @@ row, and the accuracy is that of the whole product: an average over positions hi
 length that it was trained on (its early positions stay right). With scored="all" evaluation scores every position too, and
 the metric is the share of rows without an error, the papers' accuracy of the sequence. `eval.py` prints both.
 
+The papers' form is bos=True, a token before the elements that is not scored, shortest=2, training rows of any number of
+elements from there on (the rest is blanks), and scored="all". Their training set is finite, 80 % of 5 million sequences at
+most.
+
 No sequence is in two splits: which one it belongs to follows from its hash.
 """
 
@@ -38,45 +42,65 @@ class WordProblem(GeneratedTask):
       group: "parity", or factors such as "S5", "A5", "Z60", "A4_x_Z5"; of at most 1000 elements.
       length: elements of a row.
       scored: positions that evaluation scores, "last" or "all".
+      bos: whether a token stands before the elements, which are then `length` - 1.
+      shortest: training rows have from `shortest` elements on to as many as fit, evenly; None for as many as fit.
 
     Raises:
-      UserError: for a group that is unknown or too large, and where there are too few sequences to keep some for test.
+      UserError: for a group that is unknown or too large, where there are too few sequences to keep some for test, and for a
+        `shortest` that does not fit.
     """
 
-    paper_size: ClassVar[dict] = {"group": "A5", "length": 25}
+    paper_size: ClassVar[dict] = {"group": "A5", "length": 25}  # its form is that of the docstring
     beside: ClassVar[dict] = {"scored": "all"}
 
-    def __init__(self, group: str = "parity", length: int = 16, scored: str = "last"):
+    def __init__(
+        self,
+        group: str = "parity",
+        length: int = 16,
+        scored: str = "last",
+        bos: bool = False,
+        shortest: int | None = None,
+    ):
         check_choice("scored", scored, ("last", "all"))
         self.table = multiplication_table(group)
-        order = len(self.table)
-        if length < 2 or length * np.log(order) < np.log(MIN_SEQUENCES):
+        order, elements = len(self.table), length - bos
+        if elements < 2 or elements * np.log(order) < np.log(MIN_SEQUENCES):
             raise UserError(
                 f"group={group!r} has {order} elements and at length={length} fewer than {MIN_SEQUENCES} sequences, "
                 "too few to keep some for test; give a larger length"
             )
         metric = "accuracy" if scored == "last" else "row_accuracy"
         self.name = f"word_problem/{group}"
-        self.spec = Spec(order, None, order, "token_labels", length, causal=True, metric=metric)
-        self._scored = scored
+        if shortest is not None and not 1 <= shortest <= elements:
+            raise UserError(f"shortest={shortest} must be 1 to the {elements} elements of a row, or None")
+        # Elements, the token before them, and the blank.
+        vocab = order + bos + (shortest is not None)
+        self.spec = Spec(vocab, None, vocab, "token_labels", length, causal=True, metric=metric)
+        self._scored, self._elements, self._bos, self._shortest = scored, elements, bos, shortest
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        length = self.spec.length
+        length = self._elements
+        if split == "train" and self._shortest is not None:
+            length = int(rng.integers(self._shortest, length + 1))
         while True:
             inputs = rng.integers(len(self.table), size=length, dtype=np.int32)
             # A sixteenth of all sequences each. The hash is no linear function of the elements, as a checksum would be.
+            if length < self._elements:  # which no other split has
+                break
             byte = hashlib.blake2b(inputs.astype("<i4").tobytes(), digest_size=1).digest()[0]
             if split == ("test" if byte < 16 else "valid" if byte < 32 else "train"):
                 break
         scored = np.ones(length, bool)
         if split != "train" and self._scored == "last":
             scored[:-1] = False
-        return token_row(inputs, products(self.table, inputs), scored)
+        labels, around = products(self.table, inputs), (int(self._bos), self._elements - length)
+        inputs = np.pad(inputs, around, constant_values=(len(self.table), self.spec.vocab_size - 1))
+        return token_row(inputs, np.pad(labels, around), np.pad(scored, around))
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Of the metric: chance; where the last position is scored, the most common element of the split; and of groups that are
         not commutative, of what can be counted: the class of the product modulo the commutators, and a guess inside it."""
-        order, positions = len(self.table), self.spec.length
+        order, positions = len(self.table), self._elements
         # The first product is the first element itself, which costs nothing to know.
         asked = 1 if self._scored == "last" else positions - 1
         found = {"chance": float(order) ** -asked}

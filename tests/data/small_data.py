@@ -1,5 +1,6 @@
 """Any task with data of a few kilobytes, written into a folder in the format that the task reads."""
 
+import json
 import pathlib
 import struct
 
@@ -80,8 +81,47 @@ def write_clothes(folder: pathlib.Path) -> None:
         (folder / name).write_bytes(idx(array))
 
 
+def write_passages(folder: pathlib.Path) -> None:
+    """Five passages of LAMBADA's form."""
+    lines = [
+        json.dumps({"text": f"he saw {word} and then, at {i}, saw {word}"})
+        for i, word in enumerate("abc def g hi jkl".split())
+    ]
+    (folder / "passages.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def write_series(folder: pathlib.Path) -> None:
+    """A data set of the UEA archive's format: 30 and 8 series of two channels, 3 to 5 long, of two classes."""
+    rng = np.random.default_rng(4)
+    for split, count in (("TRAIN", 30), ("TEST", 8)):
+        lines = ["# made up", "@problemName Small", "@univariate false", "@classLabel true up down", "@data"]
+        for i in range(count):
+            channels = [",".join(f"{v:.2f}" for v in rng.normal(size=3 + i % 3)) for _ in range(2)]
+            lines.append(":".join([*channels, ("up", "down")[i % 2]]))
+        (folder / f"Small_{split}.ts").write_text("\n".join(lines))
+
+
+def write_table(folder: pathlib.Path) -> None:
+    """A table of 900 rows and two columns beside the time's."""
+    values = np.random.default_rng(5).normal(size=(900, 2)).cumsum(0)
+    lines = [f"2026-01-01 {i},{a:.3f},{b:.3f}" for i, (a, b) in enumerate(values)]
+    (folder / "small.csv").write_text("\n".join(["date,a,b", *lines]))
+
+
 # How a task's data_dir is filled, where it needs one.
-WRITERS = {"image": write_cifar, "text": write_reviews, "retrieval": write_pairs, "fashion_mnist_pixels": write_clothes}
+WRITERS = {
+    "lambada": write_passages,
+    "time_series": write_series,
+    "forecasting": write_table,
+    "mnist_pixels": write_clothes,
+    "image": write_cifar,
+    "text": write_reviews,
+    "retrieval": write_pairs,
+    "fashion_mnist_pixels": write_clothes,
+}
+
+# Tasks of which only the data say what the spec is.
+NO_OUTLINE = ("time_series", "forecasting")
 
 
 def reads_files(name: str) -> bool:

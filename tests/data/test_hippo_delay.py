@@ -31,6 +31,22 @@ def test_the_target_is_the_input_of_before():
         assert (row["targets"][:7] == 0).all() and (row["weights"] == 1).all()
 
 
+def test_several_lags():
+    """The first is the only one of the task with one."""
+    lags = task.create("hippo_delay", length=50, delay=12, num_lags=4)
+    row, first = lags.row("test", 2, 0, 0), task.create("hippo_delay", length=50, delay=12).row("test", 2, 0, 0)
+    np.testing.assert_array_equal(row["inputs"], first["inputs"])
+    np.testing.assert_array_equal(row["targets"][:, :1], first["targets"])
+    for lag in range(4):
+        by = 12 * (lag + 1)
+        np.testing.assert_array_equal(row["targets"][by:, lag], row["inputs"][:-by, 0])
+        assert not row["targets"][:by, lag].any()
+    guesses = [np.mean(np.square(one["targets"])) for one in lags.rows("valid")]
+    assert lags.floors("valid")["zero"] == pytest.approx(np.sqrt(np.mean(guesses)))
+    with pytest.raises(ValueError, match="num_lags=5 must be 1 to length=50 divided by delay=12, 4"):
+        task.create("hippo_delay", length=50, delay=12, num_lags=5)
+
+
 def test_rows():
     hippo = task.create("hippo_delay")
     check_rows(hippo)

@@ -1,6 +1,7 @@
 """Grey CIFAR-10 from a made-up archive and from a mocked TFDS data set."""
 
 import hashlib
+import pickle
 
 import numpy as np
 import pytest
@@ -95,6 +96,36 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
     assert [image.num_examples(split) for split in image.splits] == [18, 2, 20]
     for split in image.splits:
         check(image, split, 1)
+
+
+def test_colour(archive):
+    """Each channel less its mean and by its deviation, of the same images as in grey."""
+    folder, pixels, labels = archive
+    colour = task.create("image", protocol="s4", channels="rgb", data_dir=str(folder))
+    assert colour.name == "image/s4/rgb" and colour.spec.channels == 3
+    row = check(colour, "test", 4)
+    expected = (pixels[104].reshape(3, -1).T / 255 - [0.4914, 0.4822, 0.4465]) / [0.247, 0.243, 0.261]
+    np.testing.assert_allclose(row["inputs"], expected, atol=1e-5)
+    assert row["targets"] == labels[104]
+    with pytest.raises(UserError, match="channels='rgb' is three real channels: it needs protocol='s4'"):
+        task.create("image", channels="rgb", data_dir=str(folder))
+
+
+def test_the_archive_for_python(archive, tmp_path_factory):
+    """The same rows; and a pickle that would call something is refused."""
+    folder, pixels, labels = archive
+    other = tmp_path_factory.mktemp("python") / "cifar-10-batches-py"
+    other.mkdir()
+    for batch, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        part = slice(20 * batch, 20 * batch + 20)
+        content = {b"data": pixels[part].reshape(20, -1), b"labels": labels[part].tolist(), b"batch_label": b"x"}
+        (other / name).write_bytes(pickle.dumps(content, protocol=2))
+    for options in ({}, {"protocol": "s4", "channels": "rgb"}):
+        first, second = (task.create("image", data_dir=str(root), **options) for root in (folder, other.parent))
+        assert first.fingerprint() == second.fingerprint()
+    (other / "test_batch").write_bytes(pickle.dumps({b"data": print}))
+    with pytest.raises(UserError, match=r"test_batch is corrupt \(it holds builtins.print\)"):
+        task.create("image", data_dir=str(other.parent))
 
 
 def test_missing_and_corrupt_data(archive, tmp_path):

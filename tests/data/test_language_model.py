@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data import task
 from tests.data.small_data import pseudo_text
 
@@ -183,3 +184,20 @@ def test_bad_input_says_what_to_change(text_task):
         lm.example("validation", 0)
     with pytest.raises(IndexError):
         lm.example("train", -1)
+
+
+def test_positions_are_reported_each(tmp_path):
+    (tmp_path / "text.txt").write_bytes(pseudo_text(8000))
+    create = lambda **options: task.create(
+        "language_model", corpus=f"file:{tmp_path / 'text.txt'}", length=64, **options
+    )
+    names = [metric.name for metric in create(positions="5+50").spec.metrics]
+    assert names == [*(metric.name for metric in create().spec.metrics), "bits_at_5", "bits_at_50", "in_context_score"]
+    for wrong in (
+        {"positions": "0"},
+        {"positions": "5,50"},
+        {"positions": "65"},
+        {"positions": "5", "packing": "documents"},
+    ):
+        with pytest.raises(UserError, match="takes positions 1 to length=64 of a row"):
+            create(**wrong)

@@ -291,3 +291,19 @@ def swept(name, kept, value):
     cost = types.SimpleNamespace(parameters=1, flops_per_token=1.0, carry_bytes=None)
     result = kept | {"valid": value, "test": {"6": value}}
     return report.Row({"mixer": name}, [cell], [result], [None], [[]], cost, None)
+
+
+def test_positions_of_a_row_by_themselves():
+    """The nats at two places, by hand; the score is their difference, and rows that do not reach a place are left out."""
+    draw = np.random.default_rng(0)
+    scores, targets = draw.normal(size=(3, 5, 4)), draw.integers(4, size=(3, 5))
+    weights = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]], np.float32)
+    found = metrics.at_positions((2, 4))
+    assert [metric.name for metric in found] == ["bits_at_2", "bits_at_4", "in_context_score"]
+    assert found is metrics.at_positions((2, 4))
+    sums = metrics.batch_sums(found, jnp.asarray(scores), jnp.asarray(targets), jnp.asarray(weights))
+    log_p = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    nats = -np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+    second, fourth = nats[:, 1].mean(), nats[[0, 2], 3].mean()
+    values = [metric.value({name: np.float64(value) for name, value in sums.items()}) for metric in found]
+    np.testing.assert_allclose(values, [second / np.log(2), fourth / np.log(2), fourth - second], rtol=1e-5)

@@ -65,6 +65,40 @@ def test_floors():
     assert floors["values in order"] == pytest.approx(np.mean(in_order))
 
 
+def test_mixtures_and_passes():
+    """Rows of each setting as often as it says, the pairs twice; valid is of the task's own."""
+    given = {"length": 40, "num_kv_pairs": 2, "num_passes": 2, "mixture": "20:3*3+36:6", "vocab_size": 32}
+    mqar = task.create("mqar", **given)
+    assert mqar.spec.length == 40
+    seen = []
+    for split, i in [("train", i) for i in range(300)] + [("valid", i) for i in range(20)]:
+        row = mqar.example(split, i)
+        inputs, answers = row["inputs"].tolist(), scored(row)
+        pairs = len(answers)
+        begin = 2 * pairs
+        assert inputs[:begin] == inputs[begin : 2 * begin]
+        value_of = dict(zip(inputs[0:begin:2], inputs[1:begin:2], strict=True))
+        assert len(value_of) == pairs
+        assert {inputs[t]: label for t, label in answers.items()} == value_of
+        length = {3: 20, 6: 36, 2: 40}[pairs]
+        assert min(answers) >= 2 * begin and max(answers) < length and not any(inputs[length:])
+        if split == "train":
+            seen.append(pairs)
+        else:
+            assert pairs == 2
+    assert set(seen) == {3, 6} and np.mean(np.array(seen) == 3) == pytest.approx(0.75, abs=0.1)
+    assert mqar.at_length(given, 24) == given | {"length": 24, "mixture": ""}
+    with pytest.raises(ValueError, match="length=32 is less than 64, the longest of mixture="):
+        task.create("mqar", mixture="32:4+64:8")
+    for mixture in ("64", "64:4*0", "64x4"):
+        with pytest.raises(ValueError, match="is none of LENGTH:PAIRS"):
+            task.create("mqar", mixture=mixture)
+    with pytest.raises(ValueError, match="length=16 must be even and at least 4"):
+        task.create("mqar", mixture="16:5")
+    with pytest.raises(ValueError, match=r"at least 6 \* num_kv_pairs=24.* with num_passes=2"):
+        task.create("mqar", length=16, num_passes=2)
+
+
 def test_bad_sizes_say_what_to_change():
     for sizes in ({"length": 33}, {"length": 14}, {"num_kv_pairs": 0}):
         with pytest.raises(ValueError, match="must be even and at least 4"):

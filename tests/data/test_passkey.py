@@ -45,6 +45,31 @@ def test_the_number_is_in_the_text_at_its_depth(passkey, depth, length):
         assert np.ptp(depths) > 0.9 if depth is None else depths == pytest.approx([depth] * 90, abs=0.01)
 
 
+@pytest.mark.parametrize("depth", [0.0, 0.5, None])
+def test_the_original_in_grass(depth):
+    """Nothing is read; the number has as many digits as it has."""
+    hidden, sizes = task.create("passkey", filler="grass", length=700, depth=depth), set()
+    assert hidden.name == "passkey/grass"
+    for i in range(60):
+        row = hidden.example("train", i)
+        text = hidden.decode(np.append(row["inputs"], row["targets"][-1]))
+        found = re.fullmatch(
+            r"There is an important info hidden inside .* information there\.\n(?P<before>.*)\nThe pass key is (?P<key>\d+)\. "
+            r"Remember it\. (?P=key) is the pass key\.\n(?P<after>.*)\nWhat is the pass key\? The pass key is (?P=key)",
+            text,
+        )
+        assert 1 <= int(found["key"]) < 50_000
+        grass = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. " * 9
+        assert grass.startswith(found["before"]) and grass.startswith(found["after"])
+        assert hidden.decode(row["targets"][row["weights"] > 0]) == found["key"]
+        sizes.add(len(found["key"]))
+        if depth is not None:
+            assert abs(len(found["before"]) - depth * len(found["before"] + found["after"])) <= 0.5
+    assert len(sizes) > 1 and hidden.floors() == {"chance": 1 / 49_999}
+    with pytest.raises(ValueError, match="filler='gras' is unknown; did you mean 'grass'"):
+        task.create("passkey", filler="gras")
+
+
 def test_rows(passkey):
     check_rows(passkey())
     assert digest(passkey()) == "90ebc78f2d4b952c"

@@ -159,6 +159,35 @@ def test_the_archive_in_the_published_order(archive):
     assert released.floors("test")["majority"] == pytest.approx(np.mean(labels[order[27:]] == most))
 
 
+def test_empty_images_are_left_out_and_named(archive, capsys):
+    root, folder, pixels, labels = archive
+    (folder / "imgs" / "9" / "sample_3.png").write_bytes(b"")
+    released = task.create("pathfinder", source="archive", data_dir=str(root))
+    assert "1 images are empty and left out: imgs/9/sample_3.png" in capsys.readouterr().out
+    assert [released.num_examples(split) for split in released.splits] == [25, 2, 2]
+    kept = np.delete(np.arange(30), 13)[lra.torch_permutation(29, 42)]
+    for i in range(25):
+        row = released.row("train", i, 0, 0)
+        np.testing.assert_array_equal(row["inputs"], pixels[kept[i]].reshape(-1))
+        assert row["targets"] == labels[kept[i]]
+
+
+def test_lists_as_the_generator_writes_them_now(archive):
+    """Arrays of texts in place of texts: the same images in the same order."""
+    root, folder, _, _ = archive
+    make = lambda: task.create("pathfinder", source="archive", data_dir=str(root))
+    before = make()
+    for path in (folder / "metadata").iterdir():
+        table = np.array([line.split() for line in path.read_text().splitlines()])
+        with open(path, "wb") as file:
+            np.save(file, table)
+    for i in (0, 23):
+        np.testing.assert_array_equal(make().row("train", i, 0, 0)["inputs"], before.row("train", i, 0, 0)["inputs"])
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match="is no array of texts"):
+        make()
+
+
 def test_missing_and_corrupt_files(archive):
     root, folder, _, _ = archive
     make = lambda: task.create("pathfinder", source="archive", data_dir=str(root))

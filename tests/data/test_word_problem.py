@@ -117,6 +117,29 @@ def test_rows():
     assert digest(task.create("word_problem", group="S5", length=25, scored="all")) == "e69cf95fdb054fd9"
 
 
+def test_the_papers_form():
+    """A token in front, training rows of all lengths, and blanks that nothing is asked of."""
+    word = task.create("word_problem", group="S3", length=10, scored="all", bos=True, shortest=2)
+    table, sizes = multiplication_table("S3"), set()
+    assert (word.spec.length, word.spec.vocab_size, word.spec.metric.name) == (10, 8, "row_accuracy")
+    for split in word.splits:
+        for i in range(100):
+            row = word.example(split, i)
+            inputs = row["inputs"].tolist()
+            size = sum(token < 6 for token in inputs)
+            assert inputs[0] == 6 and inputs[size + 1 :] == [7] * (9 - size)
+            state, expected = 0, {}
+            for t, element in enumerate(inputs[1 : size + 1], 1):
+                state = int(table[state, element])
+                expected[t] = state
+            assert scored(row) == expected
+            sizes.add((split == "train", size))
+    assert sizes == {(True, size) for size in range(2, 10)} | {(False, 9)}
+    assert word.floors("valid")["chance"] == 6.0**-8
+    with pytest.raises(ValueError, match="shortest=10 must be 1 to the 9 elements of a row"):
+        task.create("word_problem", group="S3", length=9, shortest=10)
+
+
 def test_bad_groups_say_what_to_give():
     for group in ("D5", "S", "Z0", "A4xZ5", "", "S5_x_"):
         with pytest.raises(ValueError, match="is no group; give 'parity', Zn, Sn or An"):

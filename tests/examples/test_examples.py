@@ -1,6 +1,7 @@
 """Every example runs, by the commands that its docstring gives."""
 
 import ast
+import csv
 import pathlib
 import runpy
 import shlex
@@ -8,6 +9,8 @@ import sys
 
 import pytest
 
+from data import task
+from examples import mad
 from training.metrics import MetricWriter
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,15 +35,47 @@ def leave_a_record(workdir: pathlib.Path) -> None:
         file.write('{"step": 2')
 
 
+def leave_a_sweep(workdir: pathlib.Path) -> None:
+    """What a sweep of MAD's settings leaves."""
+    workdir.mkdir(parents=True)
+    names = ["mixer", *(f"task.{key}" for key in mad.KEYS), "optimizer.learning_rate", "status", "valid", "test"]
+    settings = {
+        "compression": ["None", "None", "None", "None", "None"],
+        "memorization": ["512", "None", "None", "None", "None"],
+    }
+    lines = [
+        ["gla", "compression", *settings["compression"], "1e-3", "finished", "0.5", "0.4"],
+        ["gla", "compression", *settings["compression"], "1e-4", "finished", "0.4", "0.9"],
+        ["gla", "compression", "32", *settings["compression"][1:], "1e-4", "finished", "0.3", "0.2"],
+        ["gla", "memorization", *settings["memorization"], "1e-4", "finished", "1.0", "0.7"],
+        ["mamba", "memorization", *settings["memorization"], "1e-4", "failed", "", ""],
+    ]
+    (workdir / "results.csv").write_text("".join(",".join(line) + "\n" for line in [names, *lines]))
+
+
+def test_mad(tmp_path):
+    """Every setting is a task; the score takes what is best on valid, and means over settings and then over tasks."""
+    found = mad.cells()
+    assert len(found) == 66 and len({tuple(cell.items()) for cell in found}) == 66
+    for cell in found:
+        task.create("mad", **{key.removeprefix("task."): value for key, value in cell.items() if value is not None})
+    leave_a_sweep(tmp_path / "mad")
+    with open(tmp_path / "mad" / "results.csv") as file:
+        scores = mad.scores(list(csv.DictReader(file)))
+    assert scores == {"gla": pytest.approx({"compression": 0.3, "memorization": 0.7, "MAD": 0.5})}
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, tmp_path, monkeypatch, capsys):
     """In this process, which spares the start of another, and in an empty directory."""
     monkeypatch.chdir(tmp_path)
     leave_a_record(tmp_path / "runs" / "first")
+    leave_a_sweep(tmp_path / "runs" / "mad")
     found = commands(path)
     assert f"examples.{path.stem}" in [module for module, *_ in found], "the docstring says how to run it"
     for module, *arguments in found:
         monkeypatch.setattr(sys, "argv", [module, *arguments])
+        monkeypatch.delitem(sys.modules, module, raising=False)
         capsys.readouterr()
         runpy.run_module(module, run_name="__main__")
         assert capsys.readouterr().out.strip()

@@ -138,6 +138,13 @@ def test_losses_equal_their_formulas(loss):
         q = np.exp(-np.abs(error) / sigma) / 2
         if loss == "laplace":
             expected = -np.log(q / sigma).sum(-1)
+        elif loss == "rle_authors":
+            # As their code has it: prediction less target, and a log-density that broadcasts over both coordinates.
+            sigma = 1 / (1 + np.exp(-(x @ get("w_scale") + get("b_scale")))).reshape(4, 3, 2)
+            bar = -error.reshape(4, 3, 2) / sigma
+            nf = np.log(sigma) - masked_reference(head.flow)(bar)[..., None]
+            log_q = np.log(sigma / (1 / np.sqrt(2 * np.pi))) + np.abs(bar * sigma) / (np.sqrt(2) * sigma + 1e-9)
+            expected = (nf + log_q).sum((1, 2))
         else:
             g = np.exp(masked_reference(head.flow)((error / sigma).reshape(4, 3, 2)))
             s = np.exp(-float(log_overlap(head.flow)))

@@ -1,0 +1,149 @@
+"""Forecasting: the next `horizon` values of the columns of a table, from the `length` before them (Informer, arXiv 2012.07436).
+
+A CSV file with a heading and a column of times first, which is not read: ETTh1, ETTm1 (zhouhaoyi/ETDataset), electricity,
+traffic, weather, exchange rates. Every window of a split is a row. The first of them follow one another in time: of files
+whose names begin with ETTh or ETTm 12, 4 and 4 months of 30 days are train, valid and test, as in Informer; of others 70, 10
+and 20 %. The inputs of the first windows of valid and test lie in the split before, as there. Columns are standardised by
+train, and so is what is scored: mean squared and mean absolute error of all values of the horizon, the papers' numbers.
+
+The targets are `horizon` times the columns, one step after the other; with `column` both inputs and targets are that column.
+"""
+
+import math
+import pathlib
+from typing import ClassVar
+
+import numpy as np
+
+from common.errors import UserError, check_range
+from common.files import Folder, read_bytes
+from data import lra
+from data.metrics import MAE, NUMBERS, Metric, squared_sums
+from data.rows import real_row
+from data.task import Outline, Spec, Task
+
+MONTH = 30 * 24
+DAY = {"ETTh": 24, "ETTm": 96}  # steps of a day
+LONGEST = 2**24
+
+MSE = Metric(
+    name="mse",
+    higher_is_better=False,
+    value=lambda sums: sums["squared"] / sums["weight"],
+    sums=squared_sums,
+    of=NUMBERS,
+)
+
+
+def _spec(length: int, horizon: int, columns: int) -> Spec:
+    return Spec(None, columns, horizon * columns, "regression", length, metrics=(MSE, MAE))
+
+
+class Forecasting(Task):
+    """Regression of the next values of a table.
+
+    Args:
+      data_dir: the folder with the file.
+      file: its name; None for the only .csv of the folder.
+      length: steps of the input.
+      horizon: steps that are forecast.
+      column: the name of the only column that is read and forecast; None for all.
+
+    Raises:
+      UserError: where there is no such file or column, for a table with other things than numbers, and for one that is too short.
+    """
+
+    paper_size: ClassVar[dict] = {"length": 96, "horizon": 96}
+
+    def __init__(
+        self,
+        data_dir: Folder | None = None,
+        file: str | None = None,
+        length: int = 96,
+        horizon: int = 24,
+        column: str | None = None,
+    ):
+        check_range("length", length, 1, LONGEST)
+        check_range("horizon", horizon, 1, LONGEST)
+        folder = pathlib.Path(data_dir or "")
+        names = sorted(path.name for path in folder.glob("*.csv")) if data_dir is not None else []
+        if file is None and len(names) != 1:
+            raise UserError(
+                f"data_dir={data_dir} holds {len(names)} .csv files: give the folder of a table, or its name as file"
+            )
+        path = folder / (names[0] if file is None else file)
+        if not path.is_file():
+            raise UserError(f"there is no file {path}; the folder has {', '.join(names) or 'no .csv'}")
+        content = read_bytes(path)
+        values = _table(path, content.decode(errors="replace"), column)
+        day = next((day for start, day in DAY.items() if path.name.startswith(start)), None)
+        if day is None:
+            ends = [len(values) * 7 // 10, len(values) - len(values) * 2 // 10, len(values)]
+        else:
+            ends = [months * MONTH * day // 24 for months in (12, 16, 20)]
+        # Where the windows of a split begin, and how many there are.
+        self._begins = dict(zip(self.splits, (0, ends[0] - length, ends[1] - length)))
+        windows = [end - begin - length - horizon + 1 for begin, end in zip(self._begins.values(), ends)]
+        if len(values) < ends[-1] or min(windows) < 1 or min(self._begins.values()) < 0:
+            raise UserError(
+                f"{path} has {len(values)} rows, of which train, valid and test end at {', '.join(map(str, ends))}: too few for "
+                f"length={length} and horizon={horizon}"
+            )
+        self._windows = dict(zip(self.splits, windows))
+        mean, std = values[: ends[0]].mean(0), values[: ends[0]].std(0)
+        self._values = (values - mean) / np.where(std > 0, std, 1)
+        self._day, self._horizon = day or 24, horizon
+        self._content = lra.digest(content)
+        self.name = f"forecasting/{path.stem}" + ("" if column is None else f"/{column}")
+        self.spec = _spec(length, horizon, values.shape[1])
+        self.resolved = {"file": path.name}
+
+    @classmethod
+    def outline(cls, file: str | None, length: int, horizon: int, column: str | None, **_) -> Outline:
+        if column is None:
+            raise UserError("how many columns forecasting has only the file says: give a column, or the file")
+        return Outline(f"forecasting/{file}/{column}", _spec(length, horizon, 1))
+
+    def num_examples(self, split: str) -> int:
+        return self._windows[split]
+
+    def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
+        middle = self._begins[split] + index + self.spec.length
+        inputs = self._values[middle - self.spec.length : middle]
+        return real_row(inputs, self._values[middle : middle + self._horizon].reshape(-1), np.ones((), np.float32))
+
+    def floors(self, split: str = "test") -> dict[str, float]:
+        """Mean squared error of the mean of train, of the last value, and of the values a day ago (24 steps where the name of the
+        file does not say how long a day is), the last known day again and again."""
+        squares = np.zeros(3)
+        length, horizon = self.spec.length, self._horizon
+        first = self._begins[split] + length
+        middles = np.arange(first, first + self.num_examples(split))
+        for step in range(horizon):
+            truth = self._values[middles + step]
+            season = min(self._day, length)
+            before = middles + step - season * math.ceil((step + 1) / season)
+            guesses = (0, self._values[middles - 1], self._values[before])
+            squares += [np.mean(np.square(truth - guess)) for guess in guesses]
+        return dict(zip(("mean", "last value", "a day ago"), (squares / horizon).tolist(), strict=True))
+
+    def content(self) -> str:
+        return self._content
+
+
+def _table(path: pathlib.Path, text: str, column: str | None) -> np.ndarray:
+    """The columns behind the first, or the one that is named: float64 [rows, columns]."""
+    lines = text.splitlines()
+    _, *names = [name.strip() for name in lines[0].split(",")] if lines else [""]
+    if column is not None and column not in names:
+        raise UserError(f"{path} has no column {column!r}; there are {', '.join(names)}")
+    chosen = range(1, len(names) + 1) if column is None else [names.index(column) + 1]
+    try:
+        values = np.array(
+            [[float(cells[i]) for i in chosen] for cells in (line.split(",") for line in lines[1:] if line.strip())]
+        )
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{path} holds something else than numbers behind its first column: {error}") from None
+    if values.size == 0 or not np.isfinite(values).all():
+        raise UserError(f"{path} has no rows, or values that are no finite numbers")
+    return values

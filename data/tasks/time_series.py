@@ -1,0 +1,222 @@
+"""Time series of one's own, or of the UEA archive (arXiv 1811.00075): a class, or real numbers, of a whole series.
+
+`data_dir` holds the files of a data set, in one of three formats:
+
+NAME_TRAIN.ts, NAME_TEST.ts   the archive's own: a class (@classLabel) or a number (@targetLabel) behind a series; "?" is missing
+train.npz, test.npz           arrays x [rows, length] or [rows, length, channels] and y [rows] or [rows, numbers]; a y of whole
+                              numbers or texts is classes, of floats numbers
+train.csv, test.csv           a row in a line: y, then the values of one channel; a y that is a float anywhere is a number
+
+valid.npz and valid.csv are used where they are there; else valid is every tenth row of train. Channels are standardised by
+the values of train, and so are numbers that are to be predicted (the metric is in standard deviations); what is missing is 0
+after that, the mean. Series of unequal lengths are padded.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+
+from common.errors import UserError, check_choice
+from common.files import Folder, read_bytes
+from data import images, lra
+from data.rows import class_row
+from data.task import Outline, Spec, Task
+
+HELD = 10  # of so many rows of train one is of valid
+Series = tuple[
+    list[np.ndarray], np.ndarray
+]  # [length, channels] each, and what is to be said of them: texts, or float64 [N, K]
+
+
+class TimeSeries(Task):
+    """Classification or regression of whole series of real channels.
+
+    Args:
+      data_dir: the folder with the files.
+
+    Raises:
+      UserError: where there are no such files, and for what is no series.
+    """
+
+    paper_size: ClassVar[dict] = {}  # a data set has one size
+
+    def __init__(self, data_dir: Folder | None = None):
+        folder = pathlib.Path(data_dir or "")
+        read = next((read for suffix, read in READERS.items() if any(folder.glob(f"*.{suffix}"))), None)
+        if data_dir is None or read is None:
+            raise UserError(
+                f"data_dir={data_dir} holds no NAME_TRAIN.ts, train.npz or train.csv: give the folder of a data set"
+            )
+        found, self._content = read(folder)
+        if "valid" not in found:
+            rows, answers = found["train"]
+            held = np.arange(len(rows)) % HELD == HELD - 1
+            found["train"] = [row for row, out in zip(rows, held) if not out], answers[~held]
+            found["valid"] = [row for row, out in zip(rows, held) if out], answers[held]
+        for split in self.splits:
+            if not found[split][0]:
+                raise UserError(
+                    f"{folder}: {split} has no series (without a file of its own it is every {HELD}th of train)"
+                )
+        sizes = {row.shape[1] for rows, _ in found.values() for row in rows}
+        if len(sizes) > 1:
+            raise UserError(
+                f"{folder}: series have {' and '.join(map(str, sorted(sizes)))} channels; they must have as many"
+            )
+        lengths = {len(row) for rows, _ in found.values() for row in rows}
+        self._real = found["train"][1].dtype.kind == "f"
+        self._rows = {split: _standardised(rows, found["train"][0]) for split, (rows, _) in found.items()}
+        if self._real:
+            mean, std = found["train"][1].mean(0), found["train"][1].std(0)
+            self._answers = {split: (y - mean) / np.where(std > 0, std, 1) for split, (_, y) in found.items()}
+            answers = self._answers["train"].shape[1]
+        else:
+            names = np.unique(np.concatenate([y for _, y in found.values()]))
+            self._answers = {split: np.searchsorted(names, y) for split, (_, y) in found.items()}
+            answers = max(2, len(names))
+        objective = "regression" if self._real else "classification"
+        self.name = f"time_series/{folder.name}"
+        self.spec = Spec(None, sizes.pop(), answers, objective, max(lengths), padded=len(lengths) > 1, unit="row")
+
+    @classmethod
+    def outline(cls, **_) -> Outline:
+        raise UserError("how long the series of time_series are only the files say: nothing is compiled without them")
+
+    def num_examples(self, split: str) -> int:
+        check_choice("split", split, self.splits)
+        return len(self._rows[split])
+
+    def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
+        series, answer = self._rows[split][index], self._answers[split][index]
+        row = class_row(series, 0 if self._real else answer, self.spec.length)
+        if self._real:
+            row["targets"] = answer.astype(np.float32)
+        return row
+
+    def floors(self, split: str = "test") -> dict[str, float]:
+        """Of classes the accuracy of the most frequent one, of the nearest class mean and of logistic regression; of numbers the
+        error of the mean, and of least squares on the mean, the deviation and the ends of each channel."""
+        check_choice("split", split, self.splits)
+        if not self._real:
+            pixels = {
+                key: images.Pixels(
+                    np.stack([self.row(key, i, 0, 0)["inputs"] for i in range(self.num_examples(key))]), answers
+                )
+                for key, answers in self._answers.items()
+                if key in ("train", split)
+            }
+            return images.floors(pixels["train"], pixels[split])
+        features = {
+            key: np.stack([np.concatenate([x.mean(0), x.std(0), x[0], x[-1], [1]]) for x in self._rows[key]])
+            for key in ("train", split)
+        }
+        weights, *_ = np.linalg.lstsq(features["train"], self._answers["train"], rcond=None)
+        rmse = lambda guess: float(np.sqrt(np.mean(np.square(self._answers[split] - guess))))
+        return {"mean": rmse(0), "least squares": rmse(features[split] @ weights)}
+
+    def content(self) -> str:
+        return self._content
+
+
+def _standardised(rows: list[np.ndarray], train: list[np.ndarray]) -> list[np.ndarray]:
+    every = np.concatenate(train)
+    mean, std = np.nanmean(every, 0), np.nanstd(every, 0)
+    return [np.nan_to_num((row - mean) / np.where(std > 0, std, 1)).astype(np.float32) for row in rows]
+
+
+def _read_ts(folder: pathlib.Path) -> tuple[dict[str, Series], str]:
+    found, contents = {}, []
+    for split in ("train", "test"):
+        files = sorted(folder.glob(f"*_{split.upper()}.ts"))
+        if len(files) != 1:
+            raise UserError(f"{folder} holds {len(files)} files *_{split.upper()}.ts: give the folder of one data set")
+        contents.append(read_bytes(files[0]))
+        found[split] = _parse_ts(files[0], contents[-1].decode(errors="replace"))
+    return found, lra.digest(*contents)
+
+
+def _parse_ts(path: pathlib.Path, text: str) -> Series:
+    rows, answers, real, data = [], [], False, False
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        key, _, value = line.lower().partition(" ")
+        if not data and key.startswith("@"):
+            data = key == "@data"
+            real |= key == "@targetlabel" and value.strip().startswith("true")
+            if key == "@timestamps" and value.strip() == "true":
+                raise UserError(
+                    f"{path} has times of its own (@timeStamps true): series must have a value at each step"
+                )
+            continue
+        *channels, answer = line.split(":")
+        try:
+            values = [
+                [float("nan") if v.strip() == "?" else float(v) for v in channel.split(",")] for channel in channels
+            ]
+            rows.append(np.array(values).T.reshape(-1, len(channels)))
+            answers.append([float(answer)] if real else answer.strip())
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}, is no series of channels of one length and its label: {error}"
+            ) from None
+    return rows, np.array(answers)
+
+
+def _read_npz(folder: pathlib.Path) -> tuple[dict[str, Series], str]:
+    def read(path):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                x, y = np.float64(file["x"]), file["y"]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise UserError(f"{path} holds no arrays x and y ({error})") from error
+        if x.ndim not in (2, 3) or len(x) != len(y) or y.ndim > 2 or (y.ndim == 2 and y.dtype.kind != "f"):
+            raise UserError(
+                f"{path}: x {x.shape} and y {y.shape} are not [rows, length(, channels)] and [rows(, numbers)]"
+            )
+        rows = list(x.reshape(*x.shape[:2], -1))
+        return rows, np.float64(y).reshape(len(y), -1) if y.dtype.kind == "f" else y.astype(str)
+
+    return _read_splits(folder, "npz", read)
+
+
+def _read_csv(folder: pathlib.Path) -> tuple[dict[str, Series], str]:
+    def read(path):
+        lines = [line.split(",") for line in read_bytes(path).decode(errors="replace").splitlines() if line.strip()]
+        try:
+            rows = [np.array([float(value) for value in values]).reshape(-1, 1) for _, *values in lines]
+        except ValueError as error:
+            raise UserError(
+                f"{path}: a line should be y and then numbers, with commas between, without a heading ({error})"
+            ) from None
+        answers = [answer.strip() for answer, *_ in lines]
+        try:
+            numbers = [float(answer) for answer in answers]
+        except ValueError:
+            return rows, np.array(answers)
+        return rows, np.array(numbers).reshape(-1, 1) if any("." in answer for answer in answers) else np.array(answers)
+
+    return _read_splits(folder, "csv", read)
+
+
+def _read_splits(
+    folder: pathlib.Path, suffix: str, read: Callable[[pathlib.Path], Series]
+) -> tuple[dict[str, Series], str]:
+    found, contents = {}, []
+    for split in ("train", "valid", "test"):
+        path = folder / f"{split}.{suffix}"
+        if path.is_file():
+            found[split] = read(path)
+            contents.append(read_bytes(path))
+        elif split != "valid":
+            raise UserError(f"{path} is missing")
+    kinds = {answers.dtype.kind == "f" for _, answers in found.values()}
+    if len(kinds) > 1:
+        raise UserError(f"{folder}: the y of one file are classes and those of another numbers")
+    return found, lra.digest(*contents)
+
+
+READERS = {"ts": _read_ts, "npz": _read_npz, "csv": _read_csv}

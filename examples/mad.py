@@ -1,0 +1,81 @@
+"""MAD (arXiv 2403.17844): the settings of its six tasks as cells of a sweep, and its score of what the sweep has found.
+
+    python sweep.py --config=configs/recall.py:task=mad --cells=examples/mad.py --workdir=runs/mad --over mixer=attention,mamba \\
+        optimizer.learning_rate=1e-4,5e-4,1e-3 optimizer.weight_decay=0,0.1 \\
+        --best_of=optimizer.learning_rate,optimizer.weight_decay
+    python -m examples.mad runs/mad
+
+The settings are the baseline of each task and what athms/mad-lab (configs/tasks/) changes of it, one thing at a time; a task's
+score is the mean of its settings' accuracies, each with the best learning rate and weight decay, and MAD's is the mean over the
+tasks. Their models have two blocks of width 128, and train for 200 epochs of batches of 128: 20,000 steps of 12,800 rows.
+"""
+
+import csv
+import pathlib
+import statistics
+import sys
+
+KEYS = ("kind", "vocab_size", "length", "train_examples", "noise", "tokens")
+# A None is the kind's baseline. Compression's rows hold the tokens twice, and so are twice as long as theirs, less 2.
+TRAIN = (6400, 3200, 1600, 800)
+CHANGES = {
+    "in_context_recall": {"vocab_size": (32, 64, 128), "length": (256, 512, 1024), "train_examples": TRAIN},
+    "fuzzy_in_context_recall": {"vocab_size": (32, 64, 128), "length": (256, 512, 1024), "train_examples": TRAIN},
+    "noisy_in_context_recall": {
+        "vocab_size": (48, 80, 144),
+        "length": (256, 512, 1024),
+        "train_examples": TRAIN,
+        "noise": (0.4, 0.6, 0.8),
+    },
+    "selective_copying": {
+        "vocab_size": (32, 64, 128),
+        "length": (512, 1024),
+        "train_examples": TRAIN,
+        "tokens": (32, 64, 96),
+    },
+    "compression": {"vocab_size": (32, 64, 128), "length": (126, 254, 510), "train_examples": TRAIN},
+    "memorization": {"vocab_size": (512, 1024, 2048, 4096, 8192)},
+}
+
+
+def cells() -> list[dict[str, object]]:
+    """The settings, by the keys of the configuration."""
+    found = []
+    for kind, changes in CHANGES.items():
+        settings = [{}, *({key: value} for key, values in changes.items() for value in values)]
+        found += [{f"task.{key}": ({"kind": kind} | setting).get(key) for key in KEYS} for setting in settings]
+    return found
+
+
+def scores(lines: list[dict[str, str]]) -> dict[str, dict[str, float]]:
+    """By mixer the score of each task that has any finished cell, and "MAD", their mean.
+
+    Args:
+      lines: of a sweep's results.csv. Where there are several of one setting, the best on the validation split counts.
+    """
+    best: dict[tuple[str, str], dict[tuple, tuple[float, float]]] = {}
+    for line in lines:
+        if line["status"] == "finished":
+            settings = best.setdefault((line["mixer"], line["task.kind"]), {})
+            setting = tuple(line[f"task.{key}"] for key in KEYS)
+            settings[setting] = max(settings.get(setting, (-1.0, -1.0)), (float(line["valid"]), float(line["test"])))
+    found: dict[str, dict[str, float]] = {}
+    for (mixer, kind), settings in best.items():
+        found.setdefault(mixer, {})[kind] = statistics.mean(test for _, test in settings.values())
+    return {mixer: {**kinds, "MAD": statistics.mean(kinds.values())} for mixer, kinds in found.items()}
+
+
+def main(workdir: str) -> None:
+    with open(pathlib.Path(workdir) / "results.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    unfinished = sum(line["status"] != "finished" for line in lines)
+    if unfinished:
+        print(f"{unfinished} of {len(lines)} cells are not finished, and left out")
+    for mixer, kinds in scores(lines).items():
+        print(mixer)
+        for kind, score in kinds.items():
+            print(f"  {kind:<24} {100 * score:6.2f} %")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
