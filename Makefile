@@ -5,6 +5,7 @@
 # make aot       compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 2.4 GB)
 # make slurm     sweeps on a SLURM cluster of one node, which is started and stopped (installs Debian's packages; as root)
 # make ray       sweeps on a Ray cluster of two nodes on this machine (an environment of its own)
+# make hosts     runs of several processes on this machine, as on several hosts: killed, stopped, resumed in other numbers
 # make lint      ruff
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKDIR ?= runs/first
 
-.PHONY: train test thorough parity aot slurm ray lint clean
+.PHONY: train test thorough parity aot slurm ray hosts lint clean
 
 # XLA hands large temporaries back to the system after every step; glibc can be told to keep them (some 10 % faster on a CPU).
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
@@ -44,6 +45,9 @@ slurm: $(VENV)/.installed-dev
 
 ray: $(VENV)-ray/.installed
 	$(VENV)-ray/bin/python -m pytest -m ray tests/sweeps $(ARGS)
+
+hosts: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m hosts tests/training $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@
     python eval.py --hf=mamba-130m-hf --task=language_model --set task.corpus=shakespeare
     python eval.py --workdir=runs/first --sample="KING HENRY:" --length=400 --temperature=0.8 --top_p=0.95
     python eval.py --workdir=runs/first --prompts=prompts.txt --samples=3 --stop=$'\\n\\n'
+    python eval.py --workdir=runs/first --stream --split=valid
     python eval.py --workdir=runs/first --diagnose
     python eval.py --workdir=runs/first --compile_for=v5e:2x4
     python eval.py --config=configs/lm.py:size=medium --compile_for=h100:8
@@ -31,7 +32,9 @@ SCORING |= {"task": "", "set": [], "suite": "", "hf": "", "output": None}
 SAMPLING = {"length": 400, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0}
 SAMPLING |= {"samples": 1, "stop": [], "batch_size": 16}
 DIAGNOSING = {"lengths": []}
+STREAMING = {"split": "test", "lengths": []}
 COMPILING = {"config": None}
+JOINING = ("distributed", "coordinator_address", "num_processes", "process_id", "start_seconds")
 LOADING = {"checkpoint": "best", "allow_other_data": False}
 
 
@@ -51,14 +54,20 @@ def parser() -> command.Parser:
     add("--hf", metavar="DIR", help="a checkpoint in Hugging Face's format, in place of a run; with --task or --suite")
     add("--checkpoint", metavar="STEP", help="best (the default), latest or a step")
     add("--allow_other_data", action="store_true", help="go on where the data that is here is not the data of the run")
+    add = parser.add_argument_group("several hosts (docs/pods.md)").add_argument
     add("--distributed", action="store_true", help="this process is one of several (a pod, several hosts)")
+    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, where JAX does not find it by itself")
+    add("--num_processes", metavar="N", help="how many processes there are")
+    add("--process_id", metavar="I", help="which of them this one is, from 0")
+    add("--start_seconds", type=float, metavar="N", help="that all processes have to come (300)")
     add = parser.add_argument_group("scoring, which is done if nothing else is asked for").add_argument
     add("--split", help=f"what is scored: train, valid or test (the default is {SCORING['split']})")
     add(
         "--lengths",
         type=comma_separated,
         metavar="N,N,...",
-        help="context lengths, by default the one of training; for --diagnose one, by default at most 512",
+        help="context lengths, by default the one of training; for --diagnose one, by default at most 512; for --stream "
+        "one, of the pieces",
     )
     add("--task", metavar="NAME,...", help="tasks to score in place of the run's own, a file of data/tasks/ each")
     add(
@@ -74,6 +83,7 @@ def parser() -> command.Parser:
     add = parser.add_argument_group("other actions, one at a time").add_mutually_exclusive_group().add_argument
     add("--sample", metavar="PROMPT", help="continue a text, print it and keep it in the run's samples/")
     add("--prompts", metavar="FILE", help="continue each line of a file, or each prompt of a .jsonl file, likewise")
+    add("--stream", action="store_true", help="score the split as one text, read from end to end with the carry")
     add("--diagnose", action="store_true", help="measure reach, gradients and spectra of the mixers, into diagnostics/")
     add(
         "--compile_for",
@@ -101,6 +111,7 @@ def choose(given: dict) -> tuple[str, dict]:
         "sample": SAMPLING,
         "prompts": SAMPLING,
         "diagnose": DIAGNOSING,
+        "stream": STREAMING,
         "compile_for": COMPILING,
         "show_config": {},
     }
@@ -109,7 +120,7 @@ def choose(given: dict) -> tuple[str, dict]:
     if action not in ("show_config", "compile_for"):
         options = LOADING | options
     for name in given:
-        if name not in (action, "workdir", "distributed", *options):
+        if name not in (action, "workdir", *JOINING, *options):
             raise UserError(f"--{name} does not go with {'scoring' if action == 'score' else f'--{action}'}")
     return action, options | given
 
@@ -121,6 +132,10 @@ def check(action: str, options: dict) -> None:
 
     if ("workdir" in options) == bool(options.get("hf")):
         raise UserError("give --workdir=DIR, a run, or --hf=DIR, a checkpoint in Hugging Face's format")
+    if action == "stream" and (len(options["lengths"]) > 1 or options.get("distributed") or "workdir" not in options):
+        raise UserError(
+            "--stream goes with --workdir, one of --lengths (of the pieces) and one process, which has one row"
+        )
     if action == "score":
         check_choice("--split", options["split"], Task.splits)
         check_range("--batches", options["batches"], 0)
@@ -136,7 +151,7 @@ def main(arguments: list[str]) -> int | None:
     if keys:
         made.error(f"unrecognized arguments: {' '.join(keys)}")
     check(action, options)
-    from evaluation import diagnosing, grids, sampling, scoring, settings
+    from evaluation import diagnosing, grids, sampling, scoring, settings, streaming
     from evaluation.loading import configuration, load, load_hf
     from training.command_line import show
 
@@ -145,16 +160,18 @@ def main(arguments: list[str]) -> int | None:
     if action in ("sample", "prompts"):
         sampling.check(**chosen)
         prompts = [options["sample"]] if action == "sample" else sampling.read_prompts(options["prompts"])
-    command.start(options.get("distributed", False))
+    command.start(options)
     if action == "show_config":
         print(show(configuration(options["workdir"])))
         return None
     if options.get("hf"):
         run = load_hf(options["hf"])
     else:
-        run = load(options["workdir"], options["checkpoint"], options["allow_other_data"])
+        run = load(options["workdir"], options["checkpoint"], options["allow_other_data"], alone=action == "stream")
     if prompts:
         sampling.sample(run, prompts, **chosen)
+    elif action == "stream":
+        streaming.stream(run, options["split"], sum(options["lengths"]))
     elif action == "diagnose":
         diagnosing.diagnose(run, options["lengths"])
     elif grid := settings.asked(run, options["task"], options["set"], options["suite"], options["lengths"]):

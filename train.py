@@ -18,7 +18,7 @@ and --show_config prints all keys, their values and what they are. The same comm
 Exit status: 0, all steps are done; 1, an error, or a step that does not fit; 75, stopped before the end: run it again.
 """
 
-from common import command
+from common import command, hosts
 
 # The help is there at once: what takes seconds to import is imported when the command line has been read.
 
@@ -43,7 +43,12 @@ def parser() -> command.Parser:
         metavar="DEVICES",
         help="compile and print a page instead of training: for TPUs, as in v5e:16x16, or GPUs, as in h100:8",
     )
+    add = made.add_argument_group("several hosts (docs/pods.md)").add_argument
     add("--distributed", action="store_true", help="join the other processes of a pod or of several hosts")
+    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, where JAX does not find it by itself")
+    add("--num_processes", metavar="N", help="how many processes there are")
+    add("--process_id", metavar="I", help="which of them this one is, from 0")
+    add("--start_seconds", type=float, metavar="N", help="that all processes have to come (300)")
     return made
 
 
@@ -52,10 +57,12 @@ def main(arguments: list[str]) -> int:
     options, keys = made.parse_known_args(arguments)
     if options.compile_for is not None:
         return compile_for(options, keys)
+    import jax
+
     from evaluation import report
     from training import command_line, config, initial, loop, run_directory
 
-    command.start(options.distributed)
+    command.start(vars(options))
     source = None if options.init_from is None else initial.find(options.init_from)
     chosen = command_line.parse([f"--config={options.config}", *keys], source)
     if not options.show_config:
@@ -70,7 +77,9 @@ def main(arguments: list[str]) -> int:
     if not ended.finished:
         return command.STOPPED
     scored = resolved.train.eval_batches * resolved.train.batch_size
-    if not scored or scored >= resolved.task.num_examples("valid"):  # floors are those of the whole split
+    hosts.leave()  # floors may take long, and one process finds them
+    # They are those of the whole split.
+    if jax.process_index() == 0 and (not scored or scored >= resolved.task.num_examples("valid")):
         report.floors(resolved.task, "valid", ended.result)
     return 0
 

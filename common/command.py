@@ -7,13 +7,16 @@ before the end and to be run again (EX_TEMPFAIL of sysexits.h, by which schedule
 import argparse
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from common.errors import UserError
+from common import hosts, roll_call
+from common.errors import UserError, check_range
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # for what is imported from here on
 
-STOPPED = 75
+STOPPED = hosts.AGAIN
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,28 +41,45 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main(arguments)`, whose result is the exit status (None for 0). Does not return.
 
     A `UserError` is printed as one message and ends with status 1. Ctrl-C, where nothing has to be saved, ends with
-    `STOPPED`. Every other exception keeps its traceback.
+    `STOPPED`. Every other exception keeps its traceback. One of several processes tells the others why it ends, and they
+    end, too.
     """
     try:
         status = main(sys.argv[1:])
+        hosts.leave()
+        sys.exit(status)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 1
+        status, text, consequence = 1, f"error: {error}", hosts.is_consequence(error)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        status = STOPPED
+        status, text, consequence = STOPPED, "stopped", False
+    except Exception as error:
+        if not hosts.joined():
+            raise
+        status, text, consequence = 1, traceback.format_exc(), hosts.is_consequence(error)
+    if hosts.joined():
+        hosts.end(status, text, consequence)
+    print(text, file=sys.stderr)
     sys.exit(status)
 
 
-def start(distributed: bool = False, platform: str | None = None, cache: bool = True) -> None:
+def start(distributed: bool | Mapping[str, Any] = False, platform: str | None = None, cache: bool = True) -> None:
     """Prepares JAX; to be called before anything else uses a device.
 
     Args:
-      distributed: whether this process is one of several (a pod, several hosts). JAX finds the others on TPU pods and under
-        SLURM; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say where and who they are.
+      distributed: whether this process is one of several (a pod, several hosts), or the options of a command that say so and may
+        say who and where they are: "distributed", "start_seconds" and the keys of `roll_call.NAMES`.
       platform: of the devices, such as "cpu"; None for JAX's own choice.
       cache: whether what is compiled is kept for later processes.
+
+    Raises:
+      UserError: if the processes do not find each other, or run different things; see `hosts.join`.
     """
+    options = distributed if isinstance(distributed, Mapping) else {"distributed": distributed}
+    given = {key: options[key] for key in roll_call.NAMES if options.get(key) is not None}
+    if given and not options.get("distributed"):
+        raise UserError(f"--{next(iter(given))} is for one of several processes: give --distributed, too")
+    seconds = options.get("start_seconds") or roll_call.START
+    check_range("--start_seconds", seconds, 1)
     # The help of a command is there at once: what takes seconds to import comes after the command line has been read.
     import jax
     from absl import flags, logging
@@ -72,8 +92,5 @@ def start(distributed: bool = False, platform: str | None = None, cache: bool = 
         jax.config.update("jax_platforms", platform)
     if cache:
         compilation_cache.use()
-    if distributed:
-        numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}  # JAX reads the address alone
-        jax.distributed.initialize(
-            **{key: int(os.environ[name]) for key, name in numbers.items() if name in os.environ}
-        )
+    if options.get("distributed"):
+        hosts.join(roll_call.find(given, seconds), seconds)

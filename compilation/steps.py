@@ -106,8 +106,7 @@ def _batch(config: Config, built: Built, rows: int) -> dict[str, jax.ShapeDtypeS
         raise UserError(
             f"batch_size={rows} does not divide over mesh.data * mesh.fsdp * mesh.expert = {ways}; make it a multiple"
         )
-    place = sharding.batch_sharding(built.mesh)
-    return {
-        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-        for key, x in batch_shapes(config.task.spec, rows).items()
-    }
+    place, shapes = sharding.batch_sharding(built.mesh), batch_shapes(config.task.spec, rows)
+    if "carry" in built.abstract:
+        shapes["restart"] = jax.ShapeDtypeStruct((rows,), bool)
+    return {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for key, x in shapes.items()}

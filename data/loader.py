@@ -85,7 +85,7 @@ class Loader:
     def _example(self, index: int) -> dict[str, np.ndarray]:
         if self.finite and index >= self.task.num_examples(self.split):
             return self._padding
-        example = self.task.example(self.split, index, self.seed)
+        example = self._row(index)
         spec = self.task.spec
         for key, size in (("inputs", spec.vocab_size), ("targets", spec.targets)):
             ids = example[key]
@@ -97,6 +97,46 @@ class Loader:
                     "set the task's spec to the number of ids that its data has"
                 )
         return example
+
+    def _row(self, index: int) -> dict[str, np.ndarray]:
+        return self.task.example(self.split, index, self.seed)
+
+
+class Lanes(Loader):
+    """Batches of contiguous text: row b of a batch goes on where row b of the batch before has ended.
+
+    The text is cut into `batch_size` lanes of equal length, and each row reads its own from the beginning to the end, and then
+    again; each time it begins a little later, by an offset below the length of a row, so that rows are cut elsewhere. Batches
+    have "restart" [batch], whether a row begins anew, and no positions, which follow from what was before.
+
+    Args:
+      task: which is `contiguous`.
+      batch_size, seed, sharding: as for `Loader`.
+
+    Raises:
+      UserError: as `Loader`; if a lane is shorter than two rows.
+    """
+
+    def __init__(self, task: Task, batch_size: int, seed: int, sharding: jax.sharding.Sharding | None = None):
+        length = task.spec.length
+        self._lane = task.num_tokens("train") // batch_size
+        # Rows of a lane behind any offset.
+        self.steps = self._lane // length - 1
+        if self.steps < 1:
+            raise UserError(
+                f"the text has {self._lane:,} {task.spec.unit}s for each of {batch_size} rows, and train.carry needs "
+                f"{2 * length:,}: give a longer text, or a smaller task.length or train.batch_size"
+            )
+        super().__init__(task, "train", batch_size, seed, sharding)
+
+    def _row(self, index: int) -> dict[str, np.ndarray]:
+        step, row = divmod(index, self.batch_size)
+        epoch, i = divmod(step, self.steps)
+        offset = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]) % self.task.spec.length
+        length = self.task.spec.length
+        example = self.task.stretch("train", row * self._lane + offset + i * length, length)
+        del example["positions"]
+        return {**example, "restart": np.asarray(i == 0)}
 
 
 def _check_divides(sharding: jax.sharding.Sharding, batch_size: int, length: int) -> None:

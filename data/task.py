@@ -128,6 +128,7 @@ class Task(abc.ABC):
       fingerprint_rows: of each split, drawn for the fingerprint: enough to see that a rare branch of a generator has changed, and
         few enough for every start.
       floors_of_rows: whether floors are of the rows that `num_examples` counts, so that the beginning of a split has its own.
+      contiguous: whether a split is one text, of which `stretch` gives any part.
       beside: hyperparameters under which an evaluation scores the task a second time, to be shown beside the first.
       resolved: set by a constructor, the hyperparameters whose value stands for another: the corpus that was found for
         "auto", a file's absolute path, a number that was computed for None. What stays None goes by other hyperparameters
@@ -140,6 +141,7 @@ class Task(abc.ABC):
     paper_size: ClassVar[dict[str, typing.Any]] = {}
     fingerprint_rows: int = 24
     floors_of_rows: ClassVar[bool] = False
+    contiguous: ClassVar[bool] = False
     beside: ClassVar[dict[str, typing.Any]] = {}
     hyperparameters: dict[str, typing.Any] = {}
     resolved: dict[str, typing.Any] = {}
@@ -213,6 +215,19 @@ class Task(abc.ABC):
                     digest.update(f"{key} {value.dtype} {value.shape}\n".encode())
                     digest.update(np.ascontiguousarray(value))
         return digest.hexdigest()
+
+    def num_tokens(self, split: str) -> int:
+        """Inputs of a split that is one text, which each have a target; for tasks that are `contiguous`."""
+        raise UserError(f"task {self.name!r} is no contiguous text")
+
+    def stretch(self, split: str, start: int, length: int) -> dict[str, np.ndarray]:
+        """Inputs `start` to `start + length - 1` of a split that is one text; for tasks that are `contiguous`.
+
+        Returns:
+          a row as of `example`, filled up with padding behind the end of the text. Its segment ids are those of the documents in
+          the whole split, so that the stretch that follows goes on with them.
+        """
+        raise UserError(f"task {self.name!r} is no contiguous text")
 
     def text_sizes(self, split: str) -> dict[str, int]:
         """Of texts: the "tokens" that are scored of a whole split, and the "bytes" and "words" that they stand for."""

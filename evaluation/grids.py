@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from common import hosts
 from common.console import say
 from common.errors import UserError
 from common.files import write_atomically
@@ -59,6 +60,7 @@ def score_settings(
         say(f"{what}: {metric.show(scored.result[metric.name])}")
     if not cells:
         raise UserError("there is nothing that this model can answer")
+    hosts.leave()  # floors may take long, and one process finds them
     if jax.process_index() == 0:
         for name in dict.fromkeys(setting.task for setting, _ in cells):
             own = [(setting.named, scored) for setting, scored in cells if setting.task == name]

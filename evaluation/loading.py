@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from common import hosts
 from common.console import say
 from common.errors import UserError, near
 from data.task import Task
@@ -19,7 +20,7 @@ from training import setup, sharding, state
 from training.checkpoints import Checkpoints
 from training.config import SECTIONS, Config, TrainConfig, resolve
 from training.optimizer import OptimizerConfig
-from training.run_directory import RunDirectory, check_data, locate, read_config
+from training.run_directory import RunDirectory, check_data, described, locate, read_config
 
 NAMED = ("best", "latest")
 
@@ -93,25 +94,29 @@ def configuration(workdir: str | Path, with_data: bool = True, **sections: Any) 
     return resolve({**raw, **sections}, with_data)
 
 
-def load(workdir: str | Path, checkpoint: str = "best", allow_other_data: bool = False) -> LoadedRun:
+def load(
+    workdir: str | Path, checkpoint: str = "best", allow_other_data: bool = False, alone: bool = False
+) -> LoadedRun:
     """Loads a checkpoint of a run onto this machine's devices, whatever it was trained on.
 
     Args:
       workdir: the run's directory.
       checkpoint: "best", "latest" or a step.
       allow_other_data: go on where the data that is here is not the data that the run was trained on.
+      alone: take one device, for what has one row.
 
     Raises:
       UserError: if the directory holds no run, or its data is another or not here.
       CheckpointError: if there is no such intact checkpoint.
     """
     run = RunDirectory(locate(workdir))
-    config = configuration(run.root, mesh={"data": -1})
+    config = configuration(run.root, mesh={"data": 1 if alone else -1})
     checkpoints = Checkpoints(run.checkpoints, higher_is_better=config.task.spec.metric.higher_is_better)
     which = _which(checkpoint, checkpoints, run.root)
     data = config.task.fingerprint()
+    hosts.agree("run and data", described(config, data) | {"checkpoint": str(which)}, {"task": config.task.name})
     other = check_data(run.root, data, allow_other_data)
-    built = setup.build(config, for_training=False)
+    built = setup.build(config, for_training=False, devices=jax.local_devices()[:1] if alone else None)
     restored = checkpoints.restore_params(built.abstract["params"], which)
     say(f"{run.root}: checkpoint of step {restored.step}")
     return LoadedRun(config, built, restored.state, run.root, restored.step, data, other)

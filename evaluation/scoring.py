@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from common import hosts
 from common.errors import UserError, check_choice
 from data import metrics
 from data import task as tasks
@@ -35,7 +36,6 @@ class Scored:
       rows: number of rows that were scored, and `all_rows` of the split (for train, of an epoch).
       result: scores, as `data.metrics.summary` and `text_scores` name them.
       intervals: 95 % intervals of the task's metrics over the rows; those of a single row are left out.
-      floors: what trivial predictors score on the same rows, in the unit of the task's metric; None where that is not known.
     """
 
     task: tasks.Task
@@ -44,13 +44,22 @@ class Scored:
     all_rows: int
     result: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    floors: dict[str, float] | None
+
+    @functools.cached_property
+    def floors(self) -> dict[str, float] | None:
+        """What trivial predictors score on the same rows, in the unit of the task's metric; None where that is not known.
+
+        They are found when they are first asked for, which may take long: by one process, when all have scored.
+        """
+        return floors(self.task, self.split, self.rows)
 
 
 def score(
     run: LoadedRun, split: str = "test", lengths: Sequence[int] = (), batches: int = 0
 ) -> list[tuple[int, dict[str, float]]]:
     """Scores the run's own task and prints the results, with what trivial predictors score on the same rows (not for train).
+
+    Of several processes, this is the last that they do together.
 
     Args:
       run: the run and its checkpoint.
@@ -65,10 +74,34 @@ def score(
     Raises:
       UserError: for an unknown split, and for a length that the task, a mixer or the devices do not allow.
     """
-    config, trained = run.config, run.config.task.spec.length
+    found, beside = score_lengths(run, split, lengths, batches)
+    hosts.leave()  # floors may take long, and one process finds them
+    if jax.process_index() == 0:
+        spec = run.config.task.spec
+        if len(found) > 1:
+            report.lengths(spec, [(one.task.spec.length, one.result) for one in found], spec.length)
+        tell_floors([*found, *beside])
+    return [(one.task.spec.length, one.result) for one in found]
+
+
+def tell_floors(scored: Sequence[Scored]) -> None:
+    """Prints results beside what trivial predictors score on the same rows, where that is known. To be called by one process."""
+    for one in scored:
+        if one.floors is not None:
+            report.floors(one.task, one.split, one.result, one.floors)
+    if any(one.split != "train" and one.floors is None for one in scored):
+        print("\nwithout floors where a part of the split is scored: theirs are of all its rows")
+
+
+def score_lengths(
+    run: LoadedRun, split: str = "test", lengths: Sequence[int] = (), batches: int = 0
+) -> tuple[list[Scored], list[Scored]]:
+    """What `score` prints the results of, as it comes; and with them those under the hyperparameters that the task wants to be
+    shown beside (`Task.beside`)."""
+    config = run.config
     check_choice("--split", split, config.task.splits)
     found, beside = [], []
-    for length in dict.fromkeys(lengths or [trained]):
+    for length in dict.fromkeys(lengths or [config.task.spec.length]):
         task = at_length(config, length)
         found.append(score_task(run, task, split, batches))
         report.line(found[-1])
@@ -76,15 +109,7 @@ def score(
         if options != task.hyperparameters:
             beside.append(score_task(run, tasks.create(config.raw["task"]["name"], **options), split, batches))
             report.line(beside[-1])
-    if jax.process_index() == 0:
-        if len(found) > 1:
-            report.lengths(config.task.spec, [(one.task.spec.length, one.result) for one in found], trained)
-        for one in (*found, *beside):
-            if one.floors is not None:
-                report.floors(one.task, split, one.result, one.floors)
-        if split != "train" and any(one.floors is None for one in found):
-            print("\nwithout floors where a part of the split is scored: theirs are of all its rows")
-    return [(one.task.spec.length, one.result) for one in found]
+    return found, beside
 
 
 def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: int = 0) -> Scored:
@@ -122,7 +147,7 @@ def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: i
         result |= metrics.text_scores(result, task.text_sizes(split))
     intervals = {metric.name: interval(metric, sums) for metric in spec.metrics}
     intervals = {name: ends for name, ends in intervals.items() if ends is not None}
-    return Scored(task, split, rows, count, result, intervals, floors(task, split, rows))
+    return Scored(task, split, rows, count, result, intervals)
 
 
 def row_sums(built: Built, wanted: Sequence[metrics.Metric], compute_dtype: str) -> Callable[[Any, Any], dict]:

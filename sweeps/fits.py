@@ -189,9 +189,16 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
-def report(asked: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """The sections of a sweep's report with these fits."""
-    return [text for name in asked for text in FITS[name](rows)]
+def report(asked: Sequence[str], rows: Sequence[Row], chosen: Sequence[Row], tuned: Sequence[str] = ()) -> list[str]:
+    """The sections of a sweep's report with these fits.
+
+    Args:
+      asked: names of `FITS`.
+      rows: all of them.
+      chosen: those that the report compares: all, or the best of each axis that is tuned.
+      tuned: keys of the axes that are tuned.
+    """
+    return [text for name in asked for text in FITS[name](rows, chosen, tuned)]
 
 
 def _groups(rows: Sequence[Row], *without: str) -> dict[tuple, list[Row]]:
@@ -208,7 +215,7 @@ def _label(values: tuple) -> str:
     return ", ".join(value if key == "mixer" else f"{key}={value}" for key, value in values) or "all"
 
 
-def _rates(rows: Sequence[Row]) -> list[str]:
+def _rates(rows: Sequence[Row], chosen: Sequence[Row], tuned: Sequence[str]) -> list[str]:
     lines = []
     for values, group in _groups([row for row in rows if RATE in row.values], RATE).items():
         rates = [float(row.values[RATE]) for row in group]
@@ -222,13 +229,13 @@ def _rates(rows: Sequence[Row]) -> list[str]:
     return ["## Learning rates", note, "\n".join(lines) or f"None: no finished cells with an axis {RATE}."]
 
 
-def _scaling(rows: Sequence[Row]) -> list[str]:
+def _scaling(rows: Sequence[Row], chosen: Sequence[Row], tuned: Sequence[str]) -> list[str]:
     text = [
         "## Scaling",
         "N: parameters; D: tokens of training; C = 3 x FLOPs of the forward pass per token x D; L: the test metric. In brackets "
         f"are 95 % of {DRAWS} fits to runs drawn with replacement.",
     ]
-    groups = _groups([row for row in rows if row.cost], "model.width", "model.depth", "train.steps")
+    groups = _groups([row for row in chosen if row.cost], "model.width", "model.depth", "train.steps", *tuned)
     for values, group in groups.items():
         size, tokens, compute, loss = map(list, zip(*(_run(row) for row in group)))
         lines = [
@@ -276,4 +283,7 @@ def _said_budgets(compute: Sequence[float], size: Sequence[float], loss: Sequenc
     )
 
 
-FITS: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {"lr": _rates, "scaling": _scaling}
+FITS: Mapping[str, Callable[[Sequence[Row], Sequence[Row], Sequence[str]], list[str]]] = {
+    "lr": _rates,
+    "scaling": _scaling,
+}

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from common import hosts
 from common.files import read_json, write_atomically
 
 HEARTBEAT = 5.0  # seconds
@@ -122,8 +123,17 @@ def attempt(workdir: Path):
 
     threading.Thread(target=beat, daemon=True).start()
     result: dict[str, Any] = {"status": "failed", "error": "it ended without a word"}
+
+    def cut_short(status: int, text: str) -> None:
+        how = "lost" if status == hosts.AGAIN else "failed"
+        _append(
+            workdir,
+            {"status": how, "error": text.rstrip().splitlines()[-1], "seconds": datetime.now(UTC).timestamp() - began},
+        )
+
     try:
-        yield result
+        with hosts.ending(cut_short):
+            yield result
     finally:
         ended.set()
         _append(workdir, result | {"seconds": datetime.now(UTC).timestamp() - began})

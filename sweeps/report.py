@@ -43,7 +43,7 @@ def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], ar
         text += _section(request, group, len(groups) > 1, choices, lost if len(groups) == 1 else ())
     text += (
         _tuning(request, choices, arguments)
-        + fits.report(request.fit, everything)
+        + fits.report(request.fit, everything, compared, request.best_of)
         + _not_matched(request, everything)
         + _diverged(cells)
         + _missing(cells, errors)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from common import hosts
 from common.console import say
 from common.errors import UserError
 from common.files import write_atomically
@@ -34,18 +35,22 @@ def write(workdir: str | Path, lengths: Sequence[int] = (), allow_other_data: bo
     """
     run = loading.load(workdir, allow_other_data=allow_other_data)
     task, spec = run.config.task, run.config.task.spec
-    scores = {}
+    scores, scored = {}, []
     for length in sorted({spec.length, *lengths}):
         try:
-            ((_, found),) = scoring.score(run, "test", [length])
-            scores[str(length)] = found[spec.metric.name]
+            found, beside = scoring.score_lengths(run, "test", [length])
+            scores[str(length)] = found[0].result[spec.metric.name]
         except UserError as error:
             if length == spec.length:
                 raise
             say(f"no score at length {length}: {error}")  # mixers and tasks that have one length only
             scores[str(length)] = None
+        else:
+            scored += [*found, *beside]
+    hosts.leave()  # floors may take long, and one process finds them
     if jax.process_index() != 0:
         return
+    scoring.tell_floors(scored)
     valid = {line["step"]: line[spec.metric.name] for line in read_metrics(run.workdir) if line["split"] == "valid"}
     result = {
         "task": task.name,

@@ -6,13 +6,12 @@ where it asks for several hosts; the first one records.
 
 import contextlib
 import math
-import os
-import re
 import sys
 import traceback
 
 import jax
 
+from common import hosts
 from common.command import STOPPED
 from common.console import say
 from common.errors import UserError
@@ -23,8 +22,6 @@ from training import command_line, config, loop
 from training.actions import Action, every
 from training.lock import locked
 
-# What JAX says of a computation over several processes one of which has gone: the cell is to be tried again.
-LOST = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|coordination service|heartbeat|gloo|closed by peer", re.IGNORECASE)
 CODES = {"finished": 0, "diverged": 1, "failed": 1, "interrupted": STOPPED, "lost": STOPPED}
 
 
@@ -85,19 +82,17 @@ def run(cell: Cell) -> int:
         status, error = _ended(cell)
         if status == "failed":
             jobs.write_error(cell.workdir, jax.process_index(), error)
-        return _left(cell, status)
+        return _left(status, error)
     with locked(jobs.folder(cell.workdir), "process"), jobs.attempt(cell.workdir) as record:
         record["devices"] = jax.device_count()
         record["status"], record["error"] = _ended(cell)
-    return _left(cell, record["status"])
+    return _left(record["status"], record["error"])
 
 
-def _left(cell: Cell, status: str) -> int:
-    """The exit status. A process of several that has failed ends here: JAX would have it wait for the others."""
-    if cell.hosts > 1 and status in ("failed", "lost"):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(CODES[status])
+def _left(status: str, error: str | None) -> int:
+    """The exit status. One of several processes that has failed ends here, and the others with it."""
+    if hosts.joined() and status in ("failed", "lost"):
+        hosts.end(CODES[status], f"error: {error}", consequence=status == "lost")
     return CODES[status]
 
 
@@ -117,7 +112,7 @@ def _ended(cell: Cell) -> tuple[str, str | None]:
     except Exception as error:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
-        if cell.hosts > 1 and isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(str(error)):
+        if hosts.joined() and hosts.is_consequence(error):
             return "lost", failures.reason(text)
         return "failed", failures.reason(text) or repr(error)
 

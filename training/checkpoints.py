@@ -137,6 +137,11 @@ class Checkpoints:
                     lightweight_initialize=True,  # what is to be known of old steps is in their records
                     cleanup_tmp_directories=True,
                 )
+                if jax.process_count() == 1:
+                    # Orbax would cut what several devices hold alike into a slice for each, and compile a program for each
+                    # of them: for one disk that gains nothing.
+                    whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+                    ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
                 self._manager = ocp.CheckpointManager(self.directory, options=options)
             self._manager.save(step, args=items, force=True)
 

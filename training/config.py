@@ -31,6 +31,8 @@ class TrainConfig:
       loss_chunks: pieces of the length that logits and their loss are computed in, one after the other; for large vocabularies,
         whose logits would take more memory than the model.
       z_loss: weight of the squared log-partition in the objective.
+      carry: whether a row goes on with the text, and the state of the mixers, where the same row of the step before has ended
+        (truncated back-propagation: gradients do not go back there); for language models of mixers that stream.
       compute_dtype: "float32" or "bfloat16"; parameters and optimiser are float32.
       implementation: of the primitives: "auto", or a choice for some of them, see `ops.dispatch`.
       log_every: steps from one record of the training's metrics to the next; 0 is never (the last step is always recorded).
@@ -39,6 +41,8 @@ class TrainConfig:
       eval_batches: batches of the validation split in an evaluation; 0 is all.
       keep: number of latest checkpoints that are kept, beside the best.
       profile_step: the three steps from this one on are traced into the run's `profile/`; 0 is never.
+      watchdog_minutes: that a process may be without a step, an evaluation, or a checkpoint, before it is named and the run is
+        ended, to be run again; 0 is for ever.
       init_from: whose weights to start from: a run, or "hf:" and a folder in Hugging Face's format; "" for none.
     """
 
@@ -47,6 +51,7 @@ class TrainConfig:
     accumulation: int = 1
     loss_chunks: int = 1
     z_loss: float = 0.0
+    carry: bool = False
     compute_dtype: str = "float32"
     implementation: str = "auto"
     log_every: int = 50
@@ -55,6 +60,7 @@ class TrainConfig:
     eval_batches: int = 0
     keep: int = 2
     profile_step: int = 0
+    watchdog_minutes: float = 0.0
     init_from: str = ""
 
     def __post_init__(self):
@@ -63,7 +69,15 @@ class TrainConfig:
         dispatch.check(self.implementation)
         for key in ("steps", "batch_size", "accumulation", "loss_chunks", "keep"):
             check_range(f"train.{key}", getattr(self, key), 1)
-        for key in ("log_every", "eval_every", "checkpoint_every", "eval_batches", "profile_step", "z_loss"):
+        for key in (
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "eval_batches",
+            "profile_step",
+            "z_loss",
+            "watchdog_minutes",
+        ):
             check_range(f"train.{key}", getattr(self, key), 0)
         if self.batch_size % self.accumulation:
             raise UserError(f"train.batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from common import hosts
 from common.console import say
 from common.errors import UserError
 from data.loader import Loader, prefetch
@@ -112,6 +113,7 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
         jax.set_mesh(built.mesh),
         dispatch.implementation(options.implementation),
         GracefulStop() as stop,
+        hosts.watch(options.watchdog_minutes),
         _started(config, built, directory, flops_per_token, weights) as run,
     ):
         task = config.task
@@ -135,9 +137,11 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
                 run.state, run.metrics = train_step(run.state, next(batches))
                 run.step += 1
                 run.stopping = stop.requested(run.step)
+                hosts.progress(run.step)
                 for action in after_each_step:
                     if action.when(run):
                         action.do(run)
+                        hosts.progress(run.step)
         if run.step < run.last:
             say(f"stopped at step {run.step}; run the same command to go on")
     ended = Ended(run.result, run.step >= run.last)
@@ -155,6 +159,8 @@ def _started(
     checkpoints = Checkpoints(
         directory.checkpoints, keep=config.train.keep, higher_is_better=task.spec.metric.higher_is_better
     )
+    # A network disk may show one host less than another; all must begin in the same way.
+    hosts.agree("checkpoints", {"steps": str(checkpoints.steps())})
     if checkpoints.steps():
         state = checkpoints.restore(built.abstract).state
         say(f"resuming {directory.root} at step {int(state['step'])}")
@@ -174,7 +180,8 @@ def _started(
     try:
         yield Run(config, built, directory, record, checkpoints, progress, start, start, state)
     except BaseException:
-        for file in (checkpoints, record):  # what they have to say is a consequence of the error
+        # What they have to say is a consequence of the error; and other processes do not come to the end of a checkpoint.
+        for file in (record,) if hosts.joined() else (checkpoints, record):
             with contextlib.suppress(Exception):
                 file.close()
         raise

@@ -6,7 +6,6 @@ versions, devices, the state of the code. Only process 0 writes.
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import platform
 import re
@@ -21,6 +20,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from common import hosts, roll_call
 from common.errors import UserError
 from common.files import read_json, write_atomically
 from training.config import Config, complete, flatten
@@ -30,11 +30,9 @@ from training.optimizer import schedule
 # Keys (with all below them) that a run may be resumed with other values of. Of these, `steps` (through the schedule),
 # `implementation` and `mesh` (through rounding) change the numbers that follow; every change is recorded. Where the data lies may
 # change, too: whether it is the same data is asked of its fingerprint.
+WHERE = ("task.corpus", "task.data_dir", "task.cache_dir", "task.download")
 RESUMABLE = (
-    "task.corpus",
-    "task.data_dir",
-    "task.cache_dir",
-    "task.download",
+    *WHERE,
     "expect",
     "mesh",
     "train.steps",
@@ -45,9 +43,8 @@ RESUMABLE = (
     "train.checkpoint_every",
     "train.keep",
     "train.profile_step",
+    "train.watchdog_minutes",
 )
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml_collections", "numpy")
 
 
 class RunDirectoryError(UserError):
@@ -123,17 +120,20 @@ def open_run(
       RunDirectoryError: if the directory cannot be written; if it holds a run with another configuration (but for the keys
         in `RESUMABLE`; a change of these is printed, recorded in `environment.json` and takes over in `config.json`), one that is
         past the last step that is asked for, or one of other data.
-      UserError: if another process is at work in it.
+      UserError: if another process is at work in it; of several processes of one run, if they differ in their configuration or
+        data, or do not share the directory.
     """
-    run = RunDirectory(locate(workdir))
+    run, fingerprint = RunDirectory(locate(workdir)), config.task.fingerprint()
+    hosts.agree("configuration and data", described(config, fingerprint), {"task": config.task.name})
     if jax.process_index() != 0:
+        hosts.share(run.root)
         _wait()
         yield run
         return
     _make(run)
+    hosts.share(run.root)
     with locked(run.root, "run"):
         changes = _changes(run, config)
-        fingerprint = config.task.fingerprint()
         other = check_data(run.root, fingerprint, allow_other_data)
         _tell(run, config, changes)
         launches = read(run.environment) if run.environment.exists() else []
@@ -148,6 +148,12 @@ def open_run(
         yield run
 
 
+def described(config: Config, fingerprint: str) -> dict[str, str]:
+    """What all processes of a run must have in common. Where its data lies may differ from host to host."""
+    keys = {key: value for key, value in flatten(config.raw).items() if not key.startswith(WHERE)}
+    return {"data (fingerprint)": fingerprint[:12]} | {f"config.{key}": str(value) for key, value in keys.items()}
+
+
 def _make(run: RunDirectory) -> None:
     try:
         run.root.mkdir(parents=True, exist_ok=True)
@@ -159,6 +165,8 @@ def _make(run: RunDirectory) -> None:
 
 
 def _wait() -> None:
+    if hosts.joined():
+        return hosts.wait("run directory")
     multihost_utils.sync_global_devices("run directory")
 
 
@@ -224,7 +232,7 @@ def environment() -> dict[str, Any]:
         "command": [sys.executable, *sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: roll_call.version(name) for name in roll_call.PACKAGES},
         "devices": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -295,13 +303,6 @@ def read(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunDirectoryError(f"{path} cannot be read as JSON: {error}") from error
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git(directory: Path) -> dict[str, Any] | None:

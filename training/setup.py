@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from data.loader import Loader
+from data.loader import Lanes, Loader
 from data.task import Spec, Task
 from models import accounting, scaling
 from models.accounting import Summary
@@ -37,7 +37,8 @@ def build(config: Config, for_training: bool = True, devices: Sequence[jax.Devic
         grown = scaling.growth(config.model)
         given = None if grown is None else optimizer.Scaling(state.nest(grown), config.model.gradient_ratio)
         make_optimizer = lambda metadata: optimizer.build(config.optimizer, config.train.steps, metadata, given)
-    return state.build(lambda rngs: SequenceModel(config.model, rngs=rngs), make_optimizer, mesh)
+    carry = (config.train.batch_size, config.train.compute_dtype) if config.train.carry and for_training else None
+    return state.build(lambda rngs: SequenceModel(config.model, rngs=rngs), make_optimizer, mesh, carry)
 
 
 def train_step(
@@ -69,6 +70,8 @@ def check_capabilities(config: Config) -> None:
         if config.model.head != "token" or config.model.loss is not None or whole:
             why = f"its metric {whole[0]!r} is of whole rows" if whole else "it does not score tokens by logits"
             raise UserError(f"config.train.loss_chunks > 1 is not for task {config.task.name!r}: {why}; leave it at 1")
+    if config.train.carry:
+        check_streams(config.model, config.task, "config.train.carry")
     for name, mixer in config.model.sketches.items():
         if spec.packed and not mixer.packing:
             raise UserError(
@@ -80,6 +83,22 @@ def check_capabilities(config: Config) -> None:
                 f"the rows of task {config.task.name!r} are padded, and mixer {name!r} has padding=False; choose another "
                 "mixer"
             )
+
+
+def check_streams(model: ModelConfig, task: Task, what: str) -> None:
+    """Raises a UserError if a text of any length cannot be read with the carry, whatever asks for it."""
+    if not task.contiguous:
+        raise UserError(
+            f"{what} is for contiguous text (task language_model), and task {task.name!r} has rows that stand alone"
+        )
+    for name, mixer in model.sketches.items():
+        why = {
+            "it takes no carry (streaming=False)": not mixer.streams,
+            "its carry grows with the text (constant_carry=False)": not mixer.constant_carry,
+            f"it reads {model.length} tokens and no more (fixed_length=True)": mixer.fixed_length,
+        }
+        if reasons := [reason for reason, holds in why.items() if holds]:
+            raise UserError(f"{what} is not for mixer {name!r}: {reasons[0]}; choose another mixer")
 
 
 def check_implementation(config: Config) -> None:
@@ -98,6 +117,8 @@ def check_implementation(config: Config) -> None:
 def batches(config: Config, built: state.Built, split: str, batch_size: int, task: Task | None = None) -> Loader:
     """The batches of a split on the mesh; `task` stands in for the configuration's own (another length, say)."""
     task = config.task if task is None else task
+    if split == "train" and config.train.carry and task is config.task:
+        return Lanes(task, batch_size, config.seed, sharding.batch_sharding(built.mesh))
     return Loader(task, split, batch_size, config.seed, sharding.batch_sharding(built.mesh))
 
 

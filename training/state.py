@@ -2,8 +2,9 @@
 
     state = {"params", "opt", "step", "skipped", "key"}
 
-is a tree of arrays and nothing else. `build` derives everything about it from the model's constructor: the facts of
-each parameter, shapes and shardings (also the optimiser's), a jitted initialiser and a pure `apply`.
+is a tree of arrays and nothing else. With truncated back-propagation "carry", what each row goes on with, belongs to it. `build`
+derives everything about it from the model's constructor: the facts of each parameter, shapes and shardings (also the
+optimiser's), a jitted initialiser and a pure `apply`.
 """
 
 import dataclasses
@@ -75,6 +76,7 @@ def build(
     model_factory: Callable[[nnx.Rngs], nnx.Module],
     make_optimizer: Callable[[PyTree], Optimizer] | None,
     mesh: Mesh,
+    carry: tuple[int, str] | None = None,
 ) -> Built:
     """Describes a model and its state; computes nothing and allocates nothing.
 
@@ -83,6 +85,7 @@ def build(
       make_optimizer: makes the optimiser from the tree of `Metadata`, for example
         `functools.partial(optimizer.build, config, total_steps)`; None for evaluation.
       mesh: a mesh of `sharding.make_mesh`.
+      carry: of truncated back-propagation, the rows of a batch and the dtype that the model computes in; None without.
 
     Raises:
       ValueError: if the model holds a parameter without its facts, or arrays that are no parameters.
@@ -107,7 +110,12 @@ def build(
         model_key, run_key = jax.random.split(key)
         made = nnx.to_flat_state(nnx.state(model_factory(nnx.Rngs(model_key))))
         params = nest({path: variable.get_value() for path, variable in made})
+        carries = {}
+        if carry is not None:
+            rows, dtype = carry
+            carries["carry"] = merge(cast(params, metadata, dtype)).initial_carry(rows, 0)
         return {
+            **carries,
             "params": params,
             "opt": tx.init(params),
             "step": jnp.zeros((), jnp.int32),
@@ -128,6 +136,8 @@ def build(
         is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
     )
     shardings = {**jax.tree.map(lambda _: whole, shapes), "params": params, "opt": opt}
+    if carry is not None:
+        shardings["carry"] = jax.tree.map(lambda _: sharding.batch_sharding(mesh), shapes["carry"])
     abstract = jax.tree.map(
         lambda leaf, target: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target), shapes, shardings
     )

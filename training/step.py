@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Num, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from common.errors import UserError
 from data.metrics import Metric, batch_sums, weighted
@@ -117,6 +117,9 @@ def make_train_step(
     batch without any weight, is not made: parameters and optimiser stay, `state["skipped"]` counts it, and the step
     goes on.
 
+    A state that has a "carry" goes on with it, but for the rows that "restart" [batch] of the batch begins anew, and no gradient
+    goes back there: truncated back-propagation. Where an update is not made, all rows begin anew.
+
     Args:
       built: the model, with an optimiser.
       metrics: of the task, whose sums are reported.
@@ -143,31 +146,38 @@ def make_train_step(
 
     def loss(params, batch, total, key):
         kwargs = {"key": key} if random else {}
-        model = functools.partial(built.apply, cast(params, built.metadata, compute_dtype))
-        sums, seen = sums_and_statistics(model, batch, metrics, loss_chunks, **kwargs)
+        cast_params = cast(params, built.metadata, compute_dtype)
+        if "carry" in batch:
+            kwargs["carry"] = restarted(built, cast_params, batch["carry"], batch["restart"])
+        model = functools.partial(built.apply, cast_params)
+        sums, seen, carry = sums_and_statistics(model, batch, metrics, loss_chunks, **kwargs)
         objective = (sums["nats"] + z_loss * sums.get("squared_log_z", 0)) / total
         if "objective" in seen[1]:  # of layers; a mean over microbatches
             objective = objective + jnp.sum(seen[1]["objective"]) / accumulation
-        return objective, (sums, seen)
+        return objective, (sums, seen, carry)
 
     def gradient(params, batch, total, key):
         with sharding.tracing(built.mesh):  # backward passes, too, are traced here
-            (_, (sums, seen)), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
-        return jax.lax.with_sharding_constraint(grads, built.shardings["params"]), sums, seen
+            (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, total, key)
+        sums, seen, carry = aux
+        return (jax.lax.with_sharding_constraint(grads, built.shardings["params"]), sums, seen), carry
 
     def accumulate(params, batch, total, key):
         def add(carry, inputs):
             microbatch, index = inputs
             microbatch = jax.lax.with_sharding_constraint(microbatch, sharding.batch_sharding(built.mesh))
-            new = gradient(params, microbatch, total, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, carry, new), None
+            new, left = gradient(params, microbatch, total, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, carry, new), left
 
         # Microbatch i takes every accumulation-th row, so that each device cuts its own rows and sends none.
         split = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
         first = jax.tree.map(lambda x: x[0], split)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, total, key))
-        grads, sums, seen = jax.lax.scan(add, zeros, (split, jnp.arange(accumulation)))[0]
-        return grads, sums, jax.tree.map(lambda total: total / accumulation, seen)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, total, key)[0]
+        )
+        (grads, sums, seen), left = jax.lax.scan(add, zeros, (split, jnp.arange(accumulation)))
+        left = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), left)
+        return (grads, sums, jax.tree.map(lambda total: total / accumulation, seen)), left
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         batch = _prepare(built, batch, accumulation)
@@ -175,13 +185,17 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
         params = state["params"]
         compute = gradient if accumulation == 1 else accumulate
-        grads, sums, (statistics, scalars) = compute(params, batch, jnp.where(weight > 0, weight, 1), key)
+        if "carry" in state:
+            batch["carry"] = state["carry"]
+        (grads, sums, (statistics, scalars)), carry = compute(params, batch, jnp.where(weight > 0, weight, 1), key)
         grad_norm = optax.tree.norm(grads)
         update, opt = optimizer.update(grads, state["opt"], params)
         finite = (jnp.isfinite(value).all() for value in (sums["nats"], grad_norm, *jax.tree.leaves(statistics)))
         made = functools.reduce(jnp.logical_and, finite, weight > 0)
         new = {"params": follow(optax.apply_updates(params, update), statistics), "opt": opt}
         new = jax.tree.map(lambda a, b: jnp.where(made, a, b), new, {k: state[k] for k in new})
+        if "carry" in state:
+            new["carry"] = restarted(built, cast(params, built.metadata, compute_dtype), carry, ~made)
         skipped = state["skipped"] + ~made
         reported = {
             "loss": sums["nats"] / jnp.where(weight > 0, weight, 1),
@@ -218,26 +232,36 @@ def score(
     return sums_and_statistics(model, batch, metrics, loss_chunks, **kwargs)[0]
 
 
+def restarted(built: Built, params: PyTree, carry: PyTree, where: Bool[Array, "*B"]) -> PyTree:
+    """A carry with that before the first token in place of it in some rows (or, of one bool, in all)."""
+    fresh = built.merge(params).initial_carry(len(carry["segment"]), 0)
+
+    def pick(fresh, old):
+        return jnp.where(where.reshape(where.shape + (1,) * (old.ndim - where.ndim)), fresh.astype(old.dtype), old)
+
+    return jax.tree.map(pick, fresh, carry)
+
+
 def sums_and_statistics(
     model: Callable, batch: Batch, metrics: Sequence[Metric], loss_chunks: int, **kwargs
-) -> tuple[dict[str, Float[Array, "..."]], tuple[Statistics | None, dict[str, Float[Array, "L"]]]]:
-    """The sums of `score`, and what a model in training saw of the batch, see `SequenceModel.__call__` (None and {} of one that
-    does not say)."""
+) -> tuple[dict[str, Float[Array, "..."]], tuple[Statistics | None, dict[str, Float[Array, "L"]]], Any]:
+    """The sums of `score`; what a model in training saw of the batch, see `SequenceModel.__call__` (None and {} of one that does
+    not say); and the carry that the model leaves."""
     kwargs |= {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
     targets, weights = batch["targets"], batch["weights"]
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        (predictions, loss), _, *seen = model(batch["inputs"], targets=targets, **kwargs)
+        (predictions, loss), carry, *seen = model(batch["inputs"], targets=targets, **kwargs)
         sums = real_sums(predictions, loss, targets, weights, metrics)
     elif loss_chunks > 1:
         chunked = functools.partial(
             class_sums_in_chunks, targets=targets, weights=weights, metrics=metrics, chunks=loss_chunks
         )
-        sums, _, *seen = model(batch["inputs"], reduce=chunked, **kwargs)
+        sums, carry, *seen = model(batch["inputs"], reduce=chunked, **kwargs)
     else:
-        logits, _, *seen = model(batch["inputs"], **kwargs)
+        logits, carry, *seen = model(batch["inputs"], **kwargs)
         # The backward pass keeps the logits and nothing else of their size.
         sums = jax.checkpoint(functools.partial(class_sums, metrics=metrics))(logits, targets, weights)
-    return sums, tuple(seen) if seen else (None, {})
+    return sums, tuple(seen) if seen else (None, {}), carry
 
 
 def _prepare(built: Built, batch: Batch, accumulation: int) -> dict[str, Array]:
@@ -247,5 +271,5 @@ def _prepare(built: Built, batch: Batch, accumulation: int) -> dict[str, Array]:
             f"a batch of {rows} rows cannot be divided by {accumulation} microbatches and mesh.data * mesh.fsdp * "
             f"mesh.expert = {ways}; make it a multiple of {accumulation * ways}"
         )
-    keys = [key for key in ("inputs", "targets", "weights", "segment_ids", "positions") if key in batch]
+    keys = [key for key in ("inputs", "targets", "weights", "segment_ids", "positions", "restart") if key in batch]
     return jax.lax.with_sharding_constraint({key: batch[key] for key in keys}, sharding.batch_sharding(built.mesh))

@@ -20,8 +20,8 @@ class GracefulStop:
                     break
 
     A second signal, if it does not come together with the first one, does what it would have done without this. Where
-    processes are joined by `jax.distributed`, no handler is installed: JAX's own, for SIGTERM, makes all processes agree on
-    a step, and `requested` becomes true in all of them after that step even if only one got the signal.
+    processes are joined by `jax.distributed`, JAX's own handler, for SIGTERM, stays: it makes all processes agree on a step, and
+    `requested` becomes true in all of them after that step even if only one got the signal. SIGINT is then handed on to it.
     """
 
     def __init__(self):
@@ -32,6 +32,8 @@ class GracefulStop:
     def __enter__(self) -> "GracefulStop":
         if not jax.distributed.is_initialized():
             self._old = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+        else:
+            self._old = {signal.SIGINT: signal.signal(signal.SIGINT, self._hand_on)}
         return self
 
     def __exit__(self, *_) -> None:
@@ -43,6 +45,11 @@ class GracefulStop:
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(step)
         return self._requested
+
+    def _hand_on(self, number: int, frame) -> None:
+        del frame
+        signal.signal(number, self._old[number])  # a second one stops at once
+        signal.raise_signal(signal.SIGTERM)
 
     def _request(self, number: int, frame) -> None:
         del frame

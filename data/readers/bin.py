@@ -155,8 +155,11 @@ class _Ids:
     def __init__(self, path: pathlib.Path, dtype: str):
         self.path, self.offset, self.index = path, 0, path.with_suffix(".idx")
         size = path.stat().st_size
-        with open(path, "rb") as file:
-            beginning = file.read(HEADER)
+        try:
+            with open(path, "rb") as file:
+                beginning = file.read(HEADER)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from error
         magic = struct.unpack("<i", beginning[:4])[0] if len(beginning) == HEADER else None
         if self.index.is_file():
             dtype = self._read_index()

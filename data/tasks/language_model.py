@@ -26,6 +26,8 @@ from data import corpora, flat, mixture, ngram, tokenizers
 from data.task import Outline, Spec, Task
 
 PACKINGS = ("windows", "documents")
+# After so many documents their ids begin again: those of neighbours differ, whatever the size of the text.
+SEGMENTS = 2**30
 
 
 def _spec(size: int, unit: str, length: int, packing: str) -> Spec:
@@ -54,6 +56,7 @@ class LanguageModel(Task):
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
 
+    contiguous = True
     paper_size: ClassVar[dict] = {"corpus": "wikitext103", "length": 512, "tokenizer": "bpe:32768"}
 
     def __init__(
@@ -98,22 +101,31 @@ class LanguageModel(Task):
         return size // length - 1 if split == "train" else -(-(size - 1) // length)
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
-        stream, length = self.tokens.splits[split], self.spec.length
+        length = self.spec.length
         start = index * length
         if split == "train":
             start += int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]) % length
+        result = self.stretch(split, start, length)
+        if self._documents:  # counted from 1 in each row
+            ids = result["segment_ids"]
+            result["segment_ids"] = np.where(ids > 0, (ids - ids[0]) % SEGMENTS + 1, 0).astype(np.int32)
+        return result
+
+    def num_tokens(self, split: str) -> int:
+        return len(self.tokens.splits[split].data) - 1
+
+    def stretch(self, split: str, start: int, length: int) -> dict[str, np.ndarray]:
+        stream = self.tokens.splits[split]
         text = np.asarray(stream.data[start : start + length + 1], np.int32)
         size = len(text) - 1
         result = {key: np.zeros(length, np.int32) for key in ("inputs", "targets", "segment_ids", "positions")}
         result["inputs"][:size] = text[:-1]
-        # Document of each token of the row, and where in the row it starts.
-        document = np.zeros(size + 1, np.int32)
+        document = np.zeros(size + 1, np.int64)
         if self._documents:
             document[:] = np.searchsorted(stream.ends, np.arange(start, start + size + 1), "right")
-        document -= document[0]
         scored = document[1:] == document[:-1]
         result["targets"][:size] = np.where(scored, text[1:], 0)
-        result["segment_ids"][:size] = document[:-1] + 1
+        result["segment_ids"][:size] = document[:-1] % SEGMENTS + 1
         result["positions"][:size] = np.arange(size) - np.searchsorted(document, document[:-1])
         result["weights"] = np.zeros(length, np.float32)
         result["weights"][:size] = scored

@@ -34,7 +34,7 @@ def test_names_hold_what_files_do():
             mixture.parse(name)
 
 
-@pytest.mark.parametrize("kind", ["language_model", "masked_lm"])
+@pytest.mark.parametrize("kind", ["language_model", pytest.param("masked_lm", marks=pytest.mark.thorough)])
 def test_each_text_gets_its_share_and_shows_all_its_rows_before_any_again(texts, kind):
     mix = texts("mix:file:a*1+file:b+2*2+file:c*1", kind)
     parts = [texts(name, kind) for name in ("file:a", "file:b+2", "file:c")]

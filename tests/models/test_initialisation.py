@@ -104,6 +104,8 @@ def laws(name: str, shape: tuple[int, ...]) -> dict[str, tuple[float, float]]:
         "s5": {"b": (0.0, (2 * 256) ** -0.5), "c": (0.0, 256**-0.5)},
         "ttt_linear": {"memory": (0.0, 0.02), "w_lr": (0.0, 0.02)},
     }
+    if name in ("gated_delta_net", "comba", "preconditioned_gated_delta_net"):
+        common["a_log"] = moments(np.log(16 * unit))
     return common | own.get(name, {})
 
 

@@ -103,8 +103,11 @@ def test_the_report():
                 "valid": 1.0,
             }
             rows.append(Row(values, [cell], [result], [None], [], Summary("model", int(size), flops, None), None))
-    scaling, rates = "\n".join(fits.report(("scaling",), rows)), "\n".join(fits.report(("lr",), rows))
-    kept, found, alone = re.search("### `gla, .*`\n(.*)\n(.*)\n### `s4, .*`\n(.*)", scaling).groups()
+    scaling, rates = (
+        "\n".join(fits.report(("scaling",), rows, rows, ("optimizer.learning_rate",))),
+        "\n".join(fits.report(("lr",), rows, rows)),
+    )
+    kept, found, alone = re.search("### `gla`\n(.*)\n(.*)\n### `s4`\n(.*)", scaling).groups()
     numbers = re.search(
         r"L = (.*) \+ .* N\^-([\d.]+) .* D\^-([\d.]+); .* no run is further from it than ([\d.e-]+) %", kept
     )
