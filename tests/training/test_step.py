@@ -370,7 +370,10 @@ class Buffer(nnx.Variable):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda m, r: setattr(m, "b", nnx.Param(jnp.ones(3))), ("parameter b", "axes, decay, group, keep_float32, inputs")),
+        (
+            lambda m, r: setattr(m, "b", nnx.Param(jnp.ones(3))),
+            ("parameter b", "axes, decay, group, keep_float32, inputs"),
+        ),
         (lambda m, r: setattr(m, "b", Buffer(jnp.ones(3))), ("no parameter: b (Buffer)", "stop_gradient")),
         (lambda m, r: setattr(m.inner[0], "b", jnp.ones(3)), ("no parameter: inner/0/b",)),
         (lambda m, r: setattr(m, "b", np.ones(3)), ("no parameter: b",)),
