@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from common.errors import check_choice
+from models.checks import at_least
 from models.mixer import Context, Ids, MatrixState, Mixer, Tokens, head_size
 from models.norms import RMSNorm, rms_normalize
 from models.params import dense, residual_output
@@ -31,6 +32,7 @@ class LightningAttention(Mixer):
 
     Args:
       heads: number of heads.
+      head_channels: channels of a head; by default width / heads.
       form: "minimax" or "transnormer", as above.
     """
 
@@ -46,16 +48,20 @@ class LightningAttention(Mixer):
         depth: int = 1,
         layers: int = 1,
         heads: int = 4,
+        head_channels: int | None = None,
         form: str = "minimax",
     ):
         check_choice("form", form, ("minimax", "transnormer"))
-        size = head_size(width, heads, "width")
+        at_least(1, heads=heads, head_channels=head_channels)
+        size = head_size(width, heads, "width") if head_channels is None else head_channels
+        self.head_channels = size
+        inner = heads * size
         self.layers = layers
         self.sizes = (heads, size, size)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
-        self.w_g = dense(rngs, (width, width), ("embed", "heads"))
-        self.norm = RMSNorm(width, rngs=rngs, axis="heads") if form == "minimax" else None
-        self.w_o = residual_output(rngs, (width, width), ("heads", "embed"), depth)
+        self.w_g = dense(rngs, (width, inner), ("embed", "heads"))
+        self.norm = RMSNorm(inner, rngs=rngs, axis="heads") if form == "minimax" else None
+        self.w_o = residual_output(rngs, (inner, width), ("heads", "embed"), depth)
 
     def mix(
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids, context: Context
@@ -69,7 +75,7 @@ class LightningAttention(Mixer):
         if self.norm is not None:
             v, gate = silu(v), jax.nn.sigmoid(gate)
         o, state = linear_attention(q, k, v, log_decay, initial_state=state, segment_ids=segment_ids)
-        o = o.reshape(x.shape)
+        o = o.reshape(gate.shape)
         o = rms_normalize(o) if self.norm is None else self.norm(o)
         return project(gate * o, self.w_o[...]), state, context.stream
 

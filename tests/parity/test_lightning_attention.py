@@ -13,17 +13,17 @@ AGAINST = "transformers MiniMaxLightningAttention"
 LAYERS, HEADS = 5, 4
 
 
-@pytest.mark.parametrize("layer", [0, 3])
-def test_minimax(layer):
+@pytest.mark.parametrize(("layer", "head_channels"), [(0, WIDTH // HEADS), (3, 12)])
+def test_minimax(layer, head_channels):
     """The layer, its decays at two depths included; the library's blocks of 16 do not divide the length."""
     torch, minimax = load("torch"), load("transformers.models.minimax.modeling_minimax")
-    alone, arguments = mixer("lightning_attention", heads=HEADS, layers=LAYERS)
+    alone, arguments = mixer("lightning_attention", heads=HEADS, layers=LAYERS, head_channels=head_channels)
     ours = lambda a: alone(a, context=Context(layer=jnp.int32(layer)))
     config = minimax.MiniMaxConfig(
         hidden_size=WIDTH,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
-        head_dim=WIDTH // HEADS,
+        head_dim=head_channels,
         num_hidden_layers=LAYERS,
         layer_types=["linear_attention"] * LAYERS,
         block_size=16,
