@@ -31,7 +31,6 @@ from jax.extend.core import Literal, jaxprs_in_params
 from ml_collections import ConfigDict
 
 from models.sequence_model import SequenceModel
-from models.stack import repeat_of
 from training import command_line, setup
 from training.config import Config, resolve
 
@@ -49,15 +48,14 @@ class Seen(nnx.Module):
     def __call__(self, x, carry=None, *, segment_ids=None, positions=None, key=None):
         where = {"segment_ids": segment_ids, "positions": positions}
         streams = {name: shared(x, **where) for name, shared in self.stack.shared.items()}
-        for repeat in range(self.stack.repeats):
-            pattern, own = repeat_of(self.stack.stacked, repeat), None if carry is None else carry[repeat]
-            x, own, streams, _ = pattern(x, own, streams, repeat=repeat, **where)
-            self.see(f"stream {repeat + 1}", x)
+        for i, (run, repeat) in enumerate(self.stack.runs()):
+            x, own, streams, *_ = run(x, None if carry is None else carry[i], streams, repeat=repeat, **where)
+            self.see(f"stream {i + 1}", x)
             for path, leaf in jax.tree_util.tree_leaves_with_path(own):
                 name = jax.tree_util.keystr(path[2:], simple=True, separator="/")
                 if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 1:
-                    self.see(f"carry {repeat + 1} {path[0].idx}/{name}", leaf)
-        return x, carry, {}
+                    self.see(f"carry {i + 1} {path[0].idx}/{name}", leaf)
+        return x, carry, None, {}
 
 
 def observer(merge: Callable[[dict], SequenceModel], params: dict, inputs: jax.Array, streams: bool) -> Callable:

@@ -29,6 +29,7 @@ def check(mixer, sizes, steps, channel_mixer="auto"):
     return failures(scaled)
 
 
+@pytest.mark.thorough
 def test_attention():
     assert not check("attention", (32, 128), 3, "none")
 

@@ -280,7 +280,9 @@ def test_bfloat16(name):
             assert_close(y.astype(jnp.float32), whole(name, causal), 0.1)
 
 
-@pytest.mark.parametrize("name", each(sorted(set(able("uses_context")) & set(able("streaming")))))
+@pytest.mark.parametrize(
+    "name", one_of_each_primitive(sorted(set(able("uses_context")) & set(able("streaming"))), pytest.mark.thorough)
+)
 def test_law_across_layers(name):
     """In a model of three layers, what layers hand to each other does not depend on where the sequence is cut."""
     config = ModelConfig(

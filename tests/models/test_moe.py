@@ -70,7 +70,9 @@ def expected(moe, x):
     return y, choices, shares
 
 
-@pytest.mark.parametrize("router", OPTIONS)
+@pytest.mark.parametrize(
+    "router", [name if name == "sigmoid" else pytest.param(name, marks=pytest.mark.thorough) for name in OPTIONS]
+)
 def test_equals_the_loop(router):
     """Values, the auxiliary losses in closed form and the loads, with and without padding; padding enters nothing."""
     moe = layer(**OPTIONS[router], balance=0.5, z_loss=0.25)

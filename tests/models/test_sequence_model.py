@@ -73,7 +73,10 @@ def test_stacked_repeats_are_the_blocks_in_order():
     assert not np.allclose(first, second)
 
 
-@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+@pytest.mark.parametrize(
+    "remat",
+    ["mixer", *(pytest.param(name, marks=pytest.mark.thorough) for name in REMAT if name not in ("none", "mixer"))],
+)
 def test_remat_changes_nothing(remat):
     """Values and gradients are the same under every rematerialisation policy."""
 

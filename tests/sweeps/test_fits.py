@@ -102,7 +102,9 @@ def test_the_report():
                 "test": {"16": TRUE(size, steps * 8 * 16)},
                 "valid": 1.0,
             }
-            rows.append(Row(values, [cell], [result], [None], [], Summary("model", int(size), flops, None), None))
+            rows.append(
+                Row(values, [cell], [result], [None], [], Summary("model", int(size), int(size), flops, None), None)
+            )
     scaling, rates = (
         "\n".join(fits.report(("scaling",), rows, rows, ("optimizer.learning_rate",))),
         "\n".join(fits.report(("lr",), rows, rows)),

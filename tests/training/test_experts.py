@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from models.config import ModelConfig
 from models.sequence_model import SequenceModel
@@ -33,6 +34,7 @@ def batch():
     return {"inputs": ids, "targets": np.roll(ids, -1, 1), "weights": np.float32(segments), "segment_ids": segments}
 
 
+@pytest.mark.thorough
 def test_a_step_on_a_mesh_and_in_microbatches():
     """Rows and experts split over devices, in two microbatches: parameters, biases and records are those of one device."""
     rule = optimizer.OptimizerConfig(name="sgd", learning_rate=0.1, schedule="constant", b1=0.0, clip_norm=0.0)

@@ -79,6 +79,7 @@ def close(found: dict[int, float], expected: dict[int, float]) -> None:
     )  # batches differ by 1e-2
 
 
+@pytest.mark.hosts
 def test_terminated_and_resumed_elsewhere(text, tmp_path):
     """Two processes train as one does; SIGTERM to one saves the run of both; and one process of eight devices goes on with it."""
     layout = {"mesh.fsdp": 2, "mesh.data": 1}

@@ -39,6 +39,7 @@ def test_long_rotation():
     assert_close(cos**2 + sin**2, np.ones((1, 1, 2)), 1e-4)
 
 
+@pytest.mark.thorough
 def test_several_reads():
     """With a rank, too, a sequence can be cut, and documents in a row do not meet."""
     mixer = mixers.create("mamba3", 16, rngs=nnx.Rngs(0), heads=2, state=8, rank=3)
