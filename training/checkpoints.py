@@ -137,12 +137,11 @@ class Checkpoints:
                     lightweight_initialize=True,  # what is to be known of old steps is in their records
                     cleanup_tmp_directories=True,
                 )
-                if jax.process_count() == 1:
-                    # Orbax would cut what several devices hold alike into a slice for each, and compile a program for each
-                    # of them: for one disk that gains nothing.
-                    whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-                    ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
-                self._manager = ocp.CheckpointManager(self.directory, options=options)
+                self._manager = ocp.CheckpointManager(
+                    self.directory,
+                    options=options,
+                    item_handlers={"state": _writer(), "metadata": ocp.JsonCheckpointHandler()},
+                )
             self._manager.save(step, args=items, force=True)
 
     def wait(self) -> None:
@@ -333,6 +332,18 @@ class Checkpoints:
         self._scores.pop(step, None)
         if self._manager is not None:
             self._manager.reload()
+
+
+def _writer() -> ocp.PyTreeCheckpointHandler:
+    """What writes a state, whose leaves are arrays.
+
+    Orbax would cut what several devices hold alike into a slice for each of them, and compile a program for each shape of a
+    slice. Where one process writes all of it, that gains nothing.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=jax.process_count() > 1)
+    return ocp.PyTreeCheckpointHandler(
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    )
 
 
 class _NewestAndBest:
