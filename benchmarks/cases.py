@@ -16,7 +16,7 @@ from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.selective_scan import selective_scan
 from ops.state_space_scan import state_space_scan
 
-IMPLEMENTATIONS = ("reference", "sequential", "chunked", "associative", "blockwise", "library")
+IMPLEMENTATIONS = ("reference", "sequential", "chunked", "associative", "blockwise", "library", "fft", "matmul")
 
 
 class Case(NamedTuple):
@@ -133,7 +133,7 @@ def _state_space_scan(name, length, x, a_re, a_im, b_re, b_im, c_re, c_im):
 
 
 def _long_convolution(name, length, x, kernel):
-    return long_convolution(x, kernel)
+    return long_convolution(x, kernel, implementation=name)
 
 
 def _vandermonde(name, length, log_re, log_im, c_re, c_im):
@@ -155,7 +155,7 @@ CASES = (
     Case("linear_recurrence", "complex", "B1 D512", _complex_inputs, _complex),
     Case("selective_scan", "Mamba", "B1 D256 N16", _mamba_inputs, _selective_scan),
     Case("state_space_scan", "S4D", "B2 D64 N32", _state_space_inputs, _state_space_scan),
-    Case("long_convolution", "causal", "B2 D64", _convolution_inputs, _long_convolution, ()),
+    Case("long_convolution", "causal", "B2 D64", _convolution_inputs, _long_convolution, ("fft", "matmul")),
     Case("vandermonde_kernel", "S4D", "D32 N32", _vandermonde_inputs, _vandermonde, ()),
 )
 

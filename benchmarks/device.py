@@ -428,7 +428,8 @@ def start(part: Part, seconds: float, tiny: bool) -> dict:
         out, complaints = process.communicate()
         failed = f"not done after {seconds:.0f} s"
     if process.returncode and failed is None:
-        failed = (complaints.strip().splitlines() or ["ended without a word"])[-1][:300]
+        lines = complaints.strip().splitlines() or ["ended without a word"]
+        failed = next((line for line in reversed(lines) if re.match(r"[\w.]+: ", line)), lines[-1])[:300]
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     facts, rows = (lines[0], lines[1:]) if lines else ({}, [])
     return {

@@ -55,7 +55,9 @@ def jax_rows(case: Case, length: int, mode: str, inputs: list, cotangents: list,
             continue
         functions[name] = function
     if with_peers:
-        functions |= {p.name: p.function for p in PEERS[case.primitive, case.variant] if not p.uses_torch}
+        for peer in PEERS[case.primitive, case.variant]:
+            if not peer.uses_torch and _takes(peer, length, inputs):
+                functions[peer.name] = peer.function
 
     arguments = jax.tree.map(jnp.asarray, (cotangents, *inputs))
     names: dict[str, list[str]] = {}  # text of a program -> who calls it so
@@ -75,6 +77,17 @@ def jax_rows(case: Case, length: int, mode: str, inputs: list, cotangents: list,
         program = Program(equal[-1], _is_peer(equal[-1]), functools.partial(prepare, lowered[text]))
         rows.append(Rows(equal, program))
     return rows
+
+
+def _takes(peer, length, inputs):
+    """Whether a peer in JAX computes in the precision of the inputs; complex numbers and Fourier transforms have no bfloat16."""
+    try:
+        jax.eval_shape(functools.partial(peer.function, length), *inputs)
+    except (TypeError, ValueError):
+        if all(x.dtype == jnp.float32 for x in inputs):
+            raise
+        return False
+    return True
 
 
 def _is_peer(name):
