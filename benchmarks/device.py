@@ -31,22 +31,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.ops import PRIMITIVES
 from common import command
 from common.errors import UserError
 from common.files import write_atomically
+from compilation.findings import planned
+from compilation.targets import GPUS
 
 ROOT = Path(__file__).parent.parent
 MIXERS = ("attention", "gla", "mamba", "mamba2", "gated_delta_net", "rglru", "rwkv7", "hyena")
-PRIMITIVES = (
-    "attention",
-    "linear_attention",
-    "delta_rule",
-    "selective_scan",
-    "linear_recurrence",
-    "long_convolution",
-    "state_space_scan",
-    "vandermonde_kernel",
-)
 # Memory bandwidth of a device in bytes per second, by its kind; of the vendors' data sheets.
 BANDWIDTH = {
     "TPU v4": 1.23e12,
@@ -56,10 +49,7 @@ BANDWIDTH = {
     "TPU v5p": 2.765e12,
     "TPU v6 lite": 1.64e12,
     "TPU v6e": 1.64e12,
-    "NVIDIA A100-SXM4-80GB": 2.039e12,
-    "NVIDIA H100 80GB HBM3": 3.352e12,
-    "NVIDIA H200": 4.8e12,
-    "NVIDIA B200": 8e12,
+    **{gpu.name: gpu.bandwidth for gpu in GPUS.values()},
 }
 
 
@@ -264,10 +254,7 @@ def train(name: str, sizes: Sizes) -> Iterator[dict]:
             "milliseconds": 1e3 * seconds,
             "tokens_per_second": tokens / seconds,
             "mfu": None if peak is None else 3 * cost.flops_per_token * tokens / seconds / peak,
-            "planned_bytes": plan.argument_size_in_bytes
-            + plan.temp_size_in_bytes
-            + plan.output_size_in_bytes
-            - plan.alias_size_in_bytes,
+            "planned_bytes": planned(plan),
             "peak_bytes": used.get("peak_bytes_in_use"),
         }
         return

@@ -208,16 +208,22 @@ def needed(refusal: str) -> float:
     return float(found.group(1)) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found.group(2)] if found else math.inf
 
 
+def planned(plan: Any) -> int:
+    """The bytes of a device that a program takes at most, of its `memory_analysis()`."""
+    results = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    total = plan.argument_size_in_bytes + results + plan.temp_size_in_bytes + plan.generated_code_size_in_bytes
+    return max(getattr(plan, "peak_memory_in_bytes", 0), total)
+
+
 def _memory(step: Step, target: Target, compiled: Any, refusal: str) -> Memory:
     held = {name: bytes_on_device(tree) for name, tree in step.held.items()}
     if compiled is None:
         return Memory(target.memory, needed(refusal), held, remark=target.remark)
     plan = compiled.memory_analysis()
     results = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    total = plan.argument_size_in_bytes + results + plan.temp_size_in_bytes + plan.generated_code_size_in_bytes
     return Memory(
         capacity=target.memory,
-        peak=max(getattr(plan, "peak_memory_in_bytes", 0), total),
+        peak=planned(plan),
         held=held,
         temporaries=plan.temp_size_in_bytes,
         results=results,

@@ -234,7 +234,7 @@ def log_probabilities(built: Built) -> Callable[[Any, Any, Any], tuple[Any, Any]
     return jax.jit(step, out_shardings=sharding.replicated(built.mesh))
 
 
-def library() -> Any:
+def installed() -> Any:
     """The library.
 
     Raises:
@@ -254,7 +254,7 @@ def library() -> Any:
 
 def as_lm() -> type[Answers]:
     """`Answers` as the library takes it: a subclass of its LM, too."""
-    return type("Checkpoint", (Answers, library().api.model.LM), {})
+    return type("Checkpoint", (Answers, installed().api.model.LM), {})
 
 
 def evaluate(
@@ -282,7 +282,7 @@ def evaluate(
     Raises:
       UserError: without the library, for an unknown task, and as `Answers` does.
     """
-    lm_eval = library()
+    lm_eval = installed()
     model = as_lm()(run, **settings)
     folder = None if include_path is None else str(Path(include_path).expanduser().absolute())
     if folder is not None and not Path(folder).is_dir():
@@ -358,7 +358,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("give --workdir=DIR, a run, or --hf=DIR, a checkpoint in Hugging Face's format")
     if options.limit is not None:
         check_range("--limit", options.limit, 1)
-    library()
+    installed()
     command.start()
     if options.hf is not None:
         run = load_hf(options.hf)

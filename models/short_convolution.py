@@ -6,11 +6,35 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from models.checks import scaled
+from models.mixer import head_size
 from models.params import conv_taps, dense
 from models.partitioning import constrain
 from ops.elementwise import silu
 from ops.projection import project
 from ops.short_convolution import short_convolution
+
+
+def grouped(
+    width: int, heads: int, value_heads: int | None, *, expand_key: float, expand_value: float
+) -> tuple[int, tuple[int, int, int]]:
+    """Heads of values that share queries and keys, in groups of neighbours.
+
+    Args:
+      heads: of queries and keys.
+      value_heads: a multiple of `heads`; None for as many.
+      expand_key, expand_value: size of all keys and of all values over the width.
+
+    Returns:
+      the number of value heads in a group; and of the memory the number of heads, a key's size and a value's.
+
+    Raises:
+      UserError: for sizes that the heads do not divide.
+    """
+    value_heads = heads if value_heads is None else value_heads
+    key = head_size(scaled(width, expand_key=expand_key), heads, "the size of the keys")
+    value = head_size(scaled(width, expand_value=expand_value), value_heads, "the size of the values", "value_heads")
+    return head_size(value_heads, heads, "`value_heads`"), (value_heads, key, value)
 
 
 class ConvolvedProjection(nnx.Module):

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least, finite, scaled
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least, finite
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm, l2_normalize
 from models.params import constant, dense, log_of, ones, residual_output, step_bias, time_scale, uniform
-from models.short_convolution import ConvolvedProjection, convolve
+from models.short_convolution import ConvolvedProjection, convolve, grouped
 from ops.delta_rule import delta_rule
 from ops.projection import project
 
@@ -56,14 +56,9 @@ class Comba(Mixer):
     ):
         at_least(0, eps=eps)
         finite(correction=correction)
-        value_heads = heads if value_heads is None else value_heads
-        key = head_size(scaled(width, expand_key=expand_key), heads, "the size of the keys")
-        value = head_size(
-            scaled(width, expand_value=expand_value), value_heads, "the size of the values", "value_heads"
-        )
-        self.groups = head_size(value_heads, heads, "`value_heads`")
+        self.groups, self.sizes = grouped(width, heads, value_heads, expand_key=expand_key, expand_value=expand_value)
+        value_heads, key, value = self.sizes
         self.value_heads = value_heads
-        self.sizes = (value_heads, key, value)
         sizes = ((heads, key), (heads, key), (value_heads, value))
         self.q, self.k, self.v = (ConvolvedProjection(width, *size, conv_size, rngs=rngs) for size in sizes)
         self.w_b = dense(rngs, (width, value_heads), ("embed", None))

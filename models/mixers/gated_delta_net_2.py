@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least, scaled
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_of, param, residual_output, step_bias, time_scale, uniform, zeros
-from models.short_convolution import ConvolvedProjection, convolve
+from models.short_convolution import ConvolvedProjection, convolve, grouped
 from ops.delta_rule import delta_rule
 from ops.projection import project
 
@@ -55,14 +55,9 @@ class GatedDeltaNet2(Mixer):
         eps: float = 1e-5,
     ):
         at_least(0, eps=eps)
-        value_heads = heads if value_heads is None else value_heads
-        key = head_size(scaled(width, expand_key=expand_key), heads, "the size of the keys")
-        value = head_size(
-            scaled(width, expand_value=expand_value), value_heads, "the size of the values", "value_heads"
-        )
-        self.groups = head_size(value_heads, heads, "`value_heads`")
+        self.groups, self.sizes = grouped(width, heads, value_heads, expand_key=expand_key, expand_value=expand_value)
+        value_heads, key, value = self.sizes
         self.value_heads = value_heads
-        self.sizes = (value_heads, key, value)
         self.erase_scale = 2.0 if negative_eigenvalues else 1.0
         sizes = ((heads, key), (heads, key), (value_heads, value))
         self.q, self.k, self.v = (ConvolvedProjection(width, *size, conv_size, rngs=rngs) for size in sizes)

@@ -4,11 +4,11 @@ import json
 import pathlib
 import shutil
 
-import numpy as np
 import pytest
 
 from configs import lm, published
 from evaluation.loading import load
+from tests import texts
 from training import loop
 from training.config import resolve
 
@@ -18,11 +18,7 @@ STEPS = 4
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
     """A text of 3,000 words."""
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    words = "the quick brown fox jumps over the lazy dog while seven wizards box".split()
-    rng = np.random.default_rng(0)
-    path.write_text(" ".join(words[i] for i in rng.integers(0, len(words), 3000)))
-    return path
+    return texts.words(tmp_path_factory.mktemp("corpus") / "text.txt")
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,7 @@ def library(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     pytest.importorskip("lm_eval", reason="pip install -r requirements-harness.txt")
-    return harness.library()
+    return harness.installed()
 
 
 QUESTIONS = [

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from tests import processes
+from tests import processes, texts
 from training import command_line, loop
 from training.checkpoints import Checkpoints
 from training.config import resolve
@@ -18,11 +18,7 @@ from training.config import resolve
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    words = "the quick brown fox jumps over the lazy dog while seven wizards box".split()
-    rng = np.random.default_rng(0)
-    path.write_text(" ".join(words[i] for i in rng.integers(0, len(words), 3000)))
-    return path
+    return texts.words(tmp_path_factory.mktemp("corpus") / "text.txt")
 
 
 def flags(text, **more):

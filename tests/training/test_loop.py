@@ -12,12 +12,12 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from common.errors import UserError
 from configs import lm
 from models import mixer as mixers
+from tests import texts
 from training import loop, setup
 from training.actions import Action, every
 from training.checkpoints import Checkpoints
@@ -29,11 +29,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    words = "the quick brown fox jumps over the lazy dog while seven wizards box".split()
-    rng = np.random.default_rng(0)
-    path.write_text(" ".join(words[i] for i in rng.integers(0, len(words), 3000)))
-    return path
+    return texts.words(tmp_path_factory.mktemp("corpus") / "text.txt")
 
 
 def small(text, arg="mixer=gla", **train):
