@@ -31,7 +31,7 @@ def long_convolution(
     Args:
       implementation: "reference" (a product with the [T, T] matrix of each channel), "fft" (by XLA's Fourier transform) or
         "matmul" (by products with small dense matrices, see `matmul_fourier`); "auto" takes "matmul" on a TPU, whose compiler
-        makes of a Fourier transform a program that moves a hundred times the bytes of its input, and "fft" elsewhere.
+        is slow with Fourier transforms and moves many times the bytes of their inputs, and "fft" elsewhere.
 
     Returns:
       y in the dtype of `x`.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import device
+from benchmarks import device, device_parts
 from benchmarks.cases import CASES
 from models import mixer
 
@@ -18,7 +18,7 @@ def test_parts_are_of_what_there_is():
 
 
 def test_forms():
-    rows = list(device.forms("vandermonde_kernel", device.SIZES[True]))
+    rows = list(device_parts.forms("vandermonde_kernel", device_parts.SIZES[True]))
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
     for row in rows:
         limit = 1e-5 if row["dtype"] == "float32" else 3e-2
@@ -31,7 +31,11 @@ def test_a_wrong_form_shows(monkeypatch):
     monkeypatch.setattr(
         "benchmarks.cases.CASES", (case._replace(function=wrong, implementations=("reference", "blockwise")),)
     )
-    rows = {row["form"]: row for row in device.forms("attention", device.SIZES[True]) if row["dtype"] == "float32"}
+    rows = {
+        row["form"]: row
+        for row in device_parts.forms("attention", device_parts.SIZES[True])
+        if row["dtype"] == "float32"
+    }
     assert rows["blockwise"]["outputs"] == pytest.approx(0.5, rel=1e-3) and rows["reference"]["outputs"] < 1e-6
 
 
