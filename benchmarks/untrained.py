@@ -52,8 +52,8 @@ def legs(signals: Float[np.ndarray, "T S"], size: int) -> Float[np.ndarray, "N S
         nothing = jnp.zeros(c.shape[1])
         return (jax.lax.scan(row, (nothing, nothing), (c, root, n), unroll=8)[1], t + 1), None
 
-    start = jnp.zeros((size, signals.shape[1]))
-    return np.asarray(jax.jit(lambda x: jax.lax.scan(step, (start, 1.0), x)[0][0])(jnp.asarray(signals)))
+    run = jax.jit(lambda x: jax.lax.scan(step, (jnp.zeros((size, x.shape[1])), 1.0), x)[0][0])
+    return np.asarray(run(jnp.asarray(signals)))
 
 
 def white_noise(length: int, cycles: int, signals: int, seed: int) -> Float[np.ndarray, "T S"]:
@@ -67,7 +67,6 @@ def white_noise(length: int, cycles: int, signals: int, seed: int) -> Float[np.n
 
 def hippo(options) -> dict:
     """Mean squared errors, one for each signal."""
-    jax.config.update("jax_enable_x64", True)
     signals = white_noise(options.length, options.cycles, options.signals, options.seed)
     # The values are the means over their steps, so x lies in their middle.
     basis = np.polynomial.legendre.legvander(
@@ -75,7 +74,9 @@ def hippo(options) -> dict:
     )
     basis *= np.sqrt(2 * np.arange(options.state) + 1)
     error = lambda c: np.mean(np.square(basis @ c - signals), 0)
-    found, least = error(legs(signals, options.state)), error(basis.T @ signals / options.length)
+    with jax.enable_x64(True):
+        online = legs(signals, options.state)
+    found, least = error(online), error(basis.T @ signals / options.length)
     print(f"LegS, N = {options.state}, {options.length:,} steps, {options.cycles} periods, {options.signals} signals")
     for name, value in (("online", found), ("least possible", least), ("online over least", found / least)):
         print(f"  {name:18s} {value.mean():.4f}  ({value.min():.4f} to {value.max():.4f})")
