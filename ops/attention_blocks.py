@@ -24,8 +24,8 @@ from common.errors import check_choice
 from ops import dispatch
 
 # Finite stand-ins for minus infinity. Running maxima start above the masked score, so that the weights of a row that
-# sees no key are exp(_MASKED - FLOOR) = 0 and not 1.
-_MASKED, FLOOR = -1e30, -1e20
+# sees no key are exp(MASKED - FLOOR) = 0 and not 1.
+MASKED, FLOOR = -1e30, -1e20
 
 
 def _squared_relu(s):
@@ -218,7 +218,7 @@ def by_queries(form, size, x, query_offset):
         mask = visible(form, distance, cols < S, x)
         if form.activation != "softmax":
             return dot("bgij,bgjv->bgiv", _weights(form, s, mask).astype(x.v.dtype), x.v), None
-        s = jnp.where(mask, s, _MASKED)
+        s = jnp.where(mask, s, MASKED)
         top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=FLOOR))
         p = exp_below(s, top)
         total = jnp.sum(p, axis=-1, keepdims=True)
@@ -309,7 +309,7 @@ def _blockwise_forward(form, offset, sizes, x):
     def add_softmax(carry, i, j):
         y, top, total = carry
         x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, i, j)
-        s = jnp.where(mask, s, _MASKED)
+        s = jnp.where(mask, s, MASKED)
         old = at(top, i)
         new = jnp.maximum(old, jnp.max(s, axis=-1))
         p, shrink = exp_below(s, new[..., None]), jnp.exp(old - new)
@@ -351,7 +351,7 @@ def _blockwise_backward(form, offset, sizes, saved, cotangents):
         dy = at(grads, i)
         dp = dot("bgiv,bgjv->bgij", dy, x.v)
         if form.activation == "softmax":
-            p = exp_below(jnp.where(mask, s, _MASKED), at(top, i)[..., None]) / at(total, i)[..., None]
+            p = exp_below(jnp.where(mask, s, MASKED), at(top, i)[..., None]) / at(total, i)[..., None]
             ds = p * (dp - at(mean, i)[..., None])
         else:
             p, pull_back = jax.vjp(lambda s: _weights(form, s, mask), s)
