@@ -79,7 +79,7 @@ def block_length(length):
     return -(-length // (16 * count)) * 16
 
 
-def _to_blocks(x, groups, size):
+def to_blocks(x, groups, size):
     """[B, L, H, ...] -> [blocks, B, groups, (H / groups) * size, ...], padded with zeros at the end."""
     B, L, H, *rest = x.shape
     count = -(-L // size)
@@ -89,8 +89,8 @@ def _to_blocks(x, groups, size):
     return x.reshape(count, B, groups, H // groups * size, *rest)
 
 
-def _from_blocks(x, shape, groups):
-    """The inverse of `_to_blocks`, to [B, L, H, channels] = shape."""
+def from_blocks(x, shape, groups):
+    """The inverse of `to_blocks`, to [B, L, H, channels] = shape."""
     B, L, H, channels = shape
     x = x.reshape(-1, B, groups, H // groups, x.shape[3] // (H // groups), channels).transpose(1, 0, 4, 2, 3, 5)
     return x.reshape(B, -1, H, channels)[:, :L]
@@ -101,8 +101,8 @@ def _labels_to_blocks(labels, heads, groups, size):
 
     def one(x):
         if x.ndim == 3:
-            return _to_blocks(x, groups, size)
-        return _to_blocks(jnp.broadcast_to(x[:, :, None], (*x.shape, heads // groups)), 1, size)
+            return to_blocks(x, groups, size)
+        return to_blocks(jnp.broadcast_to(x[:, :, None], (*x.shape, heads // groups)), 1, size)
 
     return jax.tree.map(one, labels)
 
@@ -114,15 +114,15 @@ def _in_blocks(x, q_size, k_size):
     slopes = x.slopes
     if slopes is not None:
         slopes = jnp.repeat(slopes.astype(_wide(*x[:3])), q_size).reshape(G, -1)
-    decay = None if x.decay is None else _to_blocks(x.decay, G, q_size)
-    key_decay = None if x.key_decay is None else _to_blocks(x.key_decay, G, k_size)
-    q = _to_blocks(x.q, G, q_size)
+    decay = None if x.decay is None else to_blocks(x.decay, G, q_size)
+    key_decay = None if x.key_decay is None else to_blocks(x.key_decay, G, k_size)
+    q = to_blocks(x.q, G, q_size)
     if (
         q_size == 1 and k_size == x.k.shape[1]
     ):  # decoding from a cache that holds heads first, whose swap this one undoes
         k, v = (jnp.swapaxes(a, 1, 2)[None] for a in (x.k, x.v))
     else:
-        k, v = _to_blocks(x.k, G, k_size), _to_blocks(x.v, G, k_size)
+        k, v = to_blocks(x.k, G, k_size), to_blocks(x.v, G, k_size)
     of_queries = _labels_to_blocks((x.segment_ids, x.query_labels), H, G, q_size)
     of_keys = _labels_to_blocks((x.key_segment_ids, x.key_labels), G, G, k_size)
     return Inputs(q, k, v, slopes, decay, key_decay, of_queries[0], of_keys[0], of_queries[1], of_keys[1])
@@ -230,8 +230,8 @@ def by_queries(form, size, x, query_offset):
         y, log = jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], rows)))
     else:
         y, log = jax.lax.map(jax.checkpoint(one, prevent_cse=False), rows)
-    log = None if log is None else _from_blocks(log, (B, T, H, 1), G)[..., 0]
-    return _from_blocks(y, (B, T, H, V), G).astype(x.v.dtype), log
+    log = None if log is None else from_blocks(log, (B, T, H, 1), G)[..., 0]
+    return from_blocks(y, (B, T, H, V), G).astype(x.v.dtype), log
 
 
 def _schedule(form, offset, sizes, T, S):
@@ -298,8 +298,14 @@ def blockwise(form, offset, sizes, x):
     return _blockwise_forward(form, offset, sizes, x)[0]
 
 
-def _blockwise_forward(form, offset, sizes, x):
-    (B, T, H, _), (S, G, V) = x.q.shape, x.v.shape[1:]
+def accumulate(form, offset, sizes, x):
+    """The sums over the keys, blocks of queries [blocks, B, G, rows, ...].
+
+    Returns:
+      the pairs that were gone over; sums of weights times values; and of the softmax, the largest score of each row and the sum
+      of its weights relative to that, 0 where it sees no key (else None).
+    """
+    (T, _), (S, _, V) = x.q.shape[1:3], x.v.shape[1:]
     blocks = _in_blocks(x, *sizes)
     rows, dtype = blocks.q.shape[:4], _wide(*x[:3])
 
@@ -319,28 +325,39 @@ def _blockwise_forward(form, offset, sizes, x):
         return _put(y, _at(y, i) + _dot("bgij,bgjv->bgiv", p, x.v), i)
 
     visits = _visits(form, offset, sizes, (T, S), blocks)
-    y, top, total, log = jnp.zeros((*rows, V), dtype), None, None, None
+    y = jnp.zeros((*rows, V), dtype)
+    if form.activation != "softmax":
+        return visits, _go_over(visits, add_unnormalised, y), None, None
+    start = (y, jnp.full(rows, FLOOR, dtype), jnp.zeros(rows, dtype))
+    return visits, *_go_over(visits, add_softmax, start)
+
+
+def _blockwise_forward(form, offset, sizes, x):
+    (B, T, H, _), (_, G, V) = x.q.shape, x.v.shape[1:]
+    visits, y, top, total = accumulate(form, offset, sizes, x)
+    log = None
     if form.activation == "softmax":
-        start = (y, jnp.full(rows, FLOOR, dtype), jnp.zeros(rows, dtype))
-        y, top, total = _go_over(visits, add_softmax, start)
         total = jnp.where(total > 0, total, 1.0)
         y = y / total[..., None]
-        log = _from_blocks((top + jnp.log(total))[..., None], (B, T, H, 1), G)[..., 0]
-    else:
-        y = _go_over(visits, add_unnormalised, y)
-    y = _from_blocks(y, (B, T, H, V), G).astype(x.v.dtype)
+        log = of_tokens(top + jnp.log(total), B, T, H, G)
+    y = from_blocks(y, (B, T, H, V), G).astype(x.v.dtype)
     # The log-sum-exp would not do: in float32, top + log(total) loses log(total) where the scores are large.
     return (y, log), (x, visits, y, top, total)
 
 
-def _blockwise_backward(form, offset, sizes, saved, cotangents):
+def gradients(form, offset, sizes, saved, cotangents):
+    """The derivatives by all inputs of a sum over keys, in the type of scores, from what `_blockwise_forward` saved.
+
+    Of a query that has seen other keys as well, what is saved is of all of them; the pairs may be None.
+    """
     (inputs, visits, y, top, total), (dy, dlog) = saved, cotangents
     H, (S, G) = inputs.q.shape[2], inputs.k.shape[1:3]
-    blocks, grads = _in_blocks(inputs, *sizes), _to_blocks(dy, G, sizes[0])
+    blocks, grads = _in_blocks(inputs, *sizes), to_blocks(dy, G, sizes[0])
     dtype = _wide(*inputs[:3])
+    visits = _visits(form, offset, sizes, (inputs.q.shape[1], S), blocks) if visits is None else visits
     if form.activation == "softmax":
         # d logsumexp / d s = p.
-        mean = _to_blocks(jnp.sum(y.astype(dtype) * dy.astype(dtype), axis=-1) - dlog, G, sizes[0])
+        mean = to_blocks(jnp.sum(y.astype(dtype) * dy.astype(dtype), axis=-1) - dlog, G, sizes[0])
 
     def add(carry, i, j):
         dq, dk, dv, dslopes, ddecay, dkey_decay = carry
@@ -369,13 +386,26 @@ def _blockwise_backward(form, offset, sizes, saved, cotangents):
     zeros = jax.tree.map(lambda b: jnp.zeros(b.shape, dtype), blocks[:6])
     dq, dk, dv, dslopes, *ddecays = _go_over(visits, add, zeros)
     totals = (form.scale * dq, form.scale * dk, dv)
-    dq, dk, dv = (_from_blocks(d, x.shape, G).astype(x.dtype) for d, x in zip(totals, inputs[:3], strict=True))
+    dq, dk, dv = (from_blocks(d, x.shape, G) for d, x in zip(totals, inputs[:3], strict=True))
     if dslopes is not None:
-        dslopes = jnp.sum(dslopes.reshape(H, -1), axis=1).astype(inputs.slopes.dtype)
+        dslopes = jnp.sum(dslopes.reshape(H, -1), axis=1)
     if ddecays[0] is not None:
-        of_tokens = lambda d, x: _from_blocks(d[..., None], (*x.shape, 1), G)[..., 0].astype(x.dtype)
-        ddecays = [of_tokens(d, x) for d, x in zip(ddecays, (inputs.decay, inputs.key_decay), strict=True)]
-    return (Inputs(dq, dk, dv, dslopes, *ddecays, None, None, None, None),)
+        ddecays = [of_tokens(d, *x.shape, G) for d, x in zip(ddecays, (inputs.decay, inputs.key_decay), strict=True)]
+    return Inputs(dq, dk, dv, dslopes, *ddecays, None, None, None, None)
+
+
+def in_types_of(gradients: Inputs, inputs: Inputs) -> Inputs:
+    """Gradients in the types of what they are of."""
+    return Inputs(*(d if d is None else d.astype(x.dtype) for d, x in zip(gradients, inputs)))
+
+
+def of_tokens(x, batch, length, heads, groups):
+    """What blocks hold of each row, [blocks, B, G, rows], as [B, length, heads]."""
+    return from_blocks(x[..., None], (batch, length, heads, 1), groups)[..., 0]
+
+
+def _blockwise_backward(form, offset, sizes, saved, cotangents):
+    return (in_types_of(gradients(form, offset, sizes, saved, cotangents), saved[0]),)
 
 
 blockwise.defvjp(_blockwise_forward, _blockwise_backward)

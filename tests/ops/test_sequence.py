@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ops import segments
+from ops.attention import attention, attention_with_logsumexp
 from ops.delta_rule import delta_rule
 from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
@@ -97,6 +98,27 @@ CASES = {
         },
     ),
     "token_shift": (token_shift, {"x": normal(0, B, T, 6), "initial_state": normal(1, B, 6)}),
+    "attention, causal": (attention, dict(zip("qkv", queries())) | {"decay": np.cumsum(log_decay(B, T, H), 1)}),
+    "attention, two-sided": (
+        functools.partial(attention, causal=False, activation="relu2", block_size=4),
+        dict(zip("qkv", queries())),
+    ),
+    "attention, grouped": (
+        functools.partial(attention_with_logsumexp, score_cap=3.0),
+        {"q": normal(0, B, T, 4, K), "k": normal(1, B, T, 2, K), "v": normal(2, B, T, 2, V)},
+    ),
+    "attention, window": (
+        functools.partial(attention, window=9),
+        dict(zip("qkv", queries())) | {"slopes": np.float32([0.3, 0.1])},
+    ),
+    "attention, two-sided window": (
+        functools.partial(attention_with_logsumexp, window=7, causal=False),
+        dict(zip("qkv", queries())),
+    ),
+    "attention, a pattern": (
+        functools.partial(attention, mask=lambda query, key: (query - key) % 3 == 0, block_size=4),
+        dict(zip("qkv", queries())),
+    ),
     "running_max": (running_max, {"log_decay": log_decay(B, T, H), "log_input": 5 * normal(1, B, T, H)}),
 }
 
