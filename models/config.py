@@ -271,6 +271,7 @@ class ModelConfig:
             "depth": self.base_depth or self.depth,  # which initial values follow
             "layers": self.layers(name),
             "length": self.length,
+            "base_width": self.base_width or self.width,
             **self.mixer.get(name, {}),
         }
 
