@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from ops import chunks, sequence
 from ops.dispatch import choose, on_cpu, primitive
-from ops.products import factor_dtype
+from ops.products import factor_dtype, product
 from ops.segments import is_start, zero_padding
 
 
@@ -195,7 +195,7 @@ def _total(k, v, log_decay, segment_ids):
     _, leave, through = chunks.boundary_decays(G, _masks(starts))
     later = jnp.concatenate([through[1:], jnp.ones_like(through[:1])])
     later = jax.lax.associative_scan(jnp.multiply, later, reverse=True)
-    own = jnp.einsum("nbhck,nbhcv->bhkv", k * leave * later[..., None, :], v, precision=matmul_precision(k.dtype))
+    own = product("nbhck,nbhcv->bhkv", k * leave * later[..., None, :], v)
     decay = (through[0] * later[0])[..., None]
     return jnp.broadcast_to(decay, (batch, heads, *decay.shape[2:])), own
 
