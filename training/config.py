@@ -268,7 +268,8 @@ def _from_task(spec: tasks.Spec) -> dict[str, Any]:
 def _fill(options: Mapping[str, Any], task: tasks.Task) -> dict[str, Any]:
     """The model's options with what was left to the task (None) filled in."""
     spec = task.spec
-    model = dict(options) | {key: tuple(options.get(key, ())) for key in ("prefix", "pattern", "suffix")}
+    lists = ("prefix", "pattern", "suffix", "channel_scales")
+    model = dict(options) | {key: tuple(options.get(key, ())) for key in lists}
     derived = {"length": spec.length, "causal": bool(spec.causal), "tie_embeddings": spec.objective == "causal_lm"}
     if spec.objective in ("regression", "token_regression"):
         derived["loss"] = "squared"
