@@ -301,8 +301,14 @@ def blockwise(form, offset, sizes, x):
     return _blockwise_forward(form, offset, sizes, x)[0]
 
 
-def _blockwise_forward(form, offset, sizes, x):
-    (B, T, H, _), (S, G, V) = x.q.shape, x.v.shape[1:]
+def accumulate(form, offset, sizes, x):
+    """The sums over the keys, blocks of queries [blocks, B, G, rows, ...].
+
+    Returns:
+      the pairs that were gone over; sums of weights times values; and of the softmax, the largest score of each row and the sum
+      of its weights relative to that, 0 where it sees no key (else None).
+    """
+    (T, _), (S, _, V) = x.q.shape[1:3], x.v.shape[1:]
     blocks = _in_blocks(x, *sizes)
     rows, dtype = blocks.q.shape[:4], wide(*x[:3])
 
@@ -322,25 +328,36 @@ def _blockwise_forward(form, offset, sizes, x):
         return put(y, at(y, i) + dot("bgij,bgjv->bgiv", p, x.v), i)
 
     visits = _visits(form, offset, sizes, (T, S), blocks)
-    y, top, total, log = jnp.zeros((*rows, V), dtype), None, None, None
+    y = jnp.zeros((*rows, V), dtype)
+    if form.activation != "softmax":
+        return visits, _go_over(visits, add_unnormalised, y), None, None
+    start = (y, jnp.full(rows, FLOOR, dtype), jnp.zeros(rows, dtype))
+    return visits, *_go_over(visits, add_softmax, start)
+
+
+def _blockwise_forward(form, offset, sizes, x):
+    (B, T, H, _), (_, G, V) = x.q.shape, x.v.shape[1:]
+    visits, y, top, total = accumulate(form, offset, sizes, x)
+    log = None
     if form.activation == "softmax":
-        start = (y, jnp.full(rows, FLOOR, dtype), jnp.zeros(rows, dtype))
-        y, top, total = _go_over(visits, add_softmax, start)
         total = jnp.where(total > 0, total, 1.0)
         y = y / total[..., None]
-        log = from_blocks((top + jnp.log(total))[..., None], (B, T, H, 1), G)[..., 0]
-    else:
-        y = _go_over(visits, add_unnormalised, y)
+        log = of_tokens(top + jnp.log(total), B, T, H, G)
     y = from_blocks(y, (B, T, H, V), G).astype(x.v.dtype)
     # The log-sum-exp would not do: in float32, top + log(total) loses log(total) where the scores are large.
     return (y, log), (x, visits, y, top, total)
 
 
-def _blockwise_backward(form, offset, sizes, saved, cotangents):
+def gradients(form, offset, sizes, saved, cotangents):
+    """The derivatives by all inputs of a sum over keys, in the type of scores, from what `_blockwise_forward` saved.
+
+    Of a query that has seen other keys as well, what is saved is of all of them; the pairs may be None.
+    """
     (inputs, visits, y, top, total), (dy, dlog) = saved, cotangents
     H, (S, G) = inputs.q.shape[2], inputs.k.shape[1:3]
     blocks, grads = _in_blocks(inputs, *sizes), to_blocks(dy, G, sizes[0])
     dtype = wide(*inputs[:3])
+    visits = _visits(form, offset, sizes, (inputs.q.shape[1], S), blocks) if visits is None else visits
     if form.activation == "softmax":
         # d logsumexp / d s = p.
         mean = to_blocks(jnp.sum(y.astype(dtype) * dy.astype(dtype), axis=-1) - dlog, G, sizes[0])
@@ -372,13 +389,26 @@ def _blockwise_backward(form, offset, sizes, saved, cotangents):
     zeros = jax.tree.map(lambda b: jnp.zeros(b.shape, dtype), blocks[:6])
     dq, dk, dv, dslopes, *ddecays = _go_over(visits, add, zeros)
     totals = (form.scale * dq, form.scale * dk, dv)
-    dq, dk, dv = (from_blocks(d, x.shape, G).astype(x.dtype) for d, x in zip(totals, inputs[:3], strict=True))
+    dq, dk, dv = (from_blocks(d, x.shape, G) for d, x in zip(totals, inputs[:3], strict=True))
     if dslopes is not None:
-        dslopes = jnp.sum(dslopes.reshape(H, -1), axis=1).astype(inputs.slopes.dtype)
+        dslopes = jnp.sum(dslopes.reshape(H, -1), axis=1)
     if ddecays[0] is not None:
-        of_tokens = lambda d, x: from_blocks(d[..., None], (*x.shape, 1), G)[..., 0].astype(x.dtype)
-        ddecays = [of_tokens(d, x) for d, x in zip(ddecays, (inputs.decay, inputs.key_decay), strict=True)]
-    return (Inputs(dq, dk, dv, dslopes, *ddecays, None, None, None, None),)
+        ddecays = [of_tokens(d, *x.shape, G) for d, x in zip(ddecays, (inputs.decay, inputs.key_decay), strict=True)]
+    return Inputs(dq, dk, dv, dslopes, *ddecays, None, None, None, None)
+
+
+def in_types_of(gradients: Inputs, inputs: Inputs) -> Inputs:
+    """Gradients in the types of what they are of."""
+    return Inputs(*(d if d is None else d.astype(x.dtype) for d, x in zip(gradients, inputs)))
+
+
+def of_tokens(x, batch, length, heads, groups):
+    """What blocks hold of each row, [blocks, B, G, rows], as [B, length, heads]."""
+    return from_blocks(x[..., None], (batch, length, heads, 1), groups)[..., 0]
+
+
+def _blockwise_backward(form, offset, sizes, saved, cotangents):
+    return (in_types_of(gradients(form, offset, sizes, saved, cotangents), saved[0]),)
 
 
 blockwise.defvjp(_blockwise_forward, _blockwise_backward)
