@@ -14,6 +14,7 @@ from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.linear_attention import linear_attention
+from ops.products import factor_dtype, product
 from ops.projection import project
 
 
@@ -112,7 +113,7 @@ class Luna(Mixer):
     def recur(self, q, packed, c, p, state, segment_ids, positions):
         scale = q.shape[-1] ** -0.5
         memory = scale * project(p, self.w_pq[...])
-        z = jnp.einsum("bthk,lhk->bthl", packed, memory, preferred_element_type=jnp.float32)
+        z = product("bthk,lhk->bthl", packed, memory, factor_dtype(packed, memory))
         a = jax.nn.softplus(math.log(2) * z) / math.log(2)
         count = (positions + 1)[:, :, None, None]
         first, second = (None, None) if state is None else (state["keys"], state["values"])

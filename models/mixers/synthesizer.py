@@ -12,6 +12,7 @@ from models.params import dense, normal, param, residual_output, zeros
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
+from ops.products import factor_dtype, product
 from ops.projection import project
 
 TERMS = ("dense", "random", "factorized_random", "dot_product")
@@ -127,7 +128,7 @@ class Synthesizer(Mixer):
             columns = jnp.broadcast_to(keys["position"][:, None, None], (*rows.shape[:3], v.shape[1]))
             scores = jnp.take_along_axis(rows, columns, -1).astype(jnp.float32)
             for a, b in zip(q, k, strict=True):
-                scores += jnp.einsum("bthk,bshk->bths", a, b, preferred_element_type=jnp.float32)
+                scores += product("bthk,bshk->bths", a, b, factor_dtype(a, b))
             y = weigh(scores, v, self.causal, segment_ids, key_segments, offset)
         else:
             y = attention(
