@@ -25,9 +25,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from common.errors import UserError, check_range
-from common.files import Folder, read_bytes
-from data import lra, tokenizers
-from data.rows import one_segment
+from common.files import Folder
+from data import lines, lra, tokenizers
+from data.rows import ending_row
 from data.task import MOST_IDS, Outline, Spec, Task
 
 LEAST = 32
@@ -77,18 +77,8 @@ class Completion(Task):
     ):
         check_range("length", length, LEAST, MOST_IDS)
         self._tokens = tokenizers.alone(tokenizer)
-        folder = pathlib.Path(data_dir or "")
-        names = sorted(path.name for path in folder.glob("*.jsonl")) if data_dir is not None else []
-        if file is None and len(names) != 1:
-            raise UserError(
-                f"data_dir={data_dir} holds {len(names)} .jsonl files: give the folder of the texts, or their name as file"
-            )
-        path = folder / (names[0] if file is None else file)
-        if not path.is_file():
-            raise UserError(f"there is no file {path}; the folder has {', '.join(names) or 'no .jsonl'}")
-        content = read_bytes(path)
-        lines = [(n, line) for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
-        asked = [_asked(path, number, line) for number, line in lines]
+        path, content, found = lines.read(data_dir, file, "texts")
+        asked = [_asked(path, number, line) for number, line in found]
         self._asked = [one for one in asked if len(one.value) > 1]
         if not self._asked:
             raise UserError(f"{path} holds no text with a value")
@@ -125,14 +115,7 @@ class Completion(Task):
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         prompt, value = self._rows[index]
-        length, ids = self.spec.length, np.concatenate([prompt, value])
-        size = len(ids) - 1
-        row = {"inputs": np.zeros(length, np.int32), "targets": np.zeros(length, np.int32)}
-        row["weights"] = np.zeros(length, np.float32)
-        row["inputs"][:size] = ids[:-1]
-        asked = slice(size - len(value), size)
-        row["targets"][asked], row["weights"][asked] = value, 1
-        return row | one_segment(length, size)
+        return ending_row(np.concatenate([prompt, value]), len(value), self.spec.length)
 
     def completion(self, split: str, index: int) -> tuple[np.ndarray, str]:
         return self._rows[index][0], self._asked[index].value
