@@ -31,6 +31,7 @@ from evaluation.generation import Generator, of_model
 from evaluation.loading import LoadedRun, load, load_hf
 from evaluation.sampling import Continuation, batches, padded
 from training import sharding
+from training.run_directory import locate
 from training.state import Built, cast
 
 RESAMPLES = 1000  # for standard errors that have no formula
@@ -315,7 +316,7 @@ def write(run: LoadedRun, record: Mapping[str, Any], output: str | Path | None) 
     """Writes what `evaluate` found into a folder; without one into the run's `evaluations/`, and for --hf nowhere."""
     if output is None and run.config.task is None:
         return
-    folder = run.workdir / "evaluations" if output is None else Path(output).expanduser().absolute()
+    folder = run.workdir / "evaluations" if output is None else locate(output, "--output")
     asked = json.dumps({key: record[key] for key in ("tasks", "num_fewshot", "limit", "max_length", "prefix")})
     names = "_".join(record["tasks"])[:40].replace("/", "-")
     path = folder / f"step{run.step}-harness-{names}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.json"

@@ -179,6 +179,7 @@ def resolve(config: ConfigDict | Mapping[str, Any], with_data: bool = True) -> C
     name = raw["task"].get("name")
     if name is None:
         raise UserError("config.task.name is missing: it says which task to train on")
+    name = tasks.full(name)
     make = tasks.create if with_data else tasks.outline
     task = make(name, **{key: value for key, value in raw["task"].items() if key != "name"})
     model = section(ModelConfig, _fill(raw["model"], task), "config.model", _from_task(task.spec)).as_used()
@@ -222,7 +223,7 @@ def complete(raw: Mapping[str, Any], used: Mapping[str, Any]) -> dict[str, Any]:
     """
     standards = {
         "task": tasks.defaults(raw["task"]["name"]).to_dict()
-        if raw.get("task", {}).get("name") in tasks.names()
+        if raw.get("task", {}).get("name") in (*tasks.names(), used["task"]["name"])
         else {},
         "model": signatures.defaults(ModelConfig, FROM_TASK).to_dict(),
         "optimizer": signatures.defaults(OptimizerConfig).to_dict(),
