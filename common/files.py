@@ -202,7 +202,7 @@ def _below(name: object, folder: pathlib.Path) -> bool:
 def read_json(path: pathlib.Path) -> Any:
     """What a file holds; None if there is no such file, or a crash has cut it."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(remote.read(path) if remote.is_address(path) else path.read_text())
     except (OSError, ValueError):
         return None
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from common import hosts, remote
 from common.errors import UserError
-from common.files import modified, read_json
+from common.files import modified
 
 BEAT = 10.0  # seconds between two signs of life
 PATIENCE = 60.0  # seconds without one after which a lock is a dead process's
@@ -39,7 +39,7 @@ def held(path: Path, who: dict[str, Any], busy: Callable[[], UserError]) -> Iter
     ended = threading.Event()
 
     def ours() -> bool:
-        return (read_json(path) or {}).get("token") == own["token"]
+        return (_read(path) or {}).get("token") == own["token"]
 
     def beat() -> None:
         count = 0
@@ -97,13 +97,13 @@ def _abandoned(path: Path, busy: Callable[[], UserError]) -> bool:
 
     Raises `busy()` where its holder shows that it lives.
     """
-    first, last = read_json(path), modified(path)
+    first, last = _read(path), modified(path)
     if last is not None and time.time() - last > 10 * PATIENCE:  # whatever the clocks differ by
         return True
     end = time.monotonic() + PATIENCE
     print(f"{path} is held; watching for a sign of life, at most {PATIENCE:.0f} s", file=sys.stderr, flush=True)
     while time.monotonic() < end:
-        now = read_json(path)
+        now = _read(path)
         if now != first:
             if now is None:
                 return False
@@ -114,3 +114,11 @@ def _abandoned(path: Path, busy: Callable[[], UserError]) -> bool:
 
 def _text(own: dict[str, Any]) -> bytes:
     return json.dumps(own).encode()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Who holds the lock; None where there is none. Raises an OSError where the store cannot be reached."""
+    try:
+        return json.loads(remote.read(path))
+    except FileNotFoundError:
+        return None

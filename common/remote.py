@@ -101,6 +101,16 @@ def spoken(path: str | os.PathLike) -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
+def read(path: Path) -> bytes:
+    """An object as it is at one moment. (Opened as a file it is asked for its size first, and may be another one then.)
+
+    Raises:
+      FileNotFoundError: if it is not there.
+    """
+    store, name = files(path)
+    return store.cat_file(name)
+
+
 def create(path: Path, content: bytes) -> bool:
     """Makes an object if there is none, which is asked and done by the store in one; False where there is one."""
     store, name = files(path)

@@ -45,6 +45,7 @@ RESUMABLE = (
     "train.keep",
     "train.profile_step",
     "train.watchdog_minutes",
+    "train.data_workers",
 )
 
 
