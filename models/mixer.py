@@ -30,7 +30,7 @@ from ops import segments
 # hyperparameters.
 #   width: size of x.  rngs: source of keys.  causal: False for the two-sided form.  depth: number of mixers in the model.
 #   layer, layers: place among, and number of, the mixers of this name in the model; `layer` may be a traced integer.
-#   length: of the longest sequence that the model is built for.
+#   blocks: number of all blocks of the model.  length: of the longest sequence that the model is built for.
 #   base_width: width of the model that this one is scaled from, and `width` where there is none; for first values that do not
 #     have the deviation 1 / sqrt(inputs), see docs/scaling.md.
 SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "blocks", "length", "base_width")
