@@ -94,7 +94,7 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> Partit
     stacked = len(shape) - len(axes)
     if stacked < 0:
         raise UserError(f"an array of shape {tuple(shape)} has fewer dimensions than axis names {tuple(axes)}")
-    used: set[str] = set()
+    taken: set[str] = set()
     entries: list[str | tuple[str, ...] | None] = [None] * stacked
     for axis, size in zip(axes, shape[stacked:], strict=True):
         if axis is not None and axis not in RULES:
@@ -102,12 +102,17 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> Partit
         entry = []
         for mesh_axis in RULES[axis] if axis is not None else ():
             ways = mesh.shape[mesh_axis]
-            if ways > 1 and mesh_axis not in used and size % ways == 0:
+            if ways > 1 and mesh_axis not in taken and size % ways == 0:
                 entry.append(mesh_axis)
-                used.add(mesh_axis)
+                taken.add(mesh_axis)
                 size //= ways
         entries.append(entry[0] if len(entry) == 1 else tuple(entry) or None)
     return PartitionSpec(*entries)
+
+
+def used(spec: PartitionSpec) -> set[str]:
+    """The mesh axes that an array is split over."""
+    return {axis for entry in spec if entry is not None for axis in (entry if isinstance(entry, tuple) else (entry,))}
 
 
 def sharding(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
@@ -146,9 +151,21 @@ def tracing(mesh: Mesh) -> Iterator[None]:
         def run(*arrays):
             in_specs = tuple(spec(axes, x.shape, mesh) for axes, x in zip(inputs, arrays, strict=True))
             found = jax.eval_shape(function, *arrays)
-            out_specs = jax.tree.map(lambda x: spec(output, x.shape, mesh), found)
+            if output and isinstance(output[0], tuple):
+                out_specs = tuple(spec(axes, x.shape, mesh) for axes, x in zip(output, found, strict=True))
+            else:
+                out_specs = jax.tree.map(lambda x: spec(output, x.shape, mesh), found)
             checked = {"check_vma": not kernel}  # what a kernel returns does not say over which axes it differs
-            return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arrays)
+            whole = function if kernel else differing(in_specs, out_specs)
+            return jax.shard_map(whole, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arrays)
+
+        def differing(in_specs, out_specs):
+            """The function of arguments that are marked as different wherever results are: the derivative of one that is the same
+            on several devices is then summed over them at the end, and not where it meets another, which may be in a loop."""
+            every = set().union(*map(used, jax.tree.leaves(out_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))))
+            missing = [tuple(sorted(every - used(spec))) for spec in in_specs]
+            mark = lambda x, axes: jax.lax.pcast(x, axes, to="varying") if axes else x
+            return lambda *arrays: function(*map(mark, arrays, missing))
 
         return function if mesh.size == 1 else run
 
@@ -187,13 +204,13 @@ def left_whole(params: PyTree, metadata: PyTree, mesh: Mesh) -> list[Whole]:
     found = []
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for (path, leaf), fact in zip(leaves, jax.tree.leaves(metadata), strict=True):
-        used = {axis for entry in leaf.sharding.spec for axis in (entry if isinstance(entry, tuple) else (entry,))}
+        taken = used(leaf.sharding.spec)
         own = leaf.shape[len(leaf.shape) - len(fact.axes) :]
         sizes = dict(zip(fact.axes, own, strict=True))
         size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for axis in ("fsdp", "tensor"):
             ways = mesh.shape[axis]
-            if ways == 1 or axis in used or size < SMALL:
+            if ways == 1 or axis in taken or size < SMALL:
                 continue
             meant = [name for name in sizes if name is not None and axis in RULES[name]]
             if meant:
