@@ -120,7 +120,8 @@ def test_mixers_are_in_shards_if_they_say_so(name, causal):
     x = place((2, length, WIDTH), jnp.float32, "batch", "length", None)
     ids = place((2, length), jnp.int32, "batch", "length") if mixers.find(name).packing else None
     program = hlo.Program(jax.jit(gradients).lower(params, x, ids).compile().as_text())
-    assert not list(findings.of_whole_rows(program.sent(dict(mesh.shape)), length))
+    sizes = {leaf.size for leaf in jax.tree.leaves(params)}
+    assert not list(findings.of_whole_rows(program.sent(dict(mesh.shape)), length, sizes))
 
 
 def test_the_guard_sees_what_is_gathered():
