@@ -146,6 +146,7 @@ def main(arguments: list[str]) -> None:
     parser = command.Parser(__doc__)
     add = parser.add_argument
     add("--primitives", help="comma-separated; all by default")
+    add("--variants", help="comma-separated settings, such as 'decay per head'; all by default")
     add("--forms", help="comma-separated; all that a primitive offers by default, 'auto' for what it picks by itself")
     add("--devices", default=",".join(DEVICES), help="comma-separated kinds, such as v5e or h100")
     add("--modes", default=",".join(MODES), help="comma-separated")
@@ -163,6 +164,11 @@ def main(arguments: list[str]) -> None:
     kinds, modes = options.devices.split(","), options.modes.split(",")
     for name in primitives:
         check_choice("--primitives", name, known)
+    cases = [case for case in CASES if case.primitive in primitives]
+    variants = options.variants.split(",") if options.variants else [case.variant for case in cases]
+    for name in variants:
+        check_choice("--variants", name, [case.variant for case in cases])
+    cases = [case for case in cases if case.variant in variants]
     for name in kinds:
         check_choice("--devices", name, (*targets.TPUS, *targets.GPUS))
     for name in modes:
@@ -173,7 +179,7 @@ def main(arguments: list[str]) -> None:
     found = []
     for kind in kinds:
         device = targets.find(single(kind)).devices[0]
-        for case in (case for case in CASES if case.primitive in primitives):
+        for case in cases:
             for length in map(int, options.lengths.split(",")):
                 print(f"\n{case.primitive}, {case.variant} ({case.shape}, rows: {options.batch}, T={length}), {kind}\n")
                 for line in (HEAD, ["---", "---", *["---:"] * (len(HEAD) - 2)]):

@@ -194,7 +194,11 @@ def draw(path: str, found: dict) -> None:
                 values = [row[f"{kind}, {rule}"] for row in rows]
                 axes.plot([row["features"] for row in rows], values, style, color=color, label=f"{kind}, {rule}")
         axes.set(xscale="log", yscale="log", xlabel="features", title=f"{angle:g} degrees between x and y")
+        ticks = [row["features"] for row in rows]
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.minorticks_off()
     axes.legend(frameon=False, fontsize=7)
+    np.atleast_1d(panels)[0].set_ylabel("mean squared error of exp(x . y)")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

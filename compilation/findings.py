@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from training import sharding
 
 LONG = 1000  # trips of a loop that are worth a line
 LARGE = 2**20  # bytes of an array that are worth a line
-SMALL = 2**16  # bytes of a parameter whose split is not worth a line
+LONG_ROWS = 2**14  # tokens of a row that is worth being split
 MOST = 8  # lines of a list
 
 
@@ -51,17 +51,6 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Whole:
-    """A parameter that a mesh axis does not split: its bytes on each device, and why."""
-
-    name: str
-    shape: tuple[int, ...]
-    bytes: float
-    axis: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Findings:
     """Everything that is said of a step. Lists are whole; a page shows the beginning of them.
 
@@ -72,6 +61,7 @@ class Findings:
       memory: of one device.
       traffic, sent, products, kernels, loops, arrays: see `compilation.hlo`; empty where the compiler refused.
       gathered: the collectives that collect what is no parameter from devices with other rows of the batch.
+      collected: the collectives over `sequence` that bring a device activations of whole rows.
       whole: parameters that the mesh does not split although it could.
       suggestions: what would make it fit.
       refusal: what the compiler said where it refused.
@@ -99,7 +89,8 @@ class Findings:
     loops: list[hlo.Loop]
     arrays: list[hlo.Large]
     gathered: list[hlo.Sent]
-    whole: list[Whole]
+    collected: list[hlo.Sent]
+    whole: list[sharding.Whole]
     suggestions: list[str]
     refusal: str
     seconds: dict[str, float]
@@ -175,7 +166,8 @@ def compile_step(step: Step, target: Target, **options: Any) -> Findings:
         loops=[loop for loop in program.loops if loop.trips > LONG or loop.trips == hlo.UNKNOWN],
         arrays=program.large(LARGE),
         gathered=list(_gathered(step, sent)),
-        whole=sorted(_whole(step), key=lambda whole: -whole.bytes),
+        collected=list(of_whole_rows(sent, _own_rows(step) * config.task.spec.length, sizes_of_parameters(step))),
+        whole=sharding.left_whole(params, step.built.metadata, step.built.mesh),
         suggestions=[] if memory.fits else list(_suggestions(step, memory)),
         refusal=refusal,
         seconds={name: round(value, 2) for name, value in seconds.items()},
@@ -232,30 +224,6 @@ def _memory(step: Step, target: Target, compiled: Any, refusal: str) -> Memory:
     )
 
 
-def _whole(step: Step) -> Iterator[Whole]:
-    """Parameters that `fsdp` or `tensor` does not split, and why."""
-    mesh = step.built.mesh
-    leaves = jax.tree_util.tree_leaves_with_path(step.built.abstract["params"])
-    facts = jax.tree.leaves(step.built.metadata)
-    for (path, leaf), fact in zip(leaves, facts, strict=True):
-        used = {axis for entry in leaf.sharding.spec for axis in (entry if isinstance(entry, tuple) else (entry,))}
-        sizes = dict(zip(fact.axes, leaf.shape[len(leaf.shape) - len(fact.axes) :]))
-        size = bytes_on_device(leaf)
-        for axis in ("fsdp", "tensor"):
-            ways = mesh.shape[axis]
-            if ways == 1 or axis in used or size < SMALL:
-                continue
-            meant = [name for name in sizes if name is not None and axis in sharding.RULES[name]]
-            able = [length for length in leaf.shape[len(leaf.shape) - len(fact.axes) :] if length % ways == 0]
-            if meant:
-                reason = ", ".join(f"{name}={sizes[name]}" for name in meant) + f" does not divide by {ways}"
-            elif able and size >= LARGE:
-                reason = f"no rule splits its axes ({', '.join(str(name) for name in fact.axes)})"
-            else:
-                continue
-            yield Whole(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, size, axis, reason)
-
-
 def _gathered(step: Step, sent: list[hlo.Sent]) -> Iterator[hlo.Sent]:
     """Collectives over the axes that split rows which gather or exchange something that has not the size of a parameter.
 
@@ -263,11 +231,7 @@ def _gathered(step: Step, sent: list[hlo.Sent]) -> Iterator[hlo.Sent]:
     """
     shape = step.built.mesh.shape
     split = {axis for axis in sharding.RULES["batch"] if shape[axis] > 1}
-    known = set()  # the sizes of parameters and of their parts: of a layer, of a gate, of what an axis leaves of them
-    for leaf in jax.tree.leaves(step.built.abstract["params"]):
-        for first in range(len(leaf.shape) + 1):
-            for ways in (1, shape["tensor"], shape["fsdp"], shape["tensor"] * shape["fsdp"]):
-                known.add(math.prod(leaf.shape[first:]) / ways)
+    known = sizes_of_parameters(step)
     for collective in sent:
         kinds = ("all-gather", "all-to-all", "ragged-all-to-all", "collective-permute")
         # A small sum over devices may be made by gathering its summands.
@@ -278,13 +242,46 @@ def _gathered(step: Step, sent: list[hlo.Sent]) -> Iterator[hlo.Sent]:
                 yield collective
 
 
+def sizes_of_parameters(step: Step) -> set[float]:
+    """The sizes of parameters and of their parts: of a layer, of a gate, of what an axis leaves of them."""
+    shape = step.built.mesh.shape
+    return {
+        math.prod(leaf.shape[first:]) / ways
+        for leaf in jax.tree.leaves(step.built.abstract["params"])
+        for first in range(len(leaf.shape) + 1)
+        for ways in (1, shape["tensor"], shape["fsdp"], shape["tensor"] * shape["fsdp"])
+    }
+
+
+def _own_rows(step: Step) -> int:
+    """The rows of a device in one pass."""
+    return max(1, step.rows // (step.config.train.accumulation * sharding.batch_ways(step.built.mesh)))
+
+
+def of_whole_rows(sent: Iterable[hlo.Sent], tokens: int, parameters: Collection[float] = ()) -> Iterator[hlo.Sent]:
+    """Collectives over the mesh axis `sequence` that bring a device at least a real number for each token of whole rows.
+
+    What a ring or a neighbour sends is a shard: permutations are not among them.
+
+    Args:
+      sent: from `hlo.Program.sent`.
+      tokens: of the rows of a device, in all shards.
+      parameters: sizes that are those of parameters or of their gradients.
+    """
+    for one in sent:
+        size, real = math.prod(one.shape.sizes), one.shape.dtype.startswith(("f", "bf"))
+        if "sequence" in one.axes.split(",") and one.kind != "collective-permute" and real and size >= tokens:
+            if size not in parameters:
+                yield one
+
+
 def _suggestions(step: Step, memory: Memory) -> Iterator[str]:
     config, mesh = step.config, step.built.mesh
     if step.name == "train":
         if config.model.remat != "full":
             yield "--config.model.remat=full computes activations again instead of keeping those of all layers"
-        own = step.rows // (config.train.accumulation * sharding.batch_ways(mesh))
-        spec, ways = config.task.spec, config.train.loss_chunks * mesh.shape["tensor"]
+        own = _own_rows(step)
+        spec, ways = config.task.spec, config.train.loss_chunks * mesh.shape["tensor"] * mesh.shape["sequence"]
         logits = 4 * own * spec.length * spec.targets // ways
         whole = any(metric.whole_rows for metric in spec.metrics)
         if config.model.head == "token" and config.model.loss is None and not whole and logits > 0.05 * memory.capacity:
@@ -300,6 +297,8 @@ def _suggestions(step: Step, memory: Memory) -> Iterator[str]:
         yield f"--config.mesh.fsdp={ways} --config.mesh.data=1 splits parameters and optimizer over {ways} devices"
     if mesh.shape["tensor"] == 1:
         yield "--config.mesh.tensor=2 splits heads and hidden units"
+    if all(mixer.in_shards for mixer in config.model.sketches.values()) and config.task.spec.length >= LONG_ROWS:
+        yield f"--config.mesh.sequence={2 * mesh.shape['sequence']} splits the rows, each over several devices"
     yield "more devices, or a smaller train.batch_size"
 
 

@@ -272,6 +272,7 @@ class ModelConfig:
             "layers": self.layers(name),
             "blocks": self.depth,
             "length": self.length,
+            "base_width": self.base_width or self.width,
             **self.mixer.get(name, {}),
         }
 

@@ -30,8 +30,10 @@ from ops import segments
 # hyperparameters.
 #   width: size of x.  rngs: source of keys.  causal: False for the two-sided form.  depth: number of mixers in the model.
 #   layer, layers: place among, and number of, the mixers of this name in the model; `layer` may be a traced integer.
-#   length: of the longest sequence that the model is built for.
-SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "blocks", "length")
+#   blocks: number of all blocks of the model.  length: of the longest sequence that the model is built for.
+#   base_width: width of the model that this one is scaled from, and `width` where there is none; for first values that do not
+#     have the deviation 1 / sqrt(inputs), see docs/scaling.md.
+SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "blocks", "length", "base_width")
 
 Carry = dict[str, Any]
 Tokens = Float[Array, "B T D"]
@@ -86,6 +88,9 @@ class Mixer(nnx.Module):
       Shared: class of the parameters that all mixers of this name in a model have in common, or None. It is made with the
         surroundings and hyperparameters that its constructor asks for, and `shared(x, segment_ids=..., positions=...)` is the
         stream that enters the first of them (a tree of arrays; each mixer returns one of the same shapes and dtypes).
+      sequence_parallel: the forms, "causal" and "two-sided", that work on a sequence in shards on several devices
+        (`mesh.sequence`): they send states, neighbours, or keys and values, and no device gets the activations of the whole
+        sequence. A mixer has this of the functions of `ops` that it calls.
       replaces_channel_mixer: its paper's layer has no MLP beside it (two such layers stand for one mixer and one MLP).
       paper: source, with its arXiv id.
       primitive: the function of `ops` that it stands on.
@@ -104,6 +109,7 @@ class Mixer(nnx.Module):
     uses_context: ClassVar[bool] = False
     random: ClassVar[bool] = False
     Shared: ClassVar[type[nnx.Module] | None] = None
+    sequence_parallel: ClassVar[tuple[str, ...]] = ("causal",)
     replaces_channel_mixer: ClassVar[bool] = False
     paper: ClassVar[str]
     primitive: ClassVar[str]
@@ -138,6 +144,11 @@ class Mixer(nnx.Module):
     def initial_state(self, batch: int, capacity: int) -> Any:
         """The state before the first token, as arrays whose first axis is the batch (scalars, if the carry grows)."""
         raise NotImplementedError
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether this form takes sequences in shards, see `sequence_parallel`."""
+        return ("causal" if self.causal else "two-sided") in self.sequence_parallel
 
     @property
     def streams(self) -> bool:
@@ -256,6 +267,7 @@ class Bidirectional(nnx.Module):
     bidirectional = True
     streaming = False
     streams = False
+    in_shards = False  # a token and its mirror image are on different devices
     constant_carry = True
     _OF_BOTH = ("packing", "padding", "fixed_length", "position_aware", "random", "replaces_channel_mixer")
 
@@ -417,6 +429,7 @@ def create(
     layers: int = 1,
     blocks: int = 1,
     length: int = 512,
+    base_width: int | None = None,
     alone: bool = True,
     **hyperparameters,
 ) -> Mixer | Bidirectional:
@@ -431,6 +444,7 @@ def create(
       layer, layers: place among, and number of, the mixers of this name in the model.
       blocks: number of all blocks of the model.
       length: of the longest sequence that the model is built for.
+      base_width: of the model that this one is scaled from; None for none.
       alone: whether the mixer brings its own `Shared`, to be called without a model around it.
       **hyperparameters: as in `defaults(name)`.
 
@@ -448,6 +462,7 @@ def create(
         "layers": layers,
         "blocks": blocks,
         "length": length,
+        "base_width": base_width or width,
         "causal": causal or not cls.bidirectional,
     }
 
@@ -496,6 +511,7 @@ def create_shared(
     depth: int = 1,
     layers: int = 1,
     length: int = 512,
+    base_width: int | None = None,
     **hyperparameters,
 ) -> nnx.Module | None:
     """Builds what all mixers of a name in a model have in common, see `Mixer.Shared`; None if there is nothing. The arguments
@@ -507,6 +523,7 @@ def create_shared(
         "depth": depth,
         "layers": layers,
         "length": length,
+        "base_width": base_width or width,
         "causal": causal or not cls.bidirectional,
         **hyperparameters,
     }
