@@ -15,7 +15,7 @@ from compilation import hlo
 from compilation.steps import Step
 from compilation.targets import GIB, GPUS, Target
 from ops import dispatch
-from training import sharding, unsplit
+from training import sharding
 
 LONG = 1000  # trips of a loop that are worth a line
 LARGE = 2**20  # bytes of an array that are worth a line
@@ -87,7 +87,7 @@ class Findings:
     loops: list[hlo.Loop]
     arrays: list[hlo.Large]
     gathered: list[hlo.Sent]
-    whole: list[unsplit.Whole]
+    whole: list[sharding.Whole]
     suggestions: list[str]
     refusal: str
     seconds: dict[str, float]
@@ -163,7 +163,7 @@ def compile_step(step: Step, target: Target, **options: Any) -> Findings:
         loops=[loop for loop in program.loops if loop.trips > LONG or loop.trips == hlo.UNKNOWN],
         arrays=program.large(LARGE),
         gathered=list(_gathered(step, sent)),
-        whole=unsplit.find(step.built),
+        whole=sharding.left_whole(params, step.built.metadata, step.built.mesh),
         suggestions=[] if memory.fits else list(_suggestions(step, memory)),
         refusal=refusal,
         seconds={name: round(value, 2) for name, value in seconds.items()},

@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import functools
 import hashlib
+import pathlib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
@@ -302,12 +303,17 @@ def _permuted(rows: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
 
 
-_PLUGINS = Plugins("task", "data.tasks", Task)
+_PLUGINS = Plugins("task", "data.tasks", Task, root=pathlib.Path(__file__).parent.parent)
 
 
 def names() -> list[str]:
     """The names of all tasks: the files of `data/tasks/`."""
     return _PLUGINS.names()
+
+
+def full(name: str) -> str:
+    """The name of a task, that of a file of the user's with its whole path; raises a UserError where there is no such file."""
+    return _PLUGINS.full(name)
 
 
 def find(name: str) -> type[Task]:
@@ -336,7 +342,7 @@ def create(name: str, **hyperparameters) -> Task:
     """Builds a task.
 
     Args:
-      name: a file of `data/tasks/`.
+      name: a file of `data/tasks/`, or the path of another file, ending with .py.
       **hyperparameters: as in `defaults(name)`.
 
     Raises:

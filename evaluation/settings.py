@@ -44,7 +44,7 @@ def check(task: str, values: Sequence[str], chosen: str, own: bool) -> None:
         if task or values:
             raise UserError("--suite says its tasks and settings itself: leave --task and --set out")
     elif task:
-        parse(values, task.split(","))
+        parse(values, [tasks.full(name) for name in task.split(",")])
     elif not own:
         raise UserError("a checkpoint in Hugging Face's format has no task of its own: give --task or --suite")
 
@@ -65,7 +65,7 @@ def asked(run: LoadedRun, task: str, values: Sequence[str], chosen: str, lengths
     if chosen:
         grids = list(suite.find(chosen).tasks)
     elif task or values:
-        names = task.split(",") if task else [run.config.raw["task"]["name"]]
+        names = [tasks.full(name) for name in task.split(",")] if task else [run.config.raw["task"]["name"]]
         grids = list(parse(values, names).items())
     else:
         return []

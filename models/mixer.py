@@ -30,10 +30,10 @@ from ops import segments
 # hyperparameters.
 #   width: size of x.  rngs: source of keys.  causal: False for the two-sided form.  depth: number of mixers in the model.
 #   layer, layers: place among, and number of, the mixers of this name in the model; `layer` may be a traced integer.
-#   length: of the longest sequence that the model is built for.
+#   blocks: number of all blocks of the model.  length: of the longest sequence that the model is built for.
 #   base_width: width of the model that this one is scaled from, and `width` where there is none; for first values that do not
 #     have the deviation 1 / sqrt(inputs), see docs/scaling.md.
-SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "length", "base_width")
+SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "blocks", "length", "base_width")
 
 Carry = dict[str, Any]
 Tokens = Float[Array, "B T D"]
@@ -53,11 +53,13 @@ class Context(NamedTuple):
       layer: place among the mixers of its name in the model, from 0.
       key: source of random numbers in training; None in evaluation.
       stream: what the mixer of this name before it handed on; for the first one, what `Shared` makes.
+      block: place of its block among all blocks of the model, from 0.
     """
 
     layer: int | Int[Array, ""] = 0
     key: Key[Array, ""] | None = None
     stream: Any = None
+    block: int | Int[Array, ""] = 0
 
 
 class Mixer(nnx.Module):
@@ -287,7 +289,7 @@ class Bidirectional(nnx.Module):
         if context is not None:
             keys = (None, None) if context.key is None else jax.random.split(context.key)
             streams = (None, None) if context.stream is None else context.stream
-            contexts = [Context(context.layer, key, stream) for key, stream in zip(keys, streams, strict=True)]
+            contexts = [context._replace(key=key, stream=stream) for key, stream in zip(keys, streams, strict=True)]
         where = {"segment_ids": segment_ids, "positions": positions}
         y, _, *forward = self.forward(x, **where, context=contexts[0])
         x = segments.reverse(segments.zero_padding(x, segment_ids), segment_ids)
@@ -415,6 +417,7 @@ def create(
     depth: int = 1,
     layer: int | Int[Array, ""] = 0,
     layers: int = 1,
+    blocks: int = 1,
     length: int = 512,
     base_width: int | None = None,
     alone: bool = True,
@@ -429,6 +432,7 @@ def create(
       causal: False for the two-sided form: the mixer's own where it has one, else `Bidirectional`.
       depth: number of mixers in the model, for initialisers that scale with it.
       layer, layers: place among, and number of, the mixers of this name in the model.
+      blocks: number of all blocks of the model.
       length: of the longest sequence that the model is built for.
       base_width: of the model that this one is scaled from; None for none.
       alone: whether the mixer brings its own `Shared`, to be called without a model around it.
@@ -446,6 +450,7 @@ def create(
         "depth": depth,
         "layer": layer,
         "layers": layers,
+        "blocks": blocks,
         "length": length,
         "base_width": base_width or width,
         "causal": causal or not cls.bidirectional,
@@ -458,7 +463,7 @@ def create(
         return mixer
 
     with about(f"mixer {name!r}"):
-        at_least(1, width=width, depth=depth, layers=layers, length=length)
+        at_least(1, width=width, depth=depth, layers=layers, blocks=blocks, length=length)
         return make() if given["causal"] == causal else Bidirectional(make(), make())
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import read_json, write_atomically
+from common.files import modified, read_json, write_atomically
 from evaluation import settings
 from models.accounting import Summary
 from models.config import ModelConfig
@@ -95,7 +95,7 @@ class Cell:
             self.error
             or not run.config.exists()
             or self.differences()
-            or not (run.checkpoints / str(self.steps)).is_dir()
+            or self.steps not in run_directory.saved_steps(run.checkpoints)
         ):
             return False
         return any(line["split"] == "valid" and line["step"] == self.steps for line in read_metrics(self.workdir))
@@ -161,7 +161,7 @@ def load(workdir: str | Path) -> Cell:
 
 def here(sweep: Path) -> list[Cell]:
     """The cells that the directory of a sweep holds, in the order of its grid."""
-    found = sorted(sweep.glob("*/job/cell.json"), key=lambda path: (path.stat().st_mtime_ns, path))
+    found = sorted(sweep.glob("*/job/cell.json"), key=lambda path: (modified(path), path))
     return [load(path.parent.parent) for path in found]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.files import write_figure
 from data.metrics import Display
 from sweeps.rows import Row, common_axes, grids, interval
 
@@ -44,12 +45,12 @@ def save(groups: Sequence[Sequence[Row]], folder: Path, choices: Sequence = (), 
         for name, plot in plots.items():
             if (figure := plot(group)) is not None:
                 made.append(f"{name}{suffix}.png")
-                figure.savefig(folder / made[-1], dpi=130)
+                write_figure(folder / made[-1], figure, dpi=130)
     for i, same in enumerate(groups):
         some = [choice for choice in choices if any(choice.chosen is row for row in same)]
         if (figure := tuning(some, keys)) is not None:
             made.append(f"tuning-{i + 1}.png" if len(groups) > 1 else "tuning.png")
-            figure.savefig(folder / made[-1], dpi=130)
+            write_figure(folder / made[-1], figure, dpi=130)
     return f"plots: {', '.join(made)}"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.files import read_json, write_atomically
+from common.files import make_directory, read_json, write_atomically
 from data.metrics import Display
 from sweeps import fits, jobs, tuning
 from sweeps.cells import LOG, Cell, directory
@@ -31,7 +31,7 @@ def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], ar
       errors: of the failed cells, by name.
       arguments: of `sweep.py`, given in the current directory.
     """
-    request.workdir.mkdir(parents=True, exist_ok=True)
+    make_directory(request.workdir)
     everything = rows(cells)
     choices = tuning.choose(request, everything, list(errors)) if request.best_of else []
     write_atomically(request.workdir / "results.csv", _csv(request, cells, errors, choices))
