@@ -88,6 +88,9 @@ class Mixer(nnx.Module):
       Shared: class of the parameters that all mixers of this name in a model have in common, or None. It is made with the
         surroundings and hyperparameters that its constructor asks for, and `shared(x, segment_ids=..., positions=...)` is the
         stream that enters the first of them (a tree of arrays; each mixer returns one of the same shapes and dtypes).
+      sequence_parallel: the forms, "causal" and "two-sided", that work on a sequence in shards on several devices
+        (`mesh.sequence`): they send states, neighbours, or keys and values, and no device gets the activations of the whole
+        sequence. A mixer has this of the functions of `ops` that it calls.
       replaces_channel_mixer: its paper's layer has no MLP beside it (two such layers stand for one mixer and one MLP).
       paper: source, with its arXiv id.
       primitive: the function of `ops` that it stands on.
@@ -106,6 +109,7 @@ class Mixer(nnx.Module):
     uses_context: ClassVar[bool] = False
     random: ClassVar[bool] = False
     Shared: ClassVar[type[nnx.Module] | None] = None
+    sequence_parallel: ClassVar[tuple[str, ...]] = ("causal",)
     replaces_channel_mixer: ClassVar[bool] = False
     paper: ClassVar[str]
     primitive: ClassVar[str]
@@ -140,6 +144,11 @@ class Mixer(nnx.Module):
     def initial_state(self, batch: int, capacity: int) -> Any:
         """The state before the first token, as arrays whose first axis is the batch (scalars, if the carry grows)."""
         raise NotImplementedError
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether this form takes sequences in shards, see `sequence_parallel`."""
+        return ("causal" if self.causal else "two-sided") in self.sequence_parallel
 
     @property
     def streams(self) -> bool:
@@ -258,6 +267,7 @@ class Bidirectional(nnx.Module):
     bidirectional = True
     streaming = False
     streams = False
+    in_shards = False  # a token and its mirror image are on different devices
     constant_carry = True
     _OF_BOTH = ("packing", "padding", "fixed_length", "position_aware", "random", "replaces_channel_mixer")
 

@@ -187,9 +187,16 @@ def tracing(mesh: Mesh) -> Iterator[None]:
         return function if mesh.size == 1 or sequence.is_inside() else run
 
     def place(function, arguments, axes, results):
-        of_leaf = lambda axes: lambda x: spec(axes, x.shape, mesh)
+        # Axes of one device are named, too: gradients are summed over all that are not.
+        alone = tuple(axis for axis in AXES if mesh.shape[axis] == 1)
+
+        def whole(axes, shape):
+            first, *rest = (() if entry is None else entry for entry in spec(axes, shape, mesh))
+            return PartitionSpec((*((first,) if isinstance(first, str) else first), *alone), *rest)
+
+        of_leaf = lambda axes: lambda x: whole(axes, x.shape)
         in_specs = {name: jax.tree.map(of_leaf(axes[name]), x) for name, x in arguments.items()}
-        out_specs = tuple(spec(axes, shape, mesh) for axes, shape in results)
+        out_specs = tuple(whole(axes, shape) for axes, shape in results)
         # Unchecked: else every loop from a state of zeros would have to say over which axes it will differ.
         shards = jax.shard_map(function, mesh=mesh, in_specs=(in_specs,), out_specs=out_specs, check_vma=False)
         return shards(dict(arguments))
