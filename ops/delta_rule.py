@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, dispatch, segments
+from ops import chunks, dispatch, segments, sequence
 from ops.chunks import matmul, rows_before, transpose
 from ops.products import factor_dtype
 from ops.triangular import solve_unit_lower
@@ -73,6 +73,10 @@ def delta_rule(
       UserError: if `chunk_size` is not a power of two.
     """
     _check(q, k, v, beta, log_decay, a, b, initial_state, segment_ids, chunk_size)
+    if sequence.is_split(q.shape[1]):
+        arguments = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "a": a, "b": b}
+        options = {"scale": scale, "implementation": implementation, "chunk_size": chunk_size}
+        return _over_shards(arguments, initial_state, segment_ids, options)
     batch, length, heads, key_size = q.shape
     policy = "sequential" if dispatch.on_cpu() and key_size * v.shape[-1] <= 4096 else "chunked"
     form = dispatch.choose("delta_rule", implementation, policy)
@@ -101,6 +105,36 @@ def delta_rule(
     else:
         y, state = _chunked(q, k, values, beta, g, a, b, state, start, chunk_size or _CHUNK, factors)
     return y.astype(v.dtype), state
+
+
+def _over_shards(arguments, initial_state, segment_ids, options):
+    """The transition of a shard is a matrix [K, K], which its own recurrence makes of the identity where it writes no values:
+    as K columns more of the state."""
+    q, v = arguments["q"], arguments["v"]
+    (batch, _, heads, size), dtype = q.shape, jnp.promote_types(jnp.result_type(q, arguments["k"], v), jnp.float32)
+    state = jnp.zeros((batch, heads, size, v.shape[-1]), dtype)
+    if initial_state is not None:
+        state = initial_state.astype(dtype)
+
+    def run(state, segment_ids, **arguments):
+        y, state = delta_rule(**arguments, initial_state=state, segment_ids=segment_ids, **options)
+        return (y,), state
+
+    def total(segment_ids, v, **arguments):
+        lead = (v.shape[0], v.shape[2])
+        identity = jnp.broadcast_to(jnp.eye(size, dtype=dtype), (*lead, size, size))
+        first = jnp.concatenate([jnp.zeros((*lead, size, v.shape[-1]), dtype), identity], -1)
+        wide = jnp.pad(v, ((0, 0),) * 3 + ((0, size),))
+        _, last = delta_rule(v=wide, **arguments, initial_state=first, segment_ids=segment_ids, **options)
+        own, transition = jnp.split(last, [v.shape[-1]], -1)
+        return transition, own
+
+    tokens = ("batch", "length", "heads", None)
+    axes = {name: None if x is None else tokens[: x.ndim] for name, x in arguments.items()}
+    (y,), state = sequence.recurrence(
+        run, total, arguments, axes, [(tokens, v.shape)], state, ("batch", "heads", None, None), segment_ids, act=matmul
+    )
+    return y, state
 
 
 def _check(q, k, v, beta, log_decay, a, b, initial_state, segment_ids, chunk_size):

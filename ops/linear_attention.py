@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops import chunks
+from ops import chunks, sequence
 from ops.dispatch import choose, on_cpu, primitive
-from ops.products import factor_dtype
+from ops.products import factor_dtype, product
 from ops.segments import is_start, zero_padding
 
 
@@ -63,6 +63,9 @@ def linear_attention(
       UserError: if chunk_size is not a power of two.
     """
     _check(q, k, v, log_decay, bonus, initial_state, segment_ids)
+    if sequence.is_split(q.shape[1]):
+        options = {"scale": scale, "implementation": implementation, "chunk_size": chunk_size}
+        return _over_shards(q, k, v, log_decay, bonus, initial_state, segment_ids, options)
     batch, length, heads, key_size = q.shape
     value_size = v.shape[-1]
     policy = "sequential" if on_cpu() and key_size * value_size <= 64 * 64 else "chunked"
@@ -147,6 +150,54 @@ def _sum_to(x, shape):
     """Sums over the axes that are 1 in `shape`: the gradient of broadcasting."""
     axes = tuple(i for i, (have, want) in enumerate(zip(x.shape, shape, strict=True)) if have != want)
     return jnp.sum(x, axes, keepdims=True)
+
+
+# -------------------------------------------------------------------------------------------------- over devices
+
+
+def _over_shards(q, k, v, log_decay, bonus, initial_state, segment_ids, options):
+    state = jnp.zeros((q.shape[0], *q.shape[2:], v.shape[-1]), jnp.result_type(q, k, v, jnp.float32))
+    if initial_state is not None:
+        state = initial_state.astype(state.dtype)
+
+    def run(state, segment_ids, q, k, v, log_decay, bonus):
+        where = {"initial_state": state, "segment_ids": segment_ids}
+        y, state = linear_attention(q, k, v, log_decay, bonus=bonus, **where, **options)
+        return (y,), state
+
+    def total(segment_ids, q, k, v, log_decay, bonus):
+        return _total(k, v, log_decay, segment_ids)
+
+    arguments = {"q": q, "k": k, "v": v, "log_decay": log_decay, "bonus": bonus}
+    tokens = ("batch", "length", "heads", None)
+    decay = None if log_decay is None else ("heads",) if log_decay.ndim == 1 else tokens[: log_decay.ndim]
+    axes = {"q": tokens, "k": tokens, "v": tokens, "log_decay": decay, "bonus": ("heads", None)}
+    (y,), state = sequence.recurrence(
+        run, total, arguments, axes, [(tokens, v.shape)], state, ("batch", "heads", None, None), segment_ids
+    )
+    return y, state
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _total(k, v, log_decay, segment_ids):
+    """What a whole piece does to a state: its decay [B, H, K or 1, 1], and the state that it leaves from nothing."""
+    (batch, length, heads, _), dtype = k.shape, jnp.result_type(k, v, jnp.float32)
+    g = _with_all_axes(log_decay, length, dtype)
+    k, v = (zero_padding(x, segment_ids) for x in (k, v))
+    if log_decay is not None and log_decay.ndim > 1:
+        g = zero_padding(g, segment_ids)
+    start = None if segment_ids is None else is_start(segment_ids)
+    chunk = chunks.fit(64, length)
+    fill = -length % chunk
+    arrays = (k, v, chunks.bounded(g), start)
+    k, v, g, start = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (fill, 0)) + ((0, 0),) * (x.ndim - 2)), arrays)
+    k, v, G, starts = _chunked_inputs(chunk, (k, v), g, start, dtype)
+    _, leave, through = chunks.boundary_decays(G, _masks(starts))
+    later = jnp.concatenate([through[1:], jnp.ones_like(through[:1])])
+    later = jax.lax.associative_scan(jnp.multiply, later, reverse=True)
+    own = product("nbhck,nbhcv->bhkv", k * leave * later[..., None, :], v)
+    decay = (through[0] * later[0])[..., None]
+    return jnp.broadcast_to(decay, (batch, heads, *decay.shape[2:])), own
 
 
 # ----------------------------------------------------------------------------------------------------- reference

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.checks import at_least, positive
-from models.kv_cache import buffers, extend, held
+from models.kv_cache import buffers, extend, held, of_document
 from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
 from models.norms import RMSNorm, rms_normalize
 from models.params import dense, ones, param, residual_output, time_scale, zeros
 from models.partitioning import constrain
+from ops import sequence
 from ops.attention import attention
 from ops.elementwise import gate
 from ops.projection import project
@@ -101,7 +102,7 @@ class ForgettingAttention(Mixer):
         if self.rotary_base is not None:
             q, k = (rotary(a, positions, base=self.rotary_base) for a in (q, k))
         log_f = jax.nn.log_sigmoid(project(x, self.w_f[...]).astype(jnp.float32) + self.b_f[...])
-        decay = jnp.cumsum(log_f, axis=1)
+        decay = sequence.cumulative(jax.lax.cumsum, jnp.add, log_f)
         if state is None:
             y = attention(q, k, v, decay=decay, segment_ids=segment_ids)
         else:
@@ -131,11 +132,7 @@ class ForgettingAttention(Mixer):
             return k, v, {}
         mixed, last = [], {}
         for name, a, w in (("last_key", k, self.w_ak), ("last_value", v, self.w_av)):
-            before = None
-            if state is not None:
-                # A carry that grows is not restarted from outside: compare with the segment of the last token that it holds.
-                segment = jnp.take(state["segment"], state["length"] - 1, axis=1, mode="clip")
-                before = jnp.where((segment == segment_ids[:, 0])[:, None, None], state[name], 0)
+            before = None if state is None else of_document(state, name, segment_ids)
             shifted, last[name] = token_shift(a, initial_state=before, segment_ids=segment_ids)
             share = jax.nn.sigmoid(project(x, w[...]))[..., None]
             mixed.append(share * shifted + (1 - share) * a)

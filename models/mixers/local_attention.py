@@ -45,6 +45,7 @@ class LocalAttention(SoftmaxAttention):
         rotary_fraction: float = 1.0,
         rotary_scaling: str = "none",
         qk_norm: bool = False,
+        qk_norm_span: str = "head",
         qk_norm_eps: float = 1e-6,
         qk_norm_offset: float = 0.0,
         qkv_bias: bool = False,
@@ -73,6 +74,7 @@ class LocalAttention(SoftmaxAttention):
             rotary_fraction=rotary_fraction,
             rotary_scaling=rotary_scaling,
             qk_norm=qk_norm,
+            qk_norm_span=qk_norm_span,
             qk_norm_eps=qk_norm_eps,
             qk_norm_offset=qk_norm_offset,
             qkv_bias=qkv_bias,
@@ -84,6 +86,8 @@ class LocalAttention(SoftmaxAttention):
         )
         self.window = window
         self.sink_tokens = sink_tokens
+        # The first tokens of documents, which all see, are not passed on; scores of ALiBi are known for near keys.
+        self.sequence_parallel = () if sink_tokens else type(self).sequence_parallel
 
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids

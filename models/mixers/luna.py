@@ -19,12 +19,12 @@ from ops.projection import project
 
 
 class InitialMemory(nnx.Module):
-    """P before the first layer: learned, N(0, 1/D)."""
+    """P before the first layer: learned, N(0, 1/D), with the D of the base of a model that is scaled from one."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, causal: bool = True, memory: int = 16):
+    def __init__(self, width: int, *, rngs: nnx.Rngs, base_width: int, causal: bool = True, memory: int = 16):
         at_least(1, memory=memory)
         self.causal = causal
-        self.p = param(rngs, normal(width**-0.5), (memory, width), (None, "embed"), decay=False)
+        self.p = param(rngs, normal(base_width**-0.5), (memory, width), (None, "embed"), decay=False)
 
     def __call__(self, x: Tokens, *, segment_ids: Ids | None, positions: Ids):
         p = self.p[...].astype(x.dtype)

@@ -45,6 +45,7 @@ class Synthesizer(Mixer):
     fixed_length = True
     paper = "Synthesizer, arXiv 2005.00743"
     primitive = "attention"
+    sequence_parallel = ()  # scores are a table of the whole length
     complexity = "T^2"
     tiny = {"logits": "dense+factorized_random+dot_product", "rank": 4}
 
@@ -53,6 +54,7 @@ class Synthesizer(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
+        base_width: int,
         causal: bool = True,
         depth: int = 1,
         length: int = 512,
@@ -80,11 +82,13 @@ class Synthesizer(Mixer):
             self.b_1 = param(rngs, zeros, (heads, size), ("heads", None), decay=False)
             self.w_2 = param(rngs, normal(size**-0.5), (heads, length, size), ("heads", None, None))
             self.b_2 = param(rngs, zeros, (heads, length), ("heads", None), decay=False)
+        # A table is as large in a model that is scaled from one with fewer heads of the same size.
+        base_heads = heads * base_width / width
         if "random" in self.terms:
-            self.r = table((heads * length) ** -0.5, (heads, length, length))
+            self.r = table((base_heads * length) ** -0.5, (heads, length, length))
         if "factorized_random" in self.terms:
-            self.r_1 = table((heads * length) ** -0.5, (heads, length, rank))
-            self.r_2 = table((heads * rank) ** -0.5, (heads, length, rank))
+            self.r_1 = table((base_heads * length) ** -0.5, (heads, length, rank))
+            self.r_2 = table((base_heads * rank) ** -0.5, (heads, length, rank))
         if "dot_product" in self.terms:
             self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
             self.w_k = dense(rngs, (width, heads, size), ("embed", "heads", None))
