@@ -15,12 +15,12 @@ from common import hosts
 from common.command import STOPPED
 from common.console import say
 from common.errors import UserError
+from common.lock import locked
 from data.task import REAL
 from sweeps import failures, jobs, result
 from sweeps.cells import Cell
 from training import command_line, config, loop
 from training.actions import Action, every
-from training.lock import locked
 
 CODES = {"finished": 0, "diverged": 1, "failed": 1, "interrupted": STOPPED, "lost": STOPPED}
 
@@ -126,7 +126,7 @@ def _run(cell: Cell) -> tuple[str, str | None]:
         if not ended.finished:
             return ("interrupted", None) if watch.why is None else ("diverged", watch.why)
     if "score" in left:
-        result.write(cell.workdir, cell.lengths, cell.allow_other_data)
+        result.write(cell.workdir, cell.lengths, cell.allow_other_data, cell.score)
     if jax.process_index() == 0 and cell.todo():
         return "failed", f"it ended without having done its work: {', '.join(cell.todo())}"
     return "finished", None

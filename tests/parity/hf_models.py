@@ -225,7 +225,14 @@ MODELS = {  # model_type, options beside SIZES, how it is written
     ),
     "falcon_h1": (
         "falcon_h1",
-        {"num_attention_heads": 4, "num_key_value_heads": 2, "mamba_d_ssm": 40, "mamba_n_heads": 4, "mamba_d_state": 6}
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 12,
+            "mamba_d_ssm": 40,
+            "mamba_n_heads": 4,
+            "mamba_d_state": 6,
+        }
         | {"mamba_n_groups": 2, "mamba_chunk_size": 8, "lm_head_multiplier": 0.7, "embedding_multiplier": 1.3}
         | {"mlp_multipliers": [0.6, 1.4], "key_multiplier": 0.37, "attention_in_multiplier": 0.8}
         | {"attention_out_multiplier": 1.2, "ssm_multipliers": [0.5, 1.5, 0.7, 1.1, 0.3], "ssm_in_multiplier": 1.25}
@@ -286,6 +293,16 @@ MODELS = {  # model_type, options beside SIZES, how it is written
         | {"q_lora_rank": 14, "linear_head_dim": 6, "linear_num_heads": 3, "num_local_experts": 6, "n_group": 3}
         | {"topk_group": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "n_shared_experts": 2}
         | TOKENS
+        | MLP,
+        {},
+    ),
+    "minimax": (
+        "minimax",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "num_local_experts": 5, "block_size": 8}
+        | {"num_experts_per_tok": 3, "num_hidden_layers": 4}
+        | {"layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"]}
+        | {f"{part}_alpha_factor": 1.7 for part in ("full_attn", "linear_attn", "mlp")}
+        | {f"{part}_beta_factor": 0.6 for part in ("full_attn", "linear_attn", "mlp")}
         | MLP,
         {},
     ),
