@@ -15,7 +15,7 @@ Recipe, chosen here: two layers of width 32, 600 steps of 16 rows to add, 1,500 
 
 What is not as published: the models; and the delay of copying, 1,000 there.
 
-Hours in `expect`: measured on two cores that other work shared.
+Hours in `expect`: an estimate for two CPU cores.
 """
 
 from ml_collections import ConfigDict

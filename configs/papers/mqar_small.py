@@ -19,7 +19,7 @@ What is not as published: 256 tokens instead of 8,192; two blocks of a mixer and
 there two or four layers without MLPs; a two-hundredth of the rows; Based without its convolutions and its window. The recipe of
 the paper, for a GPU, is `configs/papers/zoology_mqar.py`.
 
-Hours in `expect`: measured on two cores that other work shared.
+Hours in `expect`: an estimate for two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,7 @@ Recipe: two layers of width 64 as there; chosen here: 4 tokens out of 44, 1,000 
 What is not as published: the size (`configs/papers/mamba_selective_copying.py` has the paper's), and the blocks: ours of `s4d`,
 `h3` and `hyena` have an MLP.
 
-Hours in `expect`: measured on two cores that other work shared.
+Hours in `expect`: an estimate for two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -19,7 +19,7 @@ the test.
 What is not as published: lengths up to 25 (first) or 128 (second) there, and a sequence counts as right as a whole; a finite
 training set, larger models, and many more rows.
 
-Hours in `expect`: measured on two cores that other work shared.
+Hours in `expect`: an estimate for two CPU cores.
 """
 
 from ml_collections import ConfigDict
