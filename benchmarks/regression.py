@@ -1,6 +1,7 @@
 """What the regression losses are worth under clean and under heavy-tailed training labels.
 
     python -m benchmarks.regression
+    python -m benchmarks.regression --noises=heavy-tailed --losses=laplace,rle,rle_authors
     python -m benchmarks.regression --mixer=attention --steps=3000 --seeds=3 --json=regression.json
 
 Trains a small model on the task `gaze` with each loss of `models.heads` and each label noise, all else being equal, and prints
@@ -23,27 +24,35 @@ def main():
     parser.add_argument("--mixer", default="gla")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--noises", default="", help="of the training labels, joined by commas; all by default")
+    parser.add_argument("--losses", default="", help="joined by commas; all by default")
     parser.add_argument("--json", type=Path, help="where to write the errors of all runs")
     options = parser.parse_args()
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
 
+    from common.errors import check_choice
     from data import label_noise, task
     from models.heads import LOSSES
 
+    noises = options.noises.split(",") if options.noises else label_noise.NOISES
+    losses = options.losses.split(",") if options.losses else LOSSES
+    for what, values, known in (("--noises", noises, label_noise.NOISES), ("--losses", losses, LOSSES)):
+        for value in values:
+            check_choice(what, value, known)
     errors = {
         (noise, loss): [train(options, noise, loss, seed) for seed in range(options.seeds)]
-        for noise in label_noise.NOISES
-        for loss in LOSSES
+        for noise in noises
+        for loss in losses
     }
     print(
         f"\nmean angular error in degrees, {options.mixer}, {options.steps} steps, {options.seeds} seed(s): mean (spread)"
     )
-    print(f"{'training labels':<20}" + "".join(f"{loss:>18}" for loss in LOSSES))
-    for noise in label_noise.NOISES:
-        cells = (errors[noise, loss] for loss in LOSSES)
+    print(f"{'training labels':<20}" + "".join(f"{loss:>18}" for loss in losses))
+    for noise in noises:
+        cells = (errors[noise, loss] for loss in losses)
         shown = (f"{statistics.mean(cell):.2f} ({max(cell) - min(cell):.2f})" for cell in cells)
         print(f"{noise:<20}" + "".join(f"{text:>18}" for text in shown))
-    for noise in label_noise.NOISES:
+    for noise in noises:
         floors = task.create("gaze", label_noise=noise).floors("valid")
         print(f"{noise}: " + ", ".join(f"{name} {value:.2f}" for name, value in floors.items()))
     if options.json:

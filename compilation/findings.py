@@ -15,11 +15,10 @@ from compilation import hlo
 from compilation.steps import Step
 from compilation.targets import GIB, GPUS, Target
 from ops import dispatch
-from training import sharding
+from training import sharding, unsplit
 
 LONG = 1000  # trips of a loop that are worth a line
 LARGE = 2**20  # bytes of an array that are worth a line
-SMALL = 2**16  # bytes of a parameter whose split is not worth a line
 MOST = 8  # lines of a list
 
 
@@ -48,17 +47,6 @@ class Memory:
     @property
     def fits(self) -> bool:
         return self.peak <= self.capacity
-
-
-@dataclasses.dataclass(frozen=True)
-class Whole:
-    """A parameter that a mesh axis does not split: its bytes on each device, and why."""
-
-    name: str
-    shape: tuple[int, ...]
-    bytes: float
-    axis: str
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +87,7 @@ class Findings:
     loops: list[hlo.Loop]
     arrays: list[hlo.Large]
     gathered: list[hlo.Sent]
-    whole: list[Whole]
+    whole: list[unsplit.Whole]
     suggestions: list[str]
     refusal: str
     seconds: dict[str, float]
@@ -175,7 +163,7 @@ def compile_step(step: Step, target: Target, **options: Any) -> Findings:
         loops=[loop for loop in program.loops if loop.trips > LONG or loop.trips == hlo.UNKNOWN],
         arrays=program.large(LARGE),
         gathered=list(_gathered(step, sent)),
-        whole=sorted(_whole(step), key=lambda whole: -whole.bytes),
+        whole=unsplit.find(step.built),
         suggestions=[] if memory.fits else list(_suggestions(step, memory)),
         refusal=refusal,
         seconds={name: round(value, 2) for name, value in seconds.items()},
@@ -230,30 +218,6 @@ def _memory(step: Step, target: Target, compiled: Any, refusal: str) -> Memory:
         program=plan.generated_code_size_in_bytes,
         remark=target.remark,
     )
-
-
-def _whole(step: Step) -> Iterator[Whole]:
-    """Parameters that `fsdp` or `tensor` does not split, and why."""
-    mesh = step.built.mesh
-    leaves = jax.tree_util.tree_leaves_with_path(step.built.abstract["params"])
-    facts = jax.tree.leaves(step.built.metadata)
-    for (path, leaf), fact in zip(leaves, facts, strict=True):
-        used = {axis for entry in leaf.sharding.spec for axis in (entry if isinstance(entry, tuple) else (entry,))}
-        sizes = dict(zip(fact.axes, leaf.shape[len(leaf.shape) - len(fact.axes) :]))
-        size = bytes_on_device(leaf)
-        for axis in ("fsdp", "tensor"):
-            ways = mesh.shape[axis]
-            if ways == 1 or axis in used or size < SMALL:
-                continue
-            meant = [name for name in sizes if name is not None and axis in sharding.RULES[name]]
-            able = [length for length in leaf.shape[len(leaf.shape) - len(fact.axes) :] if length % ways == 0]
-            if meant:
-                reason = ", ".join(f"{name}={sizes[name]}" for name in meant) + f" does not divide by {ways}"
-            elif able and size >= LARGE:
-                reason = f"no rule splits its axes ({', '.join(str(name) for name in fact.axes)})"
-            else:
-                continue
-            yield Whole(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, size, axis, reason)
 
 
 def _gathered(step: Step, sent: list[hlo.Sent]) -> Iterator[hlo.Sent]:

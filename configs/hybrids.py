@@ -74,18 +74,22 @@ HYBRIDS = {
     ),
     "jamba": Hybrid(
         "2*(mamba/swiglu+mamba/moe)+attention/swiglu+mamba/moe+mamba/swiglu+mamba/moe",
-        model={"tie_embeddings": False, "moe": {"experts": 16, "top_k": 2, "balance": 0.002}},
-        mixer={"mamba": {"norm": "rms"}, "attention": {"positions": "none"}},
+        model={"tie_embeddings": False, "moe": {"experts": 16, "top_k": 2, "renormalize": False, "balance": 0.002}},
+        mixer={"mamba": {"norm": "rms"}, "attention": {"positions": "nope"}},
     ),
-    # Without the scaling of single projections; the factors before and behind each mixer are config.model.parallel.input_scale
-    # and output_scale.
-    "falcon_h1": Hybrid("attention|mamba2/swiglu", model={"tie_embeddings": False}, mixer={"mamba2": {"state": 256}}),
+    # Without the factors of the releases, which were tuned for each size: config.model.parallel.input_scale and output_scale,
+    # config.model.mixer.mamba2.scales, config.model.channel_scales, embedding_scale and logit_scale.
+    "falcon_h1": Hybrid(
+        "attention|mamba2/swiglu",
+        model={"tie_embeddings": False, "norm_eps": 1e-5},
+        mixer={"mamba2": {"state": 256, "output_norm": "none"}},
+    ),
     "nemotron_h": Hybrid(
         "4*mamba2/relu2+mamba2/none+attention/relu2",
         prefix="3*mamba2/relu2+mamba2/none+attention/relu2",
         suffix="5*mamba2/relu2",
         model={"tie_embeddings": False, "norm_eps": 1e-5},
-        mixer={"attention": {"positions": "none"}, "mamba2": {"groups": 8}},
+        mixer={"attention": {"positions": "nope"}, "mamba2": {"groups": 8}},
     ),
     # Without the layer that predicts the token after the next (MTP).
     "qwen3_next": Hybrid(
@@ -102,7 +106,7 @@ HYBRIDS = {
             },
         },
     ),
-    # The first layer has no experts. The norm inside Kimi Delta Attention has an eps of 1e-6, not 1e-5.
+    # The first layer has no experts.
     "kimi_linear": Hybrid(
         "2*kimi_delta_attention/moe+mla/moe+kimi_delta_attention/moe",
         prefix="kimi_delta_attention/swiglu",
@@ -112,7 +116,7 @@ HYBRIDS = {
             "tie_embeddings": False,
             "moe": {"router": "sigmoid", "scale": 2.446, "shared": 1},
         },
-        mixer={"mla": {"positions": "nope"}},
+        mixer={"mla": {"positions": "nope"}, "kimi_delta_attention": {"eps": 1e-5}},
     ),
     "lfm2": Hybrid(
         "2*gated_short_conv+attention",
@@ -129,24 +133,26 @@ HYBRIDS = {
             "attention": {"rotary_base": 1e6, "qk_norm": True, "qk_norm_offset": 1.0},
         },
     ),
-    # Experts are plain SwiGLUs: without biases, without the clamp at 7, and without 1.702 and 1 in (up + 1) gate sigmoid(1.702
-    # gate). The released size has the frequencies of the extended context.
+    # The released size has the frequencies of the extended context.
     "gpt_oss": Hybrid(
         "local_attention/moe+attention/moe",
-        model={"norm_eps": 1e-5, "tie_embeddings": False, "moe": {"router": "softmax_topk"}},
+        model={
+            "norm_eps": 1e-5,
+            "tie_embeddings": False,
+            "moe": {"router": "softmax_topk", "activation": "clamped_swiglu", "bias": True},
+        },
         mixer={
             "local_attention": {"window": 128, "sinks": True, "qkv_bias": True, "bias": True, "rotary_base": 150_000.0},
             "attention": {"sinks": True, "qkv_bias": True, "bias": True, "rotary_base": 150_000.0},
         },
     ),
-    # Queries and keys are normalised per head, not over all heads together. Positions are those that transformers' class has by
-    # default; the release's were not read.
+    # Positions are those that transformers' class has by default; the release's were not read.
     "olmo_hybrid": Hybrid(
         "3*gated_delta_net+attention/output",
         model={"tie_embeddings": False},
         mixer={
             "gated_delta_net": {"negative_eigenvalues": True, "eps": 1e-5},
-            "attention": {"kv_heads": None, "qk_norm": True},
+            "attention": {"kv_heads": None, "qk_norm": True, "qk_norm_span": "all"},
         },
     ),
     # norm(a x + f(x)), with a = (2 depth)^(1/4) as in DeepNorm (arXiv 2203.00555), is norm(x + f(x)) here: what it is for is left
@@ -156,10 +162,15 @@ HYBRIDS = {
         model={"norm_position": "post", "embedding_norm": True, "norm_eps": 1e-5, "tie_embeddings": False},
         mixer={"attention": {"rotary_fraction": 0.5, "rotary_base": 1e7}},
     ),
-    # Without the factors of the embeddings, the residual branches and the logits.
     "granite4h": Hybrid(
         "5*mamba2/moe+attention/moe+4*mamba2/moe",
-        model={"norm_eps": 1e-5, "moe": {"shared": 2}},
+        model={
+            "norm_eps": 1e-5,
+            "embedding_scale": 12.0,
+            "branch_scale": 0.22,
+            "logit_scale": 1 / 6,
+            "moe": {"shared": 2},
+        },
         mixer={"attention": {"positions": "nope", "scale": 1 / 128}},
     ),
     "bamba": Hybrid(
@@ -172,7 +183,8 @@ HYBRIDS = {
 }
 
 # Not read from a released configuration, and so to be checked before a checkpoint is loaded: which layers of kimi_linear, lfm2
-# and bamba have attention; the depth of gpt_oss; lfm2's sizes; the states of bamba and granite4h, and granite4h's Mamba-2 heads.
+# and bamba have attention; the depth of gpt_oss; lfm2's sizes; the states of bamba and granite4h, granite4h's Mamba-2 heads and
+# its factors of embeddings, branches and logits.
 YARN = {"rotary_scaling": "yarn:factor=32,original_length=4096,truncate=0"}
 PAPER = {
     "griffin": Paper(2560, 8, 10, 1, {"channel_size": 7680}),

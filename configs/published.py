@@ -76,11 +76,39 @@ def lra_hours(name: str, steps: int, batch_size: int) -> float:
     return hours(steps * batch_size * POSITIONS[name])
 
 
-def expect(
-    value: float | None, tolerance: float, source: str, *, seeds: int, hours: float, metric: str = "accuracy"
+def small(
+    task: ConfigDict,
+    pattern: tuple[str, ...],
+    width: int,
+    depth: int,
+    learning_rate: float,
+    steps: int,
+    batch_size: int,
 ) -> ConfigDict:
-    """The expect section, see `evaluation.expect.Expect`."""
-    return ConfigDict(
+    """An experiment for minutes on two CPU cores, without its expect section: the model of `configs/recall.py`, two evaluations.
+
+    `depth` is in blocks of a mixer and a channel mixer, see `common.blocks`.
+    """
+    return common.experiment(
+        task,
+        common.model(pattern, width, depth, pooling="last", embedding_scale=width**0.5),
+        common.optimizer(learning_rate, steps, warmup_steps=steps // 10),
+        train(steps, batch_size, 2),
+    )
+
+
+def expect(
+    value: float | None,
+    tolerance: float,
+    source: str,
+    *,
+    seeds: int,
+    hours: float,
+    metric: str = "accuracy",
+    length: int | None = None,
+) -> ConfigDict:
+    """The expect section, see `training.config.Expect`."""
+    section = ConfigDict(
         {
             "metric": metric,
             "value": placeholder(float) if value is None else value,
@@ -90,3 +118,6 @@ def expect(
             "hours": hours,
         }
     )
+    if length is not None:
+        section.length = length
+    return section

@@ -2,9 +2,9 @@
 
     python -m evaluation.expect --workdir=runs/s4d_image
 
-The checkpoint that was best on the validation split is scored on the test split. Exit status: 0, the score is within the
-tolerance; 1, it is not, or there is nothing to compare, as the line that is printed says (the run expects nothing, is not
-finished, or cannot be read).
+The checkpoint that was best on the validation split is scored on the test split, at `expect.length` if the configuration has
+one. Exit status: 0, the score is within the tolerance; 1, it is not, or there is nothing to compare, as the line that is
+printed says (the run expects nothing, is not finished, or cannot be read).
 """
 
 from pathlib import Path
@@ -39,11 +39,13 @@ def compare(workdir: str | Path, allow_other_data: bool = False) -> bool:
         raise UserError(
             f"{run.workdir} is not finished: its last checkpoint is of step {last} of {steps}; train on first"
         )
-    ((_, scores),) = scoring.score(run, "test")
+    lengths = () if expect.length is None else (expect.length,)
+    ((length, scores),) = scoring.score(run, "test", lengths)
     if expect.metric not in scores:
         raise UserError(f"config.expect.metric={expect.metric!r} is no score of this task: {', '.join(scores)}")
     found = scores[expect.metric]
-    print(f"\nfound     {expect.metric} {found:.4f}  (test split, step {run.step}, seed {run.config.seed})")
+    at = "" if expect.length is None else f" at length {length}"
+    print(f"\nfound     {expect.metric} {found:.4f}  (test split{at}, step {run.step}, seed {run.config.seed})")
     if run.other_data is not None:
         print("          on other data than the run was trained on")
     if expect.value is None:

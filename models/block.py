@@ -19,7 +19,7 @@ class Block(nnx.Module):
 
     A "sandwich" has a norm before each branch and another behind it, `mixer_output_norm` and `channel_output_norm`.
 
-    Under `config.base_depth` each branch has the factor `config.branch_scale`.
+    Each branch has the factor `config.branch_factor`, and what it is added to `config.residual_scale`.
 
     Args:
       item: what the block is made of.
@@ -39,7 +39,7 @@ class Block(nnx.Module):
         self.mixer_output_norm = config.make_norm(rngs) if sandwich else None
         self.channel_output_norm = config.make_norm(rngs) if sandwich and kind != "none" else None
         self.dropout = config.dropout
-        self.branch_scale = config.branch_scale
+        self.branch_factor, self.residual_scale = config.branch_factor, config.residual_scale
         self.recompute_mixer = config.remat == "mixer"
 
     def __call__(
@@ -90,8 +90,10 @@ class Block(nnx.Module):
             if key is not None and self.dropout > 0:
                 keep = jax.random.bernoulli(key, 1 - self.dropout, y.shape)
                 y = jnp.where(keep, y / (1 - self.dropout), 0).astype(y.dtype)
-            if self.branch_scale != 1:
-                y = self.branch_scale * y
+            if self.branch_factor != 1:
+                y = self.branch_factor * y
+            if self.residual_scale != 1:
+                x = self.residual_scale * x
             x = constrain(x + y, "batch", "length", "activation")
             return (apply(f"{branch}_norm", x) if where == "post" else x), beside
 

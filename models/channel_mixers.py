@@ -21,7 +21,10 @@ def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 class MLP(nnx.Module):
-    """W_2 f(W_1 x), with a hidden size of `expansion` * width, or `hidden`; `bias` adds one to both maps."""
+    """W_2 f(W_1 x), with a hidden size of `expansion` * width, or `hidden`; `bias` adds one to both maps.
+
+    With `scales` (a, b) it is b W_2 f(a W_1 x).
+    """
 
     def __init__(
         self,
@@ -32,8 +35,10 @@ class MLP(nnx.Module):
         expansion: float = 4.0,
         hidden: int | None = None,
         bias: bool = False,
+        scales: tuple[float, ...] = (),
         depth: int = 1,
     ):
+        self.scales = scales
         hidden = whole(expansion * width) if hidden is None else hidden
         self.hidden = _checked(hidden, expansion)
         self.activation = activation
@@ -44,12 +49,13 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         h = constrain(_plus(project(x, self.w_in[...]), self.b_in), "batch", "length", "mlp")
-        return _plus(project(activate(self.activation, h), self.w_out[...]), self.b_out)
+        h = activate(self.activation, _times(self.scales, 0, h))
+        return _times(self.scales, 1, _plus(project(h, self.w_out[...]), self.b_out))
 
 
 class GLU(nnx.Module):
     """W_3 (f(W_1 x) * W_2 x) (arXiv 2002.05202), with 2/3 of the MLP's hidden size, so that it has as many parameters; or
-    with `hidden`. `bias` adds one to all three maps."""
+    with `hidden`. `bias` adds one to all three maps. With `scales` (a, b) it is b W_3 (f(a W_1 x) * W_2 x) (Falcon-H1)."""
 
     def __init__(
         self,
@@ -60,8 +66,10 @@ class GLU(nnx.Module):
         expansion: float = 4.0,
         hidden: int | None = None,
         bias: bool = False,
+        scales: tuple[float, ...] = (),
         depth: int = 1,
     ):
+        self.scales = scales
         hidden = whole(expansion * width * 2 / 3) if hidden is None else hidden
         self.hidden = _checked(hidden, expansion)
         self.activation = activation
@@ -74,14 +82,18 @@ class GLU(nnx.Module):
         g, v = project_each(x, self.w_in[...])
         if self.b_in is not None:
             g, v = g + self.b_in[0], v + self.b_in[1]
-        h = constrain(gate(self.activation, g, v), "batch", "length", "mlp")
-        return _plus(project(h, self.w_out[...]), self.b_out)
+        h = constrain(gate(self.activation, _times(self.scales, 0, g), v), "batch", "length", "mlp")
+        return _times(self.scales, 1, _plus(project(h, self.w_out[...]), self.b_out))
 
 
 def _checked(hidden: int, expansion: float) -> int:
     if hidden < 1:
         raise UserError(f"model.expansion={expansion} leaves the channel mixer no hidden channel; make it greater")
     return hidden
+
+
+def _times(scales, i, x):
+    return scales[i] * x if scales else x
 
 
 def _plus(x, bias):

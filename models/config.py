@@ -61,11 +61,15 @@ class ModelConfig:
       expansion: hidden size of the channel mixer over the width (gated ones take 2/3 of it).
       channel_size: hidden size of the channel mixer itself, instead of `expansion`.
       channel_bias: whether the channel mixer's maps have biases.
+      channel_scales: two factors in the channel mixer, of what the activation is of and of the output (Falcon-H1, arXiv
+        2507.22448); () for none. Experts have none.
       norm: "rmsnorm", "rmsnorm1p" (weights stored as their difference from 1), "layernorm", "scalenorm" or "batchnorm".
       norm_eps: added to the norm's variance; by default the norm's own.
       final_norm_eps: the same of the last norm; by default `norm_eps`.
       norm_position: of blocks that name none, where a branch f has its norms: "pre", x + f(norm(x)); "post", norm(x + f(x));
         "sandwich", x + norm(f(norm(x))); or "output", x + norm(f(x)).
+      branch_scale: factor of each residual branch (`residual_multiplier` of Granite 4).
+      residual_scale: factor of what a branch is added to (alpha of MiniMax-01, arXiv 2501.08313).
       embedding_norm: whether the embedded tokens are normalised before the first block.
       embedding_scale: factor of the embedded tokens (width^0.5 in arXiv 1706.03762, section 3.4); real inputs have none.
       position_embedding: "sinusoidal" (with a learned scale), "none", or "auto": sinusoidal if some mixer of the pattern
@@ -104,10 +108,13 @@ class ModelConfig:
     expansion: float = 4.0
     channel_size: int | None = None
     channel_bias: bool = False
+    channel_scales: tuple[float, ...] = ()
     norm: str = "rmsnorm"
     norm_eps: float | None = None
     final_norm_eps: float | None = None
     norm_position: str = "pre"
+    branch_scale: float = 1.0
+    residual_scale: float = 1.0
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     position_embedding: str = "auto"
@@ -140,10 +147,17 @@ class ModelConfig:
             value = getattr(self, key)
             if value is not None and not value >= 1:
                 raise UserError(f"model.{key} must be at least 1, got {value}")
-        for key in ("expansion", "norm_eps", "final_norm_eps", "logit_scale"):
+        for key in ("expansion", "norm_eps", "final_norm_eps", "logit_scale", "branch_scale", "residual_scale"):
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{key} must be more than 0 and finite, got {value}")
+        # Of a file that has lists only.
+        tupled = lambda options: {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        object.__setattr__(self, "mixer", {name: tupled(options) for name, options in self.mixer.items()})
+        if len(self.channel_scales) not in (0, 2) or not all(map(math.isfinite, self.channel_scales)):
+            raise UserError(
+                f"model.channel_scales must be two finite numbers, or () for none, got {self.channel_scales}"
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be at least 0 and less than 1, got {self.dropout}")
         if not 0 <= self.logit_cap < math.inf:
@@ -257,6 +271,7 @@ class ModelConfig:
             "depth": self.base_depth or self.depth,  # which initial values follow
             "layers": self.layers(name),
             "length": self.length,
+            "base_width": self.base_width or self.width,
             **self.mixer.get(name, {}),
         }
 
@@ -286,9 +301,9 @@ class ModelConfig:
         return self.logit_scale / self.width_ratio
 
     @property
-    def branch_scale(self) -> float:
+    def branch_factor(self) -> float:
         """What the output of a residual branch is multiplied by."""
-        return self.depth_ratio**-self.depth_alpha
+        return self.branch_scale * self.depth_ratio**-self.depth_alpha
 
     @functools.cached_property
     def base(self) -> "ModelConfig":
@@ -385,6 +400,7 @@ class ModelConfig:
             expansion=self.expansion,
             hidden=self.channel_size,
             bias=self.channel_bias,
+            scales=self.channel_scales,
             depth=self.base_depth or self.depth,
         )
 

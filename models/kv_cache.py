@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from common.errors import UserError
-from ops.segments import zero_padding
+from ops.segments import expand, zero_padding
 
 
 def check_capacity(capacity: int) -> None:
@@ -64,6 +64,29 @@ def extend(state: dict[str, Array], new: dict[str, Array]) -> dict[str, Array]:
 def held(state: dict[str, Array], name: str, dtype: DTypeLike) -> Array:
     """What a cache holds in one of its buffers: [batch, capacity, *shape]."""
     return _heads_first(state[name]).astype(dtype)
+
+
+def replace(state: dict[str, Array], name: str, value: Array) -> dict[str, Array]:
+    """The cache with other contents [batch, capacity, *shape] in one of its buffers."""
+    return state | {name: _heads_first(value.astype(state[name].dtype))}
+
+
+def nan_if_overfull(state: dict[str, Array], y: Array) -> Array:
+    """y, or NaN where the cache was to hold more than its capacity: for what is not read from it."""
+    return jnp.where(state["length"] > state["segment"].shape[1], jnp.nan, y)
+
+
+def of_document(state: dict[str, Array], name: str, segment_ids: Array) -> Array:
+    """What a state has of the last token beside its buffers, such as inputs of a convolution: 0 in rows whose piece begins with
+    another document. A carry that grows is not restarted from outside.
+
+    Args:
+      state: before the piece is written.
+      name: of an array [batch, ...].
+      segment_ids: of the piece.
+    """
+    last = jnp.take(state["segment"], state["length"] - 1, axis=1, mode="clip")
+    return jnp.where(expand(last == segment_ids[:, 0], state[name].ndim), state[name], 0)
 
 
 def _heads_first(buffer):

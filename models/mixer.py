@@ -31,7 +31,9 @@ from ops import segments
 #   width: size of x.  rngs: source of keys.  causal: False for the two-sided form.  depth: number of mixers in the model.
 #   layer, layers: place among, and number of, the mixers of this name in the model; `layer` may be a traced integer.
 #   length: of the longest sequence that the model is built for.
-SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "length")
+#   base_width: width of the model that this one is scaled from, and `width` where there is none; for first values that do not
+#     have the deviation 1 / sqrt(inputs), see docs/scaling.md.
+SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "length", "base_width")
 
 Carry = dict[str, Any]
 Tokens = Float[Array, "B T D"]
@@ -414,6 +416,7 @@ def create(
     layer: int | Int[Array, ""] = 0,
     layers: int = 1,
     length: int = 512,
+    base_width: int | None = None,
     alone: bool = True,
     **hyperparameters,
 ) -> Mixer | Bidirectional:
@@ -427,6 +430,7 @@ def create(
       depth: number of mixers in the model, for initialisers that scale with it.
       layer, layers: place among, and number of, the mixers of this name in the model.
       length: of the longest sequence that the model is built for.
+      base_width: of the model that this one is scaled from; None for none.
       alone: whether the mixer brings its own `Shared`, to be called without a model around it.
       **hyperparameters: as in `defaults(name)`.
 
@@ -443,6 +447,7 @@ def create(
         "layer": layer,
         "layers": layers,
         "length": length,
+        "base_width": base_width or width,
         "causal": causal or not cls.bidirectional,
     }
 
@@ -491,6 +496,7 @@ def create_shared(
     depth: int = 1,
     layers: int = 1,
     length: int = 512,
+    base_width: int | None = None,
     **hyperparameters,
 ) -> nnx.Module | None:
     """Builds what all mixers of a name in a model have in common, see `Mixer.Shared`; None if there is nothing. The arguments
@@ -502,6 +508,7 @@ def create_shared(
         "depth": depth,
         "layers": layers,
         "length": length,
+        "base_width": base_width or width,
         "causal": causal or not cls.bidirectional,
         **hyperparameters,
     }

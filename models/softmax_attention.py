@@ -35,7 +35,8 @@ class SoftmaxAttention(Mixer):
       rotary_base: base of the rotary frequencies.
       rotary_fraction: share of each head's channels that are rotated, the first ones.
       rotary_scaling: a rule of `ops.rotary_scaling` for the frequencies, such as "llama3:factor=8,original_length=8192".
-      qk_norm: RMS-normalise queries and keys per head, before the rotation.
+      qk_norm: RMS-normalise queries and keys, before the rotation.
+      qk_norm_span: what a norm is over: each "head", or "all" heads of a token together (OLMo 2, arXiv 2501.00656).
       qk_norm_eps: added to the mean square.
       qk_norm_offset: 1 stores the norms' weights as their difference from 1.
       qkv_bias: whether the maps to queries, keys and values have biases.
@@ -64,6 +65,7 @@ class SoftmaxAttention(Mixer):
         rotary_fraction: float = 1.0,
         rotary_scaling: str = "none",
         qk_norm: bool = False,
+        qk_norm_span: str = "head",
         qk_norm_eps: float = 1e-6,
         qk_norm_offset: float = 0.0,
         qkv_bias: bool = False,
@@ -79,6 +81,9 @@ class SoftmaxAttention(Mixer):
         finite(qk_norm_offset=qk_norm_offset)
         check_choice("positions", positions, ("rotary", "alibi", "none", "nope"))
         check_choice("output_gate", output_gate, ("none", "full", "head"))
+        check_choice("qk_norm_span", qk_norm_span, ("head", "all"))
+        if qk_norm_span == "all" and not qk_norm:
+            raise UserError("`qk_norm_span` is of the norms of queries and keys: set `qk_norm`, too")
         if not 0 <= rotary_fraction <= 1:
             raise UserError(f"`rotary_fraction` must be between 0 and 1, got {rotary_fraction}")
         size = head_size(width, heads, "width") if head_channels is None else head_channels
@@ -103,8 +108,12 @@ class SoftmaxAttention(Mixer):
         self.w_v = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
         self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
         self.b_o = param(rngs, zeros, (width,), (None,)) if bias else None
-        norm = lambda: RMSNorm(size, rngs=rngs, eps=qk_norm_eps, offset=qk_norm_offset) if qk_norm else None
-        self.q_norm, self.k_norm = norm(), norm()
+        self.qk_norm_span = qk_norm_span
+        spans = {"head": ((size, None),) * 2, "all": ((heads * size, "heads"), (kv_heads * size, "kv_heads"))}
+        self.q_norm, self.k_norm = (
+            RMSNorm(channels, rngs=rngs, axis=axis, eps=qk_norm_eps, offset=qk_norm_offset) if qk_norm else None
+            for channels, axis in spans[qk_norm_span]
+        )
         of_heads = lambda count, axis: (
             param(rngs, zeros, (count, size), (axis, None), decay=False) if qkv_bias else None
         )
@@ -129,11 +138,15 @@ class SoftmaxAttention(Mixer):
         q = constrain(self.projected(x, self.w_q, self.b_q), "batch", "length", "heads", None)
         k = constrain(self.projected(x, self.w_k, self.b_k), "batch", "length", "kv_heads", None)
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.normalized(self.q_norm, q), self.normalized(self.k_norm, k)
         if self.rotated:
             theta, magnitude = self.frequencies()
             q, k = (rotary(a, positions, frequencies=theta, magnitude=magnitude) for a in (q, k))
         return q, k
+
+    def normalized(self, norm, a):
+        """The norm of each head, or of all heads together."""
+        return norm(a) if self.qk_norm_span == "head" else norm(a.reshape(*a.shape[:2], -1)).reshape(a.shape)
 
     def projected(self, x, w, b):
         """x w, and the bias where there is one."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from common.errors import UserError
-from ops import dispatch
+from ops import dispatch, ring_attention
 from ops.attention_blocks import (
     FLOOR,
     Form,
@@ -105,12 +105,17 @@ def attention(
     form = Form(activation, causal, window, _scale(q, scale), score_cap, mask)
     x = _inputs(q, k, v, slopes, (decay, key_decay), segment_ids, key_segment_ids, query_offset, form, labels)
     zero = isinstance(query_offset, int | np.integer) and query_offset == 0
-    library = zero and slopes is None and decay is None and mask is None and _library_takes(form, x.q, x.k, x.v)
+    split = zero and ring_attention.takes(form, x)
+    library = (
+        zero and not split and slopes is None and decay is None and mask is None and _library_takes(form, x.q, x.k, x.v)
+    )
     offered = ("reference", "blockwise") + (("library",) if library else ())
     # Segments reach cuDNN as a [T, S] mask, which moderate lengths can afford.
     moderate = segment_ids is None or q.shape[1] * k.shape[1] <= 2048**2
     fused = library and _cudnn_takes(form, x.q, x.k, segment_ids) and moderate
     chosen = dispatch.choose("attention", implementation, "library" if fused else "blockwise", offered)
+    if split and chosen == "blockwise":
+        return ring_attention.over_shards(form, x, block_size)[0]
     return _library(form, x) if chosen == "library" else _portable(chosen, form, x, query_offset, block_size)[0]
 
 
@@ -151,6 +156,9 @@ def attention_with_logsumexp(
     form = Form("softmax", causal, window, _scale(q, scale), score_cap, mask)
     x = _inputs(q, k, v, slopes, (decay, key_decay), segment_ids, key_segment_ids, query_offset, form, labels)
     chosen = dispatch.choose("attention_with_logsumexp", implementation, "blockwise")
+    zero = isinstance(query_offset, int | np.integer) and query_offset == 0
+    if zero and chosen == "blockwise" and ring_attention.takes(form, x):
+        return ring_attention.over_shards(form, x, block_size)
     return _portable(chosen, form, x, query_offset, block_size)
 
 

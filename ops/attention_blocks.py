@@ -24,8 +24,8 @@ from common.errors import check_choice
 from ops import dispatch
 
 # Finite stand-ins for minus infinity. Running maxima start above the masked score, so that the weights of a row that
-# sees no key are exp(_MASKED - FLOOR) = 0 and not 1.
-_MASKED, FLOOR = -1e30, -1e20
+# sees no key are exp(MASKED - FLOOR) = 0 and not 1.
+MASKED, FLOOR = -1e30, -1e20
 
 
 def _squared_relu(s):
@@ -79,7 +79,7 @@ def block_length(length):
     return -(-length // (16 * count)) * 16
 
 
-def _to_blocks(x, groups, size):
+def to_blocks(x, groups, size):
     """[B, L, H, ...] -> [blocks, B, groups, (H / groups) * size, ...], padded with zeros at the end."""
     B, L, H, *rest = x.shape
     count = -(-L // size)
@@ -89,20 +89,20 @@ def _to_blocks(x, groups, size):
     return x.reshape(count, B, groups, H // groups * size, *rest)
 
 
-def _from_blocks(x, shape, groups):
-    """The inverse of `_to_blocks`, to [B, L, H, channels] = shape."""
+def from_blocks(x, shape, groups):
+    """The inverse of `to_blocks`, to [B, L, H, channels] = shape."""
     B, L, H, channels = shape
     x = x.reshape(-1, B, groups, H // groups, x.shape[3] // (H // groups), channels).transpose(1, 0, 4, 2, 3, 5)
     return x.reshape(B, -1, H, channels)[:, :L]
 
 
-def _labels_to_blocks(labels, heads, groups, size):
+def labels_to_blocks(labels, heads, groups, size):
     """Labels [B, L] or [B, L, heads] to [blocks, B, 1 or groups, rows]."""
 
     def one(x):
         if x.ndim == 3:
-            return _to_blocks(x, groups, size)
-        return _to_blocks(jnp.broadcast_to(x[:, :, None], (*x.shape, heads // groups)), 1, size)
+            return to_blocks(x, groups, size)
+        return to_blocks(jnp.broadcast_to(x[:, :, None], (*x.shape, heads // groups)), 1, size)
 
     return jax.tree.map(one, labels)
 
@@ -113,29 +113,30 @@ def _in_blocks(x, q_size, k_size):
     H, G = x.q.shape[2], x.k.shape[2]
     slopes = x.slopes
     if slopes is not None:
-        slopes = jnp.repeat(slopes.astype(_wide(*x[:3])), q_size).reshape(G, -1)
-    decay = None if x.decay is None else _to_blocks(x.decay, G, q_size)
-    key_decay = None if x.key_decay is None else _to_blocks(x.key_decay, G, k_size)
-    q = _to_blocks(x.q, G, q_size)
+        slopes = jnp.repeat(slopes.astype(wide(*x[:3])), q_size).reshape(G, -1)
+    decay = None if x.decay is None else to_blocks(x.decay, G, q_size)
+    key_decay = None if x.key_decay is None else to_blocks(x.key_decay, G, k_size)
+    q = to_blocks(x.q, G, q_size)
     if (
         q_size == 1 and k_size == x.k.shape[1]
     ):  # decoding from a cache that holds heads first, whose swap this one undoes
         k, v = (jnp.swapaxes(a, 1, 2)[None] for a in (x.k, x.v))
     else:
-        k, v = _to_blocks(x.k, G, k_size), _to_blocks(x.v, G, k_size)
-    of_queries = _labels_to_blocks((x.segment_ids, x.query_labels), H, G, q_size)
-    of_keys = _labels_to_blocks((x.key_segment_ids, x.key_labels), G, G, k_size)
+        k, v = to_blocks(x.k, G, k_size), to_blocks(x.v, G, k_size)
+    of_queries = labels_to_blocks((x.segment_ids, x.query_labels), H, G, q_size)
+    of_keys = labels_to_blocks((x.key_segment_ids, x.key_labels), G, G, k_size)
     return Inputs(q, k, v, slopes, decay, key_decay, of_queries[0], of_keys[0], of_queries[1], of_keys[1])
 
 
-def _wide(*arrays):
+def wide(*arrays):
     """The type of scores, statistics and sums."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
-def _dot(subscripts, a, b):
+def dot(subscripts, a, b):
+    """A product with sums of type `wide`, in full precision for factors of 32 bits."""
     precision = dispatch.matmul_precision(jnp.result_type(a, b))
-    return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=_wide(a, b))
+    return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=wide(a, b))
 
 
 def distances(form, start, size, count, cols):
@@ -147,7 +148,7 @@ def distances(form, start, size, count, cols):
 
 def _products(form, x):
     """The scores without what depends on places, and their derivative to the scaled products (None for 1)."""
-    s = form.scale * _dot("bgik,bgjk->bgij", x.q, x.k)
+    s = form.scale * dot("bgik,bgjk->bgij", x.q, x.k)
     if form.cap is None:
         return s, None
     t = jnp.tanh(s / form.cap)
@@ -216,13 +217,13 @@ def by_queries(form, size, x, query_offset):
         s = _placed(_products(form, x)[0], x, distance)
         mask = visible(form, distance, cols < S, x)
         if form.activation != "softmax":
-            return _dot("bgij,bgjv->bgiv", _weights(form, s, mask).astype(x.v.dtype), x.v), None
-        s = jnp.where(mask, s, _MASKED)
+            return dot("bgij,bgjv->bgiv", _weights(form, s, mask).astype(x.v.dtype), x.v), None
+        s = jnp.where(mask, s, MASKED)
         top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=FLOOR))
         p = exp_below(s, top)
         total = jnp.sum(p, axis=-1, keepdims=True)
         total = jnp.where(total > 0, total, 1.0)
-        return _dot("bgij,bgjv->bgiv", p.astype(x.v.dtype), x.v) / total, top + jnp.log(total)
+        return dot("bgij,bgjv->bgiv", p.astype(x.v.dtype), x.v) / total, top + jnp.log(total)
 
     starts = query_offset + size * jnp.arange(len(blocks.q), dtype=jnp.int32)
     rows = (blocks.q, blocks.decay, blocks.segment_ids, blocks.query_labels, starts)
@@ -230,8 +231,8 @@ def by_queries(form, size, x, query_offset):
         y, log = jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], rows)))
     else:
         y, log = jax.lax.map(jax.checkpoint(one, prevent_cse=False), rows)
-    log = None if log is None else _from_blocks(log, (B, T, H, 1), G)[..., 0]
-    return _from_blocks(y, (B, T, H, V), G).astype(x.v.dtype), log
+    log = None if log is None else from_blocks(log, (B, T, H, 1), G)[..., 0]
+    return from_blocks(y, (B, T, H, V), G).astype(x.v.dtype), log
 
 
 def _schedule(form, offset, sizes, T, S):
@@ -250,20 +251,22 @@ def _schedule(form, offset, sizes, T, S):
     return np.array(pairs, np.int32).reshape(-1, 2)
 
 
-def _at(x, i):
+def at(x, i):
+    """x[i], of a traced i."""
     return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
 
-def _put(x, value, i):
+def put(x, value, i):
+    """x with `value` in place of x[i]."""
     return jax.lax.dynamic_update_index_in_dim(x, value, i, axis=0)
 
 
 def _tile(form, offset, sizes, S, blocks, i, j):
     """Query block i and key block j: the inputs, scores, mask, distances, and the scores' derivative to the products."""
     rows = (blocks.q, blocks.decay, blocks.segment_ids, blocks.query_labels)
-    q, decay, segment_ids, labels = jax.tree.map(lambda a: _at(a, i), rows)
+    q, decay, segment_ids, labels = jax.tree.map(lambda a: at(a, i), rows)
     keys = (blocks.k, blocks.v, blocks.key_decay, blocks.key_segment_ids, blocks.key_labels)
-    k, v, key_decay, key_segment_ids, key_labels = jax.tree.map(lambda a: _at(a, j), keys)
+    k, v, key_decay, key_segment_ids, key_labels = jax.tree.map(lambda a: at(a, j), keys)
     x = Inputs(q, k, v, blocks.slopes, decay, key_decay, segment_ids, key_segment_ids, labels, key_labels)
     cols = j * sizes[1] + jnp.arange(sizes[1], dtype=jnp.int32)
     distance = distances(form, offset + i * sizes[0], sizes[0], x.q.shape[2], cols)
@@ -298,84 +301,114 @@ def blockwise(form, offset, sizes, x):
     return _blockwise_forward(form, offset, sizes, x)[0]
 
 
-def _blockwise_forward(form, offset, sizes, x):
-    (B, T, H, _), (S, G, V) = x.q.shape, x.v.shape[1:]
+def accumulate(form, offset, sizes, x):
+    """The sums over the keys, blocks of queries [blocks, B, G, rows, ...].
+
+    Returns:
+      the pairs that were gone over; sums of weights times values; and of the softmax, the largest score of each row and the sum
+      of its weights relative to that, 0 where it sees no key (else None).
+    """
+    (T, _), (S, _, V) = x.q.shape[1:3], x.v.shape[1:]
     blocks = _in_blocks(x, *sizes)
-    rows, dtype = blocks.q.shape[:4], _wide(*x[:3])
+    rows, dtype = blocks.q.shape[:4], wide(*x[:3])
 
     def add_softmax(carry, i, j):
         y, top, total = carry
         x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, i, j)
-        s = jnp.where(mask, s, _MASKED)
-        old = _at(top, i)
+        s = jnp.where(mask, s, MASKED)
+        old = at(top, i)
         new = jnp.maximum(old, jnp.max(s, axis=-1))
         p, shrink = exp_below(s, new[..., None]), jnp.exp(old - new)
-        y = _put(y, _at(y, i) * shrink[..., None] + _dot("bgij,bgjv->bgiv", p.astype(x.v.dtype), x.v), i)
-        return y, _put(top, new, i), _put(total, _at(total, i) * shrink + jnp.sum(p, axis=-1), i)
+        y = put(y, at(y, i) * shrink[..., None] + dot("bgij,bgjv->bgiv", p.astype(x.v.dtype), x.v), i)
+        return y, put(top, new, i), put(total, at(total, i) * shrink + jnp.sum(p, axis=-1), i)
 
     def add_unnormalised(y, i, j):
         x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, i, j)
         p = _weights(form, s, mask).astype(x.v.dtype)
-        return _put(y, _at(y, i) + _dot("bgij,bgjv->bgiv", p, x.v), i)
+        return put(y, at(y, i) + dot("bgij,bgjv->bgiv", p, x.v), i)
 
     visits = _visits(form, offset, sizes, (T, S), blocks)
-    y, top, total, log = jnp.zeros((*rows, V), dtype), None, None, None
+    y = jnp.zeros((*rows, V), dtype)
+    if form.activation != "softmax":
+        return visits, _go_over(visits, add_unnormalised, y), None, None
+    start = (y, jnp.full(rows, FLOOR, dtype), jnp.zeros(rows, dtype))
+    return visits, *_go_over(visits, add_softmax, start)
+
+
+def _blockwise_forward(form, offset, sizes, x):
+    (B, T, H, _), (_, G, V) = x.q.shape, x.v.shape[1:]
+    visits, y, top, total = accumulate(form, offset, sizes, x)
+    log = None
     if form.activation == "softmax":
-        start = (y, jnp.full(rows, FLOOR, dtype), jnp.zeros(rows, dtype))
-        y, top, total = _go_over(visits, add_softmax, start)
         total = jnp.where(total > 0, total, 1.0)
         y = y / total[..., None]
-        log = _from_blocks((top + jnp.log(total))[..., None], (B, T, H, 1), G)[..., 0]
-    else:
-        y = _go_over(visits, add_unnormalised, y)
-    y = _from_blocks(y, (B, T, H, V), G).astype(x.v.dtype)
+        log = of_tokens(top + jnp.log(total), B, T, H, G)
+    y = from_blocks(y, (B, T, H, V), G).astype(x.v.dtype)
     # The log-sum-exp would not do: in float32, top + log(total) loses log(total) where the scores are large.
     return (y, log), (x, visits, y, top, total)
 
 
-def _blockwise_backward(form, offset, sizes, saved, cotangents):
+def gradients(form, offset, sizes, saved, cotangents):
+    """The derivatives by all inputs of a sum over keys, in the type of scores, from what `_blockwise_forward` saved.
+
+    Of a query that has seen other keys as well, what is saved is of all of them; the pairs may be None.
+    """
     (inputs, visits, y, top, total), (dy, dlog) = saved, cotangents
     H, (S, G) = inputs.q.shape[2], inputs.k.shape[1:3]
-    blocks, grads = _in_blocks(inputs, *sizes), _to_blocks(dy, G, sizes[0])
-    dtype = _wide(*inputs[:3])
+    blocks, grads = _in_blocks(inputs, *sizes), to_blocks(dy, G, sizes[0])
+    dtype = wide(*inputs[:3])
+    visits = _visits(form, offset, sizes, (inputs.q.shape[1], S), blocks) if visits is None else visits
     if form.activation == "softmax":
         # d logsumexp / d s = p.
-        mean = _to_blocks(jnp.sum(y.astype(dtype) * dy.astype(dtype), axis=-1) - dlog, G, sizes[0])
+        mean = to_blocks(jnp.sum(y.astype(dtype) * dy.astype(dtype), axis=-1) - dlog, G, sizes[0])
 
     def add(carry, i, j):
         dq, dk, dv, dslopes, ddecay, dkey_decay = carry
         x, s, mask, distance, derivative = _tile(form, offset, sizes, S, blocks, i, j)
-        dy = _at(grads, i)
-        dp = _dot("bgiv,bgjv->bgij", dy, x.v)
+        dy = at(grads, i)
+        dp = dot("bgiv,bgjv->bgij", dy, x.v)
         if form.activation == "softmax":
-            p = exp_below(jnp.where(mask, s, _MASKED), _at(top, i)[..., None]) / _at(total, i)[..., None]
-            ds = p * (dp - _at(mean, i)[..., None])
+            p = exp_below(jnp.where(mask, s, MASKED), at(top, i)[..., None]) / at(total, i)[..., None]
+            ds = p * (dp - at(mean, i)[..., None])
         else:
             p, pull_back = jax.vjp(lambda s: _weights(form, s, mask), s)
             (ds,) = pull_back(dp)
         if dslopes is not None:
             dslopes -= jnp.sum(ds * distance, axis=(0, -1))
         if ddecay is not None:
-            ddecay = _put(ddecay, _at(ddecay, i) + jnp.sum(ds, axis=-1), i)
-            of_keys = _at(dkey_decay, j)
+            ddecay = put(ddecay, at(ddecay, i) + jnp.sum(ds, axis=-1), i)
+            of_keys = at(dkey_decay, j)
             of_heads = ds.reshape(*_of_heads(of_keys, sizes[1]).shape[:3], -1, sizes[1])
-            dkey_decay = _put(dkey_decay, of_keys - jnp.sum(of_heads, axis=3).reshape(of_keys.shape), j)
-        dv = _put(dv, _at(dv, j) + _dot("bgij,bgiv->bgjv", p.astype(dy.dtype), dy), j)
+            dkey_decay = put(dkey_decay, of_keys - jnp.sum(of_heads, axis=3).reshape(of_keys.shape), j)
+        dv = put(dv, at(dv, j) + dot("bgij,bgiv->bgjv", p.astype(dy.dtype), dy), j)
         ds = (ds if derivative is None else ds * derivative).astype(x.k.dtype)
-        dk = _put(dk, _at(dk, j) + _dot("bgij,bgik->bgjk", ds, x.q), j)
-        dq = _put(dq, _at(dq, i) + _dot("bgij,bgjk->bgik", ds, x.k), i)
+        dk = put(dk, at(dk, j) + dot("bgij,bgik->bgjk", ds, x.q), j)
+        dq = put(dq, at(dq, i) + dot("bgij,bgjk->bgik", ds, x.k), i)
         return dq, dk, dv, dslopes, ddecay, dkey_decay
 
     zeros = jax.tree.map(lambda b: jnp.zeros(b.shape, dtype), blocks[:6])
     dq, dk, dv, dslopes, *ddecays = _go_over(visits, add, zeros)
     totals = (form.scale * dq, form.scale * dk, dv)
-    dq, dk, dv = (_from_blocks(d, x.shape, G).astype(x.dtype) for d, x in zip(totals, inputs[:3], strict=True))
+    dq, dk, dv = (from_blocks(d, x.shape, G) for d, x in zip(totals, inputs[:3], strict=True))
     if dslopes is not None:
-        dslopes = jnp.sum(dslopes.reshape(H, -1), axis=1).astype(inputs.slopes.dtype)
+        dslopes = jnp.sum(dslopes.reshape(H, -1), axis=1)
     if ddecays[0] is not None:
-        of_tokens = lambda d, x: _from_blocks(d[..., None], (*x.shape, 1), G)[..., 0].astype(x.dtype)
-        ddecays = [of_tokens(d, x) for d, x in zip(ddecays, (inputs.decay, inputs.key_decay), strict=True)]
-    return (Inputs(dq, dk, dv, dslopes, *ddecays, None, None, None, None),)
+        ddecays = [of_tokens(d, *x.shape, G) for d, x in zip(ddecays, (inputs.decay, inputs.key_decay), strict=True)]
+    return Inputs(dq, dk, dv, dslopes, *ddecays, None, None, None, None)
+
+
+def in_types_of(gradients: Inputs, inputs: Inputs) -> Inputs:
+    """Gradients in the types of what they are of."""
+    return Inputs(*(d if d is None else d.astype(x.dtype) for d, x in zip(gradients, inputs)))
+
+
+def of_tokens(x, batch, length, heads, groups):
+    """What blocks hold of each row, [blocks, B, G, rows], as [B, length, heads]."""
+    return from_blocks(x[..., None], (batch, length, heads, 1), groups)[..., 0]
+
+
+def _blockwise_backward(form, offset, sizes, saved, cotangents):
+    return (in_types_of(gradients(form, offset, sizes, saved, cotangents), saved[0]),)
 
 
 blockwise.defvjp(_blockwise_forward, _blockwise_backward)

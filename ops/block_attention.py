@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from common.errors import UserError
-from ops import dispatch, segments
+from ops import segments
 from ops.attention_blocks import UNNORMALISED, check_activation, exp_below
+from ops.products import factor_dtype, product
 
 
 def block_ids(segment_ids: Int[Array, "B T"] | None, positions: Int[Array, "B T"], size: int) -> Int[Array, "B T"]:
@@ -118,22 +119,20 @@ def block_attention(
 
 def _attend(activation, scale, q, k, v, visible):
     """Arrays [B, grid, tokens, heads, channels]. The backward pass recomputes the scores instead of keeping them."""
-    precision = dispatch.matmul_precision(jnp.result_type(q, k))
     wide = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
-
-    def product(form, a, b):
-        return jnp.einsum(form, a, b, precision=precision, preferred_element_type=wide)
+    scores = lambda q, k: product("bgihk,bgjhk->bghij", q, k, factor_dtype(q, k))
+    weighted = lambda p, v: product("bghij,bgjhv->bgihv", p, v, factor_dtype(v))
 
     @jax.checkpoint
     def attend(q, k, v):
-        s = scale * product("bgihk,bgjhk->bghij", q, k)
+        s = scale * scores(q, k)
         if activation != "softmax":
             p = jnp.where(visible, UNNORMALISED[activation](s), 0)
-            return product("bghij,bgjhv->bgihv", p.astype(v.dtype), v).astype(v.dtype)
+            return weighted(p, v).astype(v.dtype)
         s = jnp.where(visible, s, jnp.finfo(wide).min)
         p = jnp.where(visible, exp_below(s, jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True))), 0)
         total = jnp.moveaxis(jnp.sum(p, -1), 2, 3)[..., None]
-        y = product("bghij,bgjhv->bgihv", p.astype(v.dtype), v)
+        y = weighted(p, v)
         return (y / jnp.where(total > 0, total, 1)).astype(v.dtype)
 
     return attend(q, k, v)

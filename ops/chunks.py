@@ -10,12 +10,13 @@ strong the decay. (exp(-G) alone overflows float32 after 64 steps of 1.4 nats.)
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from common.errors import UserError
 from ops.dispatch import on_cpu
+from ops.products import product
 
 
 def fit(chunk_size: int, length: int) -> int:
@@ -92,7 +93,9 @@ def boundary_decays(
     )
 
 
-def dot(spec: str, a: Float[Array, "... _ _"], b: Float[Array, "... _ _"], precision=None) -> Float[Array, "... _ _"]:
+def dot(
+    spec: str, a: Float[Array, "... _ _"], b: Float[Array, "... _ _"], dtype: DTypeLike | None = None
+) -> Float[Array, "... _ _"]:
     """Matrix product over broadcast leading axes.
 
     On a CPU the leading axes become one: XLA has no fast kernel for products with more (and aborts at rank 8).
@@ -101,22 +104,25 @@ def dot(spec: str, a: Float[Array, "... _ _"], b: Float[Array, "... _ _"], preci
     Args:
       spec: which of the last two axes meet, as in "ik,jk->ij" or "ki,kj->ij".
       a, b: the factors.
-      precision: as in `jnp.einsum`.
+      dtype: of the factors, as of `products.product`.
     """
     left, right, out = spec.replace("->", ",").split(",")
     lead = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    equation = f"...{left},...{right}->...{out}"
+    if dtype == jnp.bfloat16 or (on_cpu() and len(lead) > 1):
+        a, b = (jnp.broadcast_to(x, lead + x.shape[-2:]) for x in (a, b))
     if not on_cpu() or len(lead) <= 1:
-        return jnp.einsum(f"...{left},...{right}->...{out}", a, b, precision=precision)
-    a, b = (jnp.broadcast_to(x, lead + x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (a, b))
-    product = jnp.einsum(f"n{left},n{right}->n{out}", a, b, precision=precision)
-    return product.reshape(lead + product.shape[-2:])
+        return product(equation, a, b, dtype)
+    a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
+    y = product(equation, a, b, dtype)
+    return y.reshape(lead + y.shape[-2:])
 
 
 def matmul(
-    x: Float[Array, "... I K"], y: Float[Array, "... K J"], precision=jax.lax.Precision.HIGHEST
+    x: Float[Array, "... I K"], y: Float[Array, "... K J"], dtype: DTypeLike | None = None
 ) -> Float[Array, "... I J"]:
-    """`dot` of rows and columns, in full precision unless told otherwise."""
-    return dot("ik,kj->ij", x, y, precision)
+    """`dot` of rows and columns."""
+    return dot("ik,kj->ij", x, y, dtype)
 
 
 def transpose(x: Shaped[Array, "... I J"]) -> Shaped[Array, "... J I"]:
@@ -149,7 +155,7 @@ def decayed_scores(
     G: Float[Array, "... C #K"],
     *,
     strict: bool = False,
-    precision: jax.lax.Precision | None = None,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "... C C"]:
     """P_ij = sum_k a_ik b_jk exp(G_ik - G_jk) for j <= i (j < i if strict), else 0.
 
@@ -161,28 +167,28 @@ def decayed_scores(
       a, b: rows i and columns j; C is a power of two.
       G: cumulative log-decays, non-increasing along C; [..., C, 1] for one decay per head.
       strict: leave out the diagonal.
-      precision: of the matmuls.
+      dtype: of the factors of matmuls, as of `dot`.
     """
     if G.shape[-1] == 1:
-        return dot("ik,jk->ij", a, b, precision) * pair_decays(G, strict=strict)
+        return dot("ik,jk->ij", a, b, dtype) * pair_decays(G, strict=strict)
     lead = () if on_cpu() else a.shape[:-2]  # as in `dot`
     blocks = (jnp.broadcast_to(x, a.shape).reshape(*lead, -1, *a.shape[-2:]) for x in (a, b, G))
-    P = _halving(*blocks, strict, precision)
+    P = _halving(*blocks, strict, dtype)
     return P.reshape(*a.shape[:-1], a.shape[-2])
 
 
-def _halving(a, b, G, strict, precision):
+def _halving(a, b, G, strict, dtype):
     """`decayed_scores` of blocks [..., n, C, K]. The halves become 2n blocks, so the rank stays the same."""
     *lead, n, size, K = a.shape
     if size <= 4:
         return _pairwise(a, b, G, strict)
     half = size // 2
     halves = (x.reshape(*lead, 2 * n, half, K) for x in (a, b, G))
-    diagonal = _halving(*halves, strict, precision).reshape(*lead, n, 2, half, half)
+    diagonal = _halving(*halves, strict, dtype).reshape(*lead, n, 2, half, half)
     middle = G[..., half - 1 : half, :]
     rows = a[..., half:, :] * jnp.exp(G[..., half:, :] - middle)
     columns = b[..., :half, :] * jnp.exp(middle - G[..., :half, :])
-    corner = dot("ik,jk->ij", rows, columns, precision)
+    corner = dot("ik,jk->ij", rows, columns, dtype)
     upper = jnp.concatenate([diagonal[..., 0, :, :], jnp.zeros_like(corner)], -1)
     return jnp.concatenate([upper, jnp.concatenate([corner, diagonal[..., 1, :, :]], -1)], -2)
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, dispatch, segments
+from ops import chunks, dispatch, segments, sequence
 from ops.chunks import matmul, rows_before, transpose
+from ops.products import factor_dtype
 from ops.triangular import solve_unit_lower
 
 _CHUNK = 64
@@ -72,6 +73,10 @@ def delta_rule(
       UserError: if `chunk_size` is not a power of two.
     """
     _check(q, k, v, beta, log_decay, a, b, initial_state, segment_ids, chunk_size)
+    if sequence.is_split(q.shape[1]):
+        arguments = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "a": a, "b": b}
+        options = {"scale": scale, "implementation": implementation, "chunk_size": chunk_size}
+        return _over_shards(arguments, initial_state, segment_ids, options)
     batch, length, heads, key_size = q.shape
     policy = "sequential" if dispatch.on_cpu() and key_size * v.shape[-1] <= 4096 else "chunked"
     form = dispatch.choose("delta_rule", implementation, policy)
@@ -79,7 +84,7 @@ def delta_rule(
         form = "reference"  # one step: there is nothing to chunk, nor to recompute
 
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
-    precision = dispatch.matmul_precision(v.dtype)
+    factors = factor_dtype(q, k, v)
     arrays = (q, k, v, beta, log_decay, a, b)
     q, k, values, beta, g, a, b = jax.tree.map(lambda x: segments.zero_padding(x, segment_ids).astype(dtype), arrays)
     q = scale * q
@@ -98,8 +103,38 @@ def delta_rule(
     elif form == "sequential":
         y, state = _sequential(q, k, values, beta, g, a, b, state, start)
     else:
-        y, state = _chunked(q, k, values, beta, g, a, b, state, start, chunk_size or _CHUNK, precision)
+        y, state = _chunked(q, k, values, beta, g, a, b, state, start, chunk_size or _CHUNK, factors)
     return y.astype(v.dtype), state
+
+
+def _over_shards(arguments, initial_state, segment_ids, options):
+    """The transition of a shard is a matrix [K, K], which its own recurrence makes of the identity where it writes no values:
+    as K columns more of the state."""
+    q, v = arguments["q"], arguments["v"]
+    (batch, _, heads, size), dtype = q.shape, jnp.promote_types(jnp.result_type(q, arguments["k"], v), jnp.float32)
+    state = jnp.zeros((batch, heads, size, v.shape[-1]), dtype)
+    if initial_state is not None:
+        state = initial_state.astype(dtype)
+
+    def run(state, segment_ids, **arguments):
+        y, state = delta_rule(**arguments, initial_state=state, segment_ids=segment_ids, **options)
+        return (y,), state
+
+    def total(segment_ids, v, **arguments):
+        lead = (v.shape[0], v.shape[2])
+        identity = jnp.broadcast_to(jnp.eye(size, dtype=dtype), (*lead, size, size))
+        first = jnp.concatenate([jnp.zeros((*lead, size, v.shape[-1]), dtype), identity], -1)
+        wide = jnp.pad(v, ((0, 0),) * 3 + ((0, size),))
+        _, last = delta_rule(v=wide, **arguments, initial_state=first, segment_ids=segment_ids, **options)
+        own, transition = jnp.split(last, [v.shape[-1]], -1)
+        return transition, own
+
+    tokens = ("batch", "length", "heads", None)
+    axes = {name: None if x is None else tokens[: x.ndim] for name, x in arguments.items()}
+    (y,), state = sequence.recurrence(
+        run, total, arguments, axes, [(tokens, v.shape)], state, ("batch", "heads", None, None), segment_ids, act=matmul
+    )
+    return y, state
 
 
 def _check(q, k, v, beta, log_decay, a, b, initial_state, segment_ids, chunk_size):
@@ -271,7 +306,7 @@ def _recurrence_backward(saved, cotangents):
 _recurrence.defvjp(_recurrence_forward, _recurrence_backward)
 
 
-def _chunked(q, k, v, beta, g, a, b, state, start, chunk, precision):
+def _chunked(q, k, v, beta, g, a, b, state, start, chunk, factors):
     """Chunks in groups: each group is prepared in parallel, then its states pass from chunk to chunk.
 
     Only the state that enters a group is kept for the backward pass; the rest of the group is recomputed.
@@ -294,18 +329,19 @@ def _chunked(q, k, v, beta, g, a, b, state, start, chunk, precision):
     ends = ((index % chunk == chunk - 1) | (index == length - 1))[None, :, None]
     start = None if start is None else start[..., None]
     xs = tuple(map(grouped, (q, k, v, beta, g, a, b, start, ends)))
-    state, y = lax.scan(jax.checkpoint(functools.partial(_group, precision), prevent_cse=False), state, xs)
+    state, y = lax.scan(jax.checkpoint(functools.partial(_group, factors), prevent_cse=False), state, xs)
     return chunks.join(y.reshape(groups * size, *y.shape[2:]), length), state
 
 
-def _group(precision, state, x):
+def _group(factors, state, x):
     """A group of chunks, [N, B, H, C, ...], from the state [B, H, K, V] that enters it.
 
     Inside a chunk, with G the cumulative log-decay, S the entering state, and rows for tokens, the recurrence reads
 
         (I + A) U = R + W S,    A strictly lower triangular,
 
-    which is solved for both right-hand sides before S is known (the WY representation).
+    which is solved for both right-hand sides before S is known (the WY representation). The system and what leads from state to
+    state are float32; all other products are of `factors`.
 
     Where no step lies between a token and its reader, or between the last token and the end of its chunk (`ends`), the
     decay is 1 and not exp(G - G): the derivative of the latter adds two large terms to that of g, which should cancel.
@@ -318,7 +354,8 @@ def _group(precision, state, x):
 
     if beta is not None:
         a = k
-        A = beta * _strict_scores(k, k, G, masks)
+        # One decay for all channels comes after the product, which is then exact of keys that are rounded already.
+        A = beta * _strict_scores(k, k, G, masks, factors if G.shape[-1] == 1 else None)
         W = -beta * enter * k
         R = beta * v
     else:
@@ -328,10 +365,10 @@ def _group(precision, state, x):
         b_after = jnp.pad(b[..., 1:, :], ((0, 0),) * (b.ndim - 2) + ((0, 1), (0, 0)))
         A = -rows_before(_scores(b_after, a, G, masks), 0)
         W = b * rows_before(enter, 1)
-        R = rows_before(matmul(_scores(b_after, k, G, masks), v), 0)
+        R = rows_before(matmul(_scores(b_after, k, G, masks, factors), v, factors), 0)
     W, R = jnp.split(solve_unit_lower(A, jnp.concatenate([W, R], -1)), [q.shape[-1]], -1)
     writes = transpose(a * leave)
-    added = None if beta is not None else matmul(transpose(k * leave), v)
+    added = None if beta is not None else matmul(transpose(k * leave), v, factors)
 
     def pass_state(S, x):
         W, R, writes, added, through = x
@@ -340,19 +377,19 @@ def _group(precision, state, x):
         return after if added is None else after + added, (S, U)
 
     state, (S, U) = lax.scan(pass_state, state, (W, R, writes, added, through))
-    y = matmul(q * enter, S, precision) + matmul(_scores(q, a, G, masks, precision), U, precision)
+    y = matmul(q * enter, S, factors) + matmul(_scores(q, a, G, masks, factors), U, factors)
     if beta is None:
-        y = y + matmul(_scores(q, k, G, masks, precision), v, precision)
+        y = y + matmul(_scores(q, k, G, masks, factors), v, factors)
     return state, y
 
 
-def _strict_scores(x, y, G, masks, precision=_FULL):
+def _strict_scores(x, y, G, masks, factors=None):
     """x_i . y_j with the decay from j to i, for j < i of the same segment."""
-    scores = chunks.decayed_scores(x, y, G, strict=True, precision=precision)
+    scores = chunks.decayed_scores(x, y, G, strict=True, dtype=factors)
     return scores if masks is None else jnp.where(masks.same, scores, 0)
 
 
-def _scores(x, y, G, masks, precision=_FULL):
+def _scores(x, y, G, masks, factors=None):
     """`_strict_scores` and the diagonal."""
     diagonal = _dot(x, y) * jnp.eye(x.shape[-2], dtype=x.dtype)
-    return _strict_scores(x, y, G, masks, precision) + diagonal
+    return _strict_scores(x, y, G, masks, factors) + diagonal

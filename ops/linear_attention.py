@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops import chunks
-from ops.dispatch import choose, matmul_precision, on_cpu, primitive
+from ops import chunks, sequence
+from ops.dispatch import choose, on_cpu, primitive
+from ops.products import factor_dtype, product
 from ops.segments import is_start, zero_padding
 
 
@@ -62,6 +63,9 @@ def linear_attention(
       UserError: if chunk_size is not a power of two.
     """
     _check(q, k, v, log_decay, bonus, initial_state, segment_ids)
+    if sequence.is_split(q.shape[1]):
+        options = {"scale": scale, "implementation": implementation, "chunk_size": chunk_size}
+        return _over_shards(q, k, v, log_decay, bonus, initial_state, segment_ids, options)
     batch, length, heads, key_size = q.shape
     value_size = v.shape[-1]
     policy = "sequential" if on_cpu() and key_size * value_size <= 64 * 64 else "chunked"
@@ -102,7 +106,7 @@ def linear_attention(
         y, state = _chunked(chunk, *arrays, state)
         y = y[:, fill:]
     if bonus is not None:
-        first = _read(q[:, 0].astype(dtype), before, matmul_precision(q.dtype))
+        first = _read(q[:, 0].astype(dtype), before)
         y = jnp.concatenate([first[:, None], y[:, :-1]], axis=1)
         y += jnp.sum(bonus * q.astype(dtype) * k, -1, keepdims=True) * v
     return (scale * y).astype(v.dtype), state
@@ -134,8 +138,8 @@ def _with_all_axes(log_decay, length, dtype):
     return g if g.ndim == 4 else g[..., None]
 
 
-def _read(q, state, precision):
-    return jnp.einsum("bhk,bhkv->bhv", q, state, precision=precision)
+def _read(q, state):
+    return jnp.einsum("bhk,bhkv->bhv", q, state, precision="highest")
 
 
 def _time_major(x):
@@ -148,12 +152,58 @@ def _sum_to(x, shape):
     return jnp.sum(x, axes, keepdims=True)
 
 
+# -------------------------------------------------------------------------------------------------- over devices
+
+
+def _over_shards(q, k, v, log_decay, bonus, initial_state, segment_ids, options):
+    state = jnp.zeros((q.shape[0], *q.shape[2:], v.shape[-1]), jnp.result_type(q, k, v, jnp.float32))
+    if initial_state is not None:
+        state = initial_state.astype(state.dtype)
+
+    def run(state, segment_ids, q, k, v, log_decay, bonus):
+        where = {"initial_state": state, "segment_ids": segment_ids}
+        y, state = linear_attention(q, k, v, log_decay, bonus=bonus, **where, **options)
+        return (y,), state
+
+    def total(segment_ids, q, k, v, log_decay, bonus):
+        return _total(k, v, log_decay, segment_ids)
+
+    arguments = {"q": q, "k": k, "v": v, "log_decay": log_decay, "bonus": bonus}
+    tokens = ("batch", "length", "heads", None)
+    decay = None if log_decay is None else ("heads",) if log_decay.ndim == 1 else tokens[: log_decay.ndim]
+    axes = {"q": tokens, "k": tokens, "v": tokens, "log_decay": decay, "bonus": ("heads", None)}
+    (y,), state = sequence.recurrence(
+        run, total, arguments, axes, [(tokens, v.shape)], state, ("batch", "heads", None, None), segment_ids
+    )
+    return y, state
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _total(k, v, log_decay, segment_ids):
+    """What a whole piece does to a state: its decay [B, H, K or 1, 1], and the state that it leaves from nothing."""
+    (batch, length, heads, _), dtype = k.shape, jnp.result_type(k, v, jnp.float32)
+    g = _with_all_axes(log_decay, length, dtype)
+    k, v = (zero_padding(x, segment_ids) for x in (k, v))
+    if log_decay is not None and log_decay.ndim > 1:
+        g = zero_padding(g, segment_ids)
+    start = None if segment_ids is None else is_start(segment_ids)
+    chunk = chunks.fit(64, length)
+    fill = -length % chunk
+    arrays = (k, v, chunks.bounded(g), start)
+    k, v, g, start = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (fill, 0)) + ((0, 0),) * (x.ndim - 2)), arrays)
+    k, v, G, starts = _chunked_inputs(chunk, (k, v), g, start, dtype)
+    _, leave, through = chunks.boundary_decays(G, _masks(starts))
+    later = jnp.concatenate([through[1:], jnp.ones_like(through[:1])])
+    later = jax.lax.associative_scan(jnp.multiply, later, reverse=True)
+    own = product("nbhck,nbhcv->bhkv", k * leave * later[..., None, :], v)
+    decay = (through[0] * later[0])[..., None]
+    return jnp.broadcast_to(decay, (batch, heads, *decay.shape[2:])), own
+
+
 # ----------------------------------------------------------------------------------------------------- reference
 
 
 def _reference(q, k, v, g, bonus, state, start):
-    precision = matmul_precision(q.dtype)
-
     def step(S, token):
         q, k, v, g, start = token
         q, k, v = (x.astype(S.dtype) for x in (q, k, v))
@@ -162,7 +212,7 @@ def _reference(q, k, v, g, bonus, state, start):
         write = k[..., None] * v[..., None, :]
         after = jnp.exp(g)[..., None] * S + write
         read = after if bonus is None else S + bonus[..., None] * write
-        return after, _read(q, read, precision)
+        return after, _read(q, read)
 
     tokens = jax.tree.map(_time_major, (q, k, v, g, start))
     if q.shape[1] == 1:
@@ -291,14 +341,14 @@ def _masks(start):
 
 
 def _chunked_forward(chunk, q, k, v, g, start, state):
-    precision = matmul_precision(q.dtype)
-    dot = functools.partial(chunks.dot, precision=precision)
+    factors = factor_dtype(q, k, v)
+    dot = functools.partial(chunks.dot, dtype=factors)
 
     def read(x, S):
         q, k, v, G, start = x
         masks = _masks(start)
         enter, _, _ = chunks.boundary_decays(G, masks)
-        scores = chunks.decayed_scores(q, k, G, precision=precision)
+        scores = chunks.decayed_scores(q, k, G, dtype=factors)
         if masks is not None:
             scores = jnp.where(masks.same, scores, 0)
         return dot("ck,kv->cv", q * enter, S) + dot("ij,jv->iv", scores, v)
@@ -316,8 +366,8 @@ def _chunked_forward(chunk, q, k, v, g, start, state):
 def _chunked_backward(chunk, residuals, cotangents):
     q, k, v, g, start, states = residuals
     dy, dfinal = cotangents
-    precision = matmul_precision(q.dtype)
-    dot = functools.partial(chunks.dot, precision=precision)
+    factors = factor_dtype(q, k, v)
+    dot = functools.partial(chunks.dot, dtype=factors)
 
     def gradients(x, D):
         q, k, v, dy, G, start, S = x
@@ -326,7 +376,7 @@ def _chunked_backward(chunk, residuals, cotangents):
         same = chunks.lower(chunk) if masks is None else chunks.lower(chunk) & masks.same
 
         # Inside the chunk, without the diagonal: a token's read of its own write is added at the end.
-        scores, pull = jax.vjp(lambda q, k: chunks.decayed_scores(q, k, G, strict=True, precision=precision), q, k)
+        scores, pull = jax.vjp(lambda q, k: chunks.decayed_scores(q, k, G, strict=True, dtype=factors), q, k)
         dq, dk = pull(jnp.where(same, dot("iv,jv->ij", dy, v), 0))
         dv = dot("ij,iv->jv", jnp.where(same, scores, 0), dy) + dot("ck,kv->cv", k * leave, D)
         dq += enter * dot("cv,kv->ck", dy, S)
@@ -338,7 +388,7 @@ def _chunked_backward(chunk, residuals, cotangents):
         dG = dG.at[..., -1, :].add(jnp.sum(leaving, -2) + through * jnp.sum(S * D, -1))
         if G.shape[-1] == 1:
             dG = jnp.sum(dG, -1, keepdims=True)
-        dg = chunks.dot("ij,ik->jk", same.astype(dG.dtype), dG, "highest")
+        dg = chunks.dot("ij,ik->jk", same.astype(dG.dtype), dG)
         if start is not None:
             dg = jnp.where(start[..., None], 0, dg)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, pallas_recurrence, segments
+from ops import dispatch, pallas_recurrence, segments, sequence
 from ops.token_loop import Masks, join, segment_masks, split_masked
 
 Real = Float[Array, "..."]
@@ -57,6 +57,9 @@ def linear_recurrence(
     """
     is_pair = isinstance(b, tuple)
     a, b, h0 = _check(a, b, initial_state, segment_ids)
+    if sequence.is_split(b[0].shape[1]):
+        h, final = _over_shards(a, b, h0, segment_ids, axis, implementation)
+        return (tuple(h), final) if is_pair else (h[0], final[0])
     dtype, out_dtype = jnp.promote_types(jnp.result_type(*a, *b), jnp.float32), b[0].dtype
 
     def time_major(x):
@@ -81,6 +84,53 @@ def linear_recurrence(
     )
     h = tuple(segments.zero_padding(jnp.moveaxis(x, 0, 1), segment_ids).astype(out_dtype) for x in h)
     return (h, final) if is_pair else (h[0], final[0])
+
+
+def _over_shards(a, b, h0, segment_ids, axis, implementation):
+    dtype = jnp.promote_types(jnp.result_type(*a, *b), jnp.float32)
+    names = [*(None,) * (b[0].ndim - 3), *(axis,) * (b[0].ndim > 2)]
+    tokens = ("batch", "length", *names)
+
+    alone = lambda parts: parts if len(b) == 2 else parts[0]
+    parts = lambda x: x if len(b) == 2 else (x,)
+
+    def run(h0, segment_ids, a, b):
+        options = {"segment_ids": segment_ids, "axis": axis, "implementation": implementation}
+        h, final = linear_recurrence(alone(a), alone(b), initial_state=alone(h0), **options)
+        return parts(h), parts(final)
+
+    return sequence.recurrence(
+        run,
+        lambda segment_ids, a, b: _total(a, b, segment_ids),
+        {"a": a, "b": b},
+        {"a": tokens if a[0].ndim == b[0].ndim else tuple(names), "b": tokens},
+        [(tokens, x.shape) for x in b],
+        tuple(x.astype(dtype) for x in h0),
+        ("batch", *names),
+        segment_ids,
+        act=_mul,
+        add=_add,
+    )
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _total(a: Parts, b: Parts, segment_ids: Int[Array, "B T"] | None) -> tuple[Parts, Parts]:
+    """What a whole piece does to h: the product of its multipliers, and the last h from nothing. Halved log2(T) times."""
+    dtype, constant = jnp.promote_types(jnp.result_type(*a, *b), jnp.float32), a[0].ndim < b[0].ndim
+    b = tuple(jnp.moveaxis(x.astype(dtype), 1, 0) for x in b)
+    a = tuple(x.astype(dtype) if constant else jnp.moveaxis(x.astype(dtype), 1, 0) for x in a)
+    masks = segment_masks(segment_ids)
+    multiplier = tuple(jnp.broadcast_to(x, b[0].shape) for x in _multiplier(a, b, masks))
+    inputs = b if masks is None else _where(masks[1], b, _zeros(b))
+    while len(inputs[0]) > 1:
+        if len(inputs[0]) % 2:  # a step in front that does nothing
+            first = lambda x, value: jnp.pad(x, [(1, 0)] + [(0, 0)] * (x.ndim - 1), constant_values=value)
+            multiplier = tuple(first(x, 1 - i) for i, x in enumerate(multiplier))
+            inputs = tuple(first(x, 0) for x in inputs)
+        pairs = lambda parts, i: tuple(x.reshape(-1, 2, *x.shape[1:])[:, i] for x in parts)
+        left, right = ((pairs(multiplier, i), pairs(inputs, i)) for i in (0, 1))
+        multiplier, inputs = _combine(left, right)
+    return tuple(x[0] for x in multiplier), tuple(x[0] for x in inputs)
 
 
 def time_major_recurrence(

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from ops import chunks, segments
 from ops.linear_attention import linear_attention
+from ops.products import factor_dtype
 
 _CHUNK = 64
 _FULL = lax.Precision.HIGHEST
@@ -64,7 +65,7 @@ def log_linear_attention(
         raise ValueError(f"log_decay and level_weights must begin with the shape {q.shape[:3]}")
     if initial_state is not None and positions is None:
         raise ValueError("a state needs the positions of its tokens")
-    dtype = jnp.result_type(q, k, v, jnp.float32)
+    dtype, factors = jnp.result_type(q, k, v, jnp.float32), factor_dtype(q, k, v)
     ids = jnp.ones((batch, length), jnp.int32) if segment_ids is None else segment_ids
     positions = segments.positions(ids) if positions is None else positions
     arrays = (scale * q, k, v, log_decay, level_weights)
@@ -72,10 +73,11 @@ def log_linear_attention(
     g = chunks.bounded(g)
 
     chunk = chunks.fit(chunk_size or _CHUNK, length)
-    y = _near(q, k, values, g, w, positions, ids, chunk)
+    y = _near(q, k, values, g, w, positions, ids, chunk, factors)
     if chunk < length:
         far = (length - 1).bit_length() if initial_state is None else initial_state.shape[1]
-        y = y + _far(q, k, values, g, w, positions, ids, jnp.arange(chunk.bit_length(), far + 1))
+        rounded = (x.astype(factors) for x in (q, k, values))
+        y = y + _far(*rounded, g, w, positions, ids, jnp.arange(chunk.bit_length(), far + 1))
     state = None
     if initial_state is not None:
         initial_state = initial_state.astype(dtype)
@@ -90,7 +92,7 @@ def level(s: Int[Array, "..."], t: Int[Array, "..."]) -> Int[Array, "..."]:
     return 32 - lax.clz(s.astype(jnp.int32) ^ t.astype(jnp.int32))
 
 
-def _near(q, k, v, g, w, positions, ids, chunk):
+def _near(q, k, v, g, w, positions, ids, chunk, factors):
     """The levels up to log2(chunk), between tokens of one or of two neighbouring chunks; all levels if there is but one."""
     length = q.shape[1]
     columns = g[..., None], positions[..., None, None], ids[..., None, None]
@@ -114,8 +116,8 @@ def _near(q, k, v, g, w, positions, ids, chunk):
     weights = jnp.zeros_like(decay)
     for l in range(w.shape[-1] if chunk >= length else min(w.shape[-1], chunk.bit_length())):
         weights = jnp.where(jnp.minimum(bucket, w.shape[-1] - 1) == l, w[..., l : l + 1], weights)
-    scores = chunks.dot("ik,jk->ij", q, window(k), _FULL) * decay * weights
-    return chunks.join(chunks.dot("ij,jk->ik", scores, window(v), _FULL), length)
+    scores = chunks.dot("ik,jk->ij", q, window(k), factors) * decay * weights
+    return chunks.join(chunks.dot("ij,jk->ik", scores, window(v), factors), length)
 
 
 def _far(q, k, v, g, w, positions, ids, levels):
@@ -129,9 +131,10 @@ def _far(q, k, v, g, w, positions, ids, levels):
         blocks = jnp.where(ids == 0, 0, 1 + jnp.cumsum(border, 1))
         second = ((positions >> (l - 1)) & 1)[:, :, None, None]
         weight = jnp.take(w, jnp.minimum(l, w.shape[-1] - 1), axis=-1)[..., None]
-        return y + second * weight * linear_attention(q, k * (1 - second), v, g, segment_ids=blocks)[0], None
+        first = k * (1 - second).astype(k.dtype)
+        return y + second * weight * linear_attention(q, first, v, g, segment_ids=blocks)[0], None
 
-    return lax.scan(one, jnp.zeros_like(v), levels)[0]
+    return lax.scan(one, jnp.zeros(v.shape, g.dtype), levels)[0]
 
 
 def _from_state(q, g, w, positions, ids, state):

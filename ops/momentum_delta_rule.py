@@ -11,6 +11,8 @@ Titans with a linear memory (arXiv 2501.00663, equations 9-14). Per head, with t
 For h = -inf this is a delta rule (`ops.delta_rule`), in which the error is that of the memory before its decay.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -18,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from ops import chunks, dispatch, segments
 from ops.chunks import matmul, rows_before, transpose
+from ops.products import factor_dtype
 from ops.triangular import solve_unit_lower
 
 _CHUNK = 64
@@ -72,6 +75,7 @@ def momentum_delta_rule(
     if length == 1:
         form = "reference"
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
+    factors = factor_dtype(q, k, v)
     arrays = (scale * q, k, v, beta, log_momentum, log_decay)
     q, k, values, beta, h, g = (segments.zero_padding(x, segment_ids).astype(dtype) for x in arrays)
     if initial_state is None:
@@ -81,7 +85,8 @@ def momentum_delta_rule(
     if form == "reference":
         y, state = _reference(q, k, values, beta, h, g, start, state)
     else:
-        y, state = _chunked(q, k, values, beta, h, g, start, state, chunks.fit(chunk_size or _CHUNK, length))
+        chunk = chunks.fit(chunk_size or _CHUNK, length)
+        y, state = _chunked(q, k, values, beta, h, g, start, state, chunk, factors)
     return segments.zero_padding(y, segment_ids).astype(v.dtype), state
 
 
@@ -98,17 +103,17 @@ def _reference(q, k, v, beta, h, g, start, state):
     return jnp.moveaxis(y, 0, 1), state
 
 
-def _chunked(q, k, v, beta, h, g, start, state, chunk):
+def _chunked(q, k, v, beta, h, g, start, state, chunk, factors):
     length = q.shape[1]
     h, g = chunks.bounded(h), chunks.bounded(g)
     exists = jnp.ones((1, length, 1, 1), q.dtype)  # the momentum must not go on where the last chunk is filled up
     xs = q, k, v, beta[..., None], h[..., None], g[..., None], start[:, :, None], exists
     xs = tuple(chunks.split(x, chunk) for x in xs)
-    state, y = lax.scan(jax.checkpoint(_chunk, prevent_cse=False), state, xs)
+    state, y = lax.scan(jax.checkpoint(functools.partial(_chunk, factors), prevent_cse=False), state, xs)
     return chunks.join(y, length), state
 
 
-def _chunk(state, x):
+def _chunk(factors, state, x):
     """A chunk [B, H, C, ...] from the state that enters it.
 
     What token j gives to S reaches M at t along every token i between them: with D_h and D_g the lower triangular
@@ -116,7 +121,8 @@ def _chunk(state, x):
 
         M_t = exp(G_t) M + m_t S - sum_{j<=t} (D_g D_h)_tj beta_j k_j u_j^T,       m = D_g exp(H)
 
-    and U solves (I + L) U = R, L strictly lower triangular, for three right-hand sides: one for each of M, S and -v.
+    and U solves (I + L) U = R, L strictly lower triangular, for three right-hand sides: one for each of M, S and -v. The system
+    and what leads from state to state are float32; the products of a read are of `factors`.
     """
     M, S = state
     q, k, v, beta, h, g, start, exists = x
@@ -134,7 +140,8 @@ def _chunk(state, x):
     U = solve_unit_lower(L, jnp.concatenate(R, -1))
     K = k.shape[-1]
     U = matmul(U[..., :K], M) + matmul(U[..., K : 2 * K], S) + U[..., 2 * K :]
-    y = from_M * matmul(q, M) + S_to_M * matmul(q, S) - matmul(to_M * matmul(q, transpose(beta * k)), U)
+    y = from_M * matmul(q, M, factors) + S_to_M * matmul(q, S, factors)
+    y = y - matmul(to_M * matmul(q, transpose(beta * k), factors), U, factors)
 
     def written(D):
         return matmul(transpose(transpose(D[..., -1:, :]) * beta * k), U)

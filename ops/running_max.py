@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, segments
+from ops import dispatch, segments, sequence
 
 # The maximum before the first token: that of nothing, finite so that no difference is NaN.
 NOTHING = -1e30
@@ -69,6 +69,8 @@ def running_max(
     state = jnp.full(i[:, 0].shape, NOTHING, dtype)
     if initial_state is not None:
         state = initial_state.astype(dtype)
+    if sequence.is_split(i.shape[1]):
+        return _over_shards(g, i, state, segment_ids, implementation)
     start = None
     if segment_ids is not None:
         start = segments.expand(segments.is_start(segment_ids), i.ndim)
@@ -78,6 +80,36 @@ def running_max(
     weight = i - m if segment_ids is None else jnp.where(padding, NOTHING, i - m)
     # The difference of the maxima first: it is all but exact, so that what g has lost in m it keeps here.
     return Scaled(g + (before - m), weight, m, before, m[:, -1])
+
+
+def _over_shards(g, i, state, segment_ids, implementation):
+    def run(state, segment_ids, g, i):
+        *found, final = running_max(g, i, initial_state=state, segment_ids=segment_ids, implementation=implementation)
+        return found, final
+
+    def total(segment_ids, g, i):
+        _, own = run(jnp.full_like(i[:, 0], NOTHING), segment_ids, g, i)
+        decay = jnp.sum(segments.zero_padding(g, segment_ids), axis=1)
+        if segment_ids is not None:
+            restarts = segments.expand(jnp.any(segments.is_start(segment_ids), axis=1), decay.ndim)
+            decay = jnp.where(restarts, NOTHING, decay)
+        return lax.stop_gradient((decay, own))
+
+    tokens = ("batch", "length", *(None,) * (i.ndim - 2))
+    found, final = sequence.recurrence(
+        run,
+        total,
+        {"g": g, "i": i},
+        {"g": tokens, "i": tokens},
+        [(tokens, i.shape)] * 4,
+        lax.stop_gradient(state),
+        ("batch", *(None,) * (i.ndim - 2)),
+        segment_ids,
+        act=jnp.add,
+        add=jnp.maximum,
+        void=NOTHING,
+    )
+    return Scaled(*found, final)
 
 
 def _maxima(form, g, i, state, start):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, segments
+from ops import dispatch, segments, sequence
 from ops.linear_recurrence import time_major_recurrence
 from ops.token_loop import chunking, join, split, token_loop
 
@@ -61,6 +61,9 @@ def selective_scan(
     dtype = jnp.promote_types(jnp.result_type(x, dt, A, B, C), jnp.float32)
     if initial_state is None:
         initial_state = jnp.zeros((batch, A.shape[1], width), dtype)
+    if sequence.is_split(length):
+        options = {"implementation": implementation, "chunk_size": chunk_size}
+        return _over_shards(x, dt, A, B, C, D, initial_state.astype(dtype), segment_ids, options)
     # With dt = 0 a padding token leaves the state as it is.
     x32, dt, B, C = (segments.zero_padding(z, segment_ids).astype(dtype) for z in (x, dt, B, C))
     inputs = tuple(jnp.moveaxis(z, 1, 0) for z in (x32, dt, B, C))
@@ -81,6 +84,30 @@ def selective_scan(
     if D is not None:
         y = y + D.astype(dtype) * x32
     return segments.zero_padding(y, segment_ids).astype(x.dtype), state
+
+
+def _over_shards(x, dt, A, B, C, D, state, segment_ids, options):
+    def run(state, segment_ids, x, dt, A, B, C, D):
+        where = {"initial_state": state, "segment_ids": segment_ids}
+        y, state = selective_scan(x, dt, A, B, C, D, **where, **options)
+        return (y,), state
+
+    def total(segment_ids, x, dt, A, B, C, D):
+        _, own = selective_scan(x, dt, A, B, C, segment_ids=segment_ids, **options)
+        steps = segments.zero_padding(dt, segment_ids).astype(own.dtype)
+        decay = jnp.exp(jnp.sum(steps, 1)[:, None] * A.astype(own.dtype).T)
+        if segment_ids is not None:
+            restarts = jnp.any(segments.is_start(segment_ids), axis=1)
+            decay = _restart(decay, restarts)
+        return decay, own
+
+    tokens, coefficients = ("batch", "length", "mlp"), ("batch", "length", None)
+    axes = {"x": tokens, "dt": tokens, "A": ("mlp", None), "B": coefficients, "C": coefficients, "D": ("mlp",)}
+    arguments = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D}
+    (y,), state = sequence.recurrence(
+        run, total, arguments, axes, [(tokens, x.shape)], state, ("batch", None, "mlp"), segment_ids
+    )
+    return y, state
 
 
 def _check(x, dt, A, B, C, D, initial_state, segment_ids):

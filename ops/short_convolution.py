@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops import segments
+from ops import segments, sequence
 
 
 def short_convolution(
@@ -37,6 +37,8 @@ def short_convolution(
     if initial_state is None:
         initial_state = jnp.zeros((batch, before, width), x.dtype)
     initial_state = initial_state.astype(x.dtype)
+    if sequence.is_split(length) and before <= length // sequence.ways():
+        return _over_shards(x, weight, bias, initial_state, segment_ids)
     x = segments.zero_padding(x, segment_ids)
     extended = jnp.concatenate([initial_state, x], axis=1)
     reach = None if segment_ids is None else _reach(segment_ids)
@@ -52,6 +54,28 @@ def short_convolution(
         empty = jnp.all(segment_ids == 0, axis=1)  # padding alone leaves the state as it was
         state = jnp.where(empty[:, None, None], initial_state, state)
     return y, state
+
+
+def _over_shards(x, weight, bias, initial_state, segment_ids):
+    before = weight.shape[0] - 1
+
+    def shard(x, weight, bias, initial_state, segment_ids):
+        halo = sequence.halo(segments.zero_padding(x, segment_ids), before)[:, :before]
+        if segment_ids is not None:
+            same = sequence.halo(segment_ids, before)[:, :before] == segment_ids[:, :1]
+            same = jnp.flip(
+                jnp.cumprod(jnp.flip(same, 1), 1), 1
+            )  # from there to the first token all are of its segment
+            halo = halo * segments.expand(same, halo.ndim).astype(x.dtype)
+        halo = jnp.where(sequence.is_first(), initial_state, halo)
+        y, final = short_convolution(x, weight, bias, initial_state=halo, segment_ids=segment_ids)
+        return y, sequence.of_last(final)
+
+    tokens, state = ("batch", "length", "mlp"), ("batch", None, "mlp")
+    arguments = {"x": x, "weight": weight, "bias": bias, "initial_state": initial_state, "segment_ids": segment_ids}
+    axes = {"x": tokens, "weight": (None, "mlp"), "bias": ("mlp",), "initial_state": state}
+    axes["segment_ids"] = ("batch", "length")
+    return sequence.apply(shard, arguments, axes, [(tokens, x.shape), (state, initial_state.shape)])
 
 
 def _check(x, weight, bias, initial_state, segment_ids):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops import segments
+from ops import segments, sequence
 
 
 def token_shift(
@@ -26,6 +26,8 @@ def token_shift(
     if initial_state is None:
         initial_state = jnp.zeros_like(x[:, 0])
     initial_state = initial_state.astype(x.dtype)
+    if sequence.is_split(x.shape[1]):
+        return _over_shards(x, initial_state, segment_ids)
     x = segments.zero_padding(x, segment_ids)
     y = jnp.concatenate([initial_state[:, None], x[:, :-1]], axis=1)
     if segment_ids is None:
@@ -33,3 +35,22 @@ def token_shift(
     y = jnp.where(segments.expand(segments.is_start(segment_ids), x.ndim), jnp.zeros((), x.dtype), y)
     empty = segments.expand(jnp.all(segment_ids == 0, axis=1), x.ndim - 1)
     return segments.zero_padding(y, segment_ids), jnp.where(empty, initial_state, x[:, -1])
+
+
+def _over_shards(x, initial_state, segment_ids):
+    def shard(x, initial_state, segment_ids):
+        before = sequence.halo(segments.zero_padding(x, segment_ids)[:, -1:], 1)[:, 0]
+        if segment_ids is not None:
+            kept = segments.expand(sequence.continues(segment_ids), before.ndim)
+            before = jnp.where(kept, before, jnp.zeros((), x.dtype))
+        before = jnp.where(sequence.is_first(), initial_state, before)
+        y, final = token_shift(x, initial_state=before, segment_ids=segment_ids)
+        return y, sequence.of_last(final)
+
+    tokens, state = ("batch", "length", *(None,) * (x.ndim - 2)), ("batch", *(None,) * (x.ndim - 2))
+    return sequence.apply(
+        shard,
+        {"x": x, "initial_state": initial_state, "segment_ids": segment_ids},
+        {"x": tokens, "initial_state": state, "segment_ids": ("batch", "length")},
+        [(tokens, x.shape), (state, initial_state.shape)],
+    )

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from ops import chunks, segments
 from ops.chunks import matmul, transpose
+from ops.products import factor_dtype
 
 State = tuple[Float[Array, "B H K+1 K"], Float[Array, "B H K+1 K"]]
 
@@ -66,6 +67,7 @@ def ttt_linear(
     if initial_state is not None and positions is None:
         raise ValueError("a state needs the positions of its tokens")
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
+    factors = factor_dtype(q, k, v)
     place_rate, weight, norm_weight, norm_bias = (a.astype(dtype) for a in (place_rate, weight, norm_weight, norm_bias))
     aligned = segment_ids is None and initial_state is None
     if positions is None:
@@ -82,22 +84,26 @@ def ttt_linear(
     xs = tuple(chunks.split(x, min(mini_batch, length)) for x in xs)
     start = (jnp.broadcast_to(weight, (batch, *weight.shape)), jnp.zeros((batch, *weight.shape), dtype))
     state = start if initial_state is None else tuple(s.astype(dtype) for s in initial_state)
-    block = functools.partial(_block, aligned, weight, place_rate[-1], norm_weight[:, None], norm_bias[:, None], eps)
+    block = functools.partial(
+        _block, factors, aligned, weight, place_rate[-1], norm_weight[:, None], norm_bias[:, None], eps
+    )
     state, y = lax.scan(jax.checkpoint(block, prevent_cse=False), state, xs)
     return segments.zero_padding(chunks.join(y, length), segment_ids).astype(v.dtype), state
 
 
-def _block(aligned, fresh_W, last_rate, norm_weight, norm_bias, eps, state, x):
+def _block(factors, aligned, fresh_W, last_rate, norm_weight, norm_bias, eps, state, x):
     """A block [B, H, C, ...] of tokens.
 
     The runs of a block are the tokens of one mini-batch: the first goes on with the mini-batch in the state, the second is
-    the next one of the same segment, and all others are the first of segments that begin here.
+    the next one of the same segment, and all others are the first of segments that begin here. Training is in float32; what a
+    query reads is made by products of `factors`.
     """
     W, A = state
     q, k, v, c, r, start, border = x
     ones = jnp.ones_like(q[..., :1])
     one_q, one_k = jnp.concatenate([q, ones], -1), jnp.concatenate([k, ones], -1)
-    scores = jnp.tril(matmul(one_q, transpose(one_k)))
+    read = lambda W: matmul(one_q, W, factors)
+    scores = jnp.tril(read(transpose(one_k)))
 
     def gradient(W):
         return _gradient(matmul(one_k, W), v - k, norm_weight, norm_bias, eps)
@@ -108,7 +114,7 @@ def _block(aligned, fresh_W, last_rate, norm_weight, norm_bias, eps, state, x):
     if aligned:
         W = W - last_rate * A
         G = gradient(W)
-        z, A = matmul(one_q, W), written(G)
+        z, A = read(W), written(G)
     else:
         run = jnp.cumsum(border, -1)
         first = (run == 0)[..., None]
@@ -117,12 +123,12 @@ def _block(aligned, fresh_W, last_rate, norm_weight, norm_bias, eps, state, x):
         G = gradient(W)
         next_W = W - last_rate * (A + written(G, first))
         G = _pick(first, fresh, G, gradient(next_W), gradient(fresh_W))
-        going_on = matmul(one_q, W) - r * matmul(one_q, A)
-        z = _pick(first, fresh, going_on, matmul(one_q, next_W), matmul(one_q, fresh_W))
+        going_on = read(W) - r * read(A)
+        z = _pick(first, fresh, going_on, read(next_W), read(fresh_W))
         scores = jnp.where(run[..., :, None] == run[..., None, :], scores, 0)
         A = jnp.where(is_last[0], A, 0) + written(G, (run == run[..., -1:])[..., None])
         W = _pick(*is_last, W, next_W, fresh_W)
-    z = z - r * matmul(scores, c * G)
+    z = z - r * matmul(scores, c * G, factors)
     normal, _ = _normalize(z, eps)
     return (W, A), q + norm_weight * normal + norm_bias
 

@@ -94,6 +94,7 @@ class Expect:
       source: of the number: arXiv id and table, and how far it is verified.
       seeds: runs, of config.seed 0, 1, ..., that it takes to say that the number was found again.
       hours: estimate for one run; on what hardware, the configuration's file says.
+      length: of the rows that are scored; None for those of training.
     """
 
     metric: str
@@ -102,6 +103,7 @@ class Expect:
     source: str
     seeds: int
     hours: float
+    length: int | None = None
 
     def __post_init__(self):
         if not self.metric or not self.source:
@@ -110,6 +112,8 @@ class Expect:
         check_range("expect.seeds", self.seeds, 1)
         if not self.hours > 0:
             raise UserError(f"expect.hours must be more than 0, got {self.hours}")
+        if self.length is not None:
+            check_range("expect.length", self.length, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +268,8 @@ def _from_task(spec: tasks.Spec) -> dict[str, Any]:
 def _fill(options: Mapping[str, Any], task: tasks.Task) -> dict[str, Any]:
     """The model's options with what was left to the task (None) filled in."""
     spec = task.spec
-    model = dict(options) | {key: tuple(options.get(key, ())) for key in ("prefix", "pattern", "suffix")}
+    lists = ("prefix", "pattern", "suffix", "channel_scales")
+    model = dict(options) | {key: tuple(options.get(key, ())) for key in lists}
     derived = {"length": spec.length, "causal": bool(spec.causal), "tie_embeddings": spec.objective == "causal_lm"}
     if spec.objective in ("regression", "token_regression"):
         derived["loss"] = "squared"

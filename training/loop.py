@@ -13,7 +13,7 @@ from common.console import say
 from common.errors import UserError
 from data.loader import Loader, prefetch
 from ops import dispatch
-from training import setup
+from training import setup, unsplit
 from training.actions import Action, Evaluate, Log, Profile, Save, every
 from training.checkpoints import Checkpoints
 from training.config import Config
@@ -119,6 +119,8 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
         task = config.task
         say(f"{task.name}: {task.num_examples('train'):,} rows of {task.spec.length} an epoch")
         say(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(built.mesh.shape)}\n{table}")
+        for warning in unsplit.warnings(unsplit.find(built)):
+            say(warning)
         log, profile = Log(float(run.state["skipped"])), Profile(options.profile_step)
         evaluate, save = Evaluate(run, log, rows["valid"]), Save(log)
         after_each_step = [

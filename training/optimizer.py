@@ -137,13 +137,17 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     def learning_rate(count):
         s = jnp.minimum(jnp.asarray(count, jnp.float32) + 1, total)
         progress = jnp.clip((s - warmup) / max(total - warmup, 1), 0, 1)
-        shape = {
-            "cosine": lambda: final + (1 - final) * (1 + jnp.cos(jnp.pi * progress)) / 2,
-            "linear": lambda: final + (1 - final) * (1 - progress),
-            "rsqrt": lambda: jnp.maximum(final, jnp.sqrt(max(warmup, 1) / s)),
-            "wsd": lambda: final + (1 - final) * jnp.clip((total - s) / max(decay, 1), 0, 1),
-            "constant": lambda: jnp.ones_like(s),
-        }[config.schedule]()
+        match config.schedule:
+            case "cosine":
+                shape = final + (1 - final) * (1 + jnp.cos(jnp.pi * progress)) / 2
+            case "linear":
+                shape = final + (1 - final) * (1 - progress)
+            case "rsqrt":
+                shape = jnp.maximum(final, jnp.sqrt(max(warmup, 1) / s))
+            case "wsd":
+                shape = final + (1 - final) * jnp.clip((total - s) / max(decay, 1), 0, 1)
+            case "constant":
+                shape = jnp.ones_like(s)
         warm = jnp.minimum(s / max(warmup, 1), 1)
         return config.learning_rate * jnp.where(s <= warmup, warm, shape)
 
@@ -175,13 +179,17 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree, scaling: 
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=eps)
     # In front of the decay, so that what a step decays by does not depend on the width.
     transfer = () if scaling is None else (_transfer(config.name, metadata, scaling.growth),)
-    rule = {
-        "adamw": lambda: (adam, *transfer, decay),
-        "adam": lambda: (decay, adam, *transfer),
-        "sgd": lambda: (decay, optax.trace(decay=config.b1)),
-        "lion": lambda: (optax.scale_by_lion(b1=config.b1, b2=config.b2), *transfer, decay),
-        "muon": lambda: (*_muon(config, adam, metadata), *transfer, decay),
-    }[config.name]()
+    match config.name:
+        case "adamw":
+            rule = (adam, *transfer, decay)
+        case "adam":
+            rule = (decay, adam, *transfer)
+        case "sgd":
+            rule = (decay, optax.trace(decay=config.b1))
+        case "lion":
+            rule = (optax.scale_by_lion(b1=config.b1, b2=config.b2), *transfer, decay)
+        case "muon":
+            rule = (*_muon(config, adam, metadata), *transfer, decay)
     clip = (optax.clip_by_global_norm(config.clip_norm),) if config.clip_norm else ()
     scale = _scale(lambda facts: config.group_scale[facts.group], metadata)
     transform = optax.chain(*clip, *rule, scale, optax.scale_by_learning_rate(learning_rate))

@@ -9,11 +9,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from common.errors import UserError, near
 from models import partitioning
-from ops import dispatch
+from ops import dispatch, sequence
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 
@@ -120,6 +122,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def lay_out(batch: Mapping[str, PyTree], mesh: Mesh) -> dict[str, PyTree]:
+    """Splits the arrays of a batch inside a program: rows as `batch_sharding` does, and tokens over `sequence`."""
+    if mesh.shape[sequence.AXIS] == 1:
+        return jax.lax.with_sharding_constraint(dict(batch), batch_sharding(mesh))
+    inputs = batch["inputs"]
+    pairs = inputs.ndim == 3 and jnp.issubdtype(inputs.dtype, jnp.integer)  # [batch, 2, length]
+
+    def one(x):
+        of_tokens = x.ndim > 1 and x.shape[1] == inputs.shape[1] and not pairs
+        axes = ("batch", "length") if of_tokens else ("batch",)
+        place = sharding((*axes, *(None,) * (x.ndim - len(axes))), x.shape, mesh)
+        return jax.lax.with_sharding_constraint(x, place)
+
+    return jax.tree.map(one, dict(batch))
+
+
 def batch_ways(mesh: Mesh) -> int:
     """In how many parts `batch_sharding` splits the rows."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
@@ -129,8 +147,8 @@ def batch_ways(mesh: Mesh) -> int:
 def tracing(mesh: Mesh) -> Iterator[None]:
     """Makes what is traced inside a program for this mesh.
 
-    `models.partitioning.constrain` and `ops.dispatch.local` follow `RULES`, and the primitives take the forms of the devices'
-    platform, whatever this process computes on.
+    `models.partitioning.constrain` and `ops.dispatch.local` follow `RULES`, the primitives take the forms of the devices'
+    platform, whatever this process computes on, and where the length is split they pass states between its shards.
     """
 
     def constrain(x, axes):
@@ -145,8 +163,20 @@ def tracing(mesh: Mesh) -> Iterator[None]:
             checked = {"check_vma": not kernel}  # what a kernel returns does not say over which axes it differs
             return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arrays)
 
-        return function if mesh.size == 1 else run
+        return function if mesh.size == 1 or sequence.is_inside() else run
+
+    def place(function, arguments, axes, results):
+        of_leaf = lambda axes: lambda x: spec(axes, x.shape, mesh)
+        in_specs = {name: jax.tree.map(of_leaf(axes[name]), x) for name, x in arguments.items()}
+        out_specs = tuple(spec(axes, shape, mesh) for axes, shape in results)
+        # Unchecked: else every loop from a state of zeros would have to say over which axes it will differ.
+        shards = jax.shard_map(function, mesh=mesh, in_specs=(in_specs,), out_specs=out_specs, check_vma=False)
+        return shards(dict(arguments))
 
     platform = mesh.devices.flat[0].platform
-    with partitioning.constraints(constrain), dispatch.localised_by(localise), dispatch.platform(platform):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(partitioning.constraints(constrain))
+        stack.enter_context(dispatch.localised_by(localise))
+        stack.enter_context(dispatch.platform(platform))
+        stack.enter_context(sequence.split_over(mesh.shape[sequence.AXIS], place))
         yield

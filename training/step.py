@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 from common.errors import UserError
 from data.metrics import Metric, batch_sums, weighted
 from models.norms import Statistics, follow
+from ops import sequence
 from training import sharding
 from training.state import Built, State, cast
 
@@ -84,9 +85,16 @@ def class_sums_in_chunks(
 
     The backward pass computes the logits of each chunk again. The metrics must be sums over tokens (not `whole_rows`).
     """
-    size = -(-x.shape[1] // chunks)
-    fill = lambda a: jnp.pad(a, [(0, 0), (0, size * chunks - a.shape[1])] + [(0, 0)] * (a.ndim - 2))
-    split = lambda a: jnp.moveaxis(fill(a).reshape(a.shape[0], chunks, size, *a.shape[2:]), 1, 0)
+    # Each device goes over its own tokens: of a length in shards, a chunk is made of a piece of each of them.
+    shards = sequence.ways() if sequence.is_split(x.shape[1]) else 1
+    size = -(-x.shape[1] // (shards * chunks))
+
+    def split(a):
+        rows, length, *rest = a.shape
+        a = a.reshape(rows, shards, length // shards, *rest)
+        a = jnp.pad(a, [(0, 0), (0, 0), (0, size * chunks - a.shape[2])] + [(0, 0)] * len(rest))
+        a = jnp.moveaxis(a.reshape(rows, shards, chunks, size, *rest), 2, 0)
+        return a.reshape(chunks, rows, shards * size, *rest)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def sums(x, targets, weights):
@@ -164,7 +172,7 @@ def make_train_step(
     def accumulate(params, batch, total, key):
         def add(carry, inputs):
             microbatch, index = inputs
-            microbatch = jax.lax.with_sharding_constraint(microbatch, sharding.batch_sharding(built.mesh))
+            microbatch = sharding.lay_out(microbatch, built.mesh)
             new, left = gradient(params, microbatch, total, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, carry, new), left
 
@@ -271,4 +279,4 @@ def _prepare(built: Built, batch: Batch, accumulation: int) -> dict[str, Array]:
             f"mesh.expert = {ways}; make it a multiple of {accumulation * ways}"
         )
     keys = [key for key in ("inputs", "targets", "weights", "segment_ids", "positions", "restart") if key in batch]
-    return jax.lax.with_sharding_constraint({key: batch[key] for key in keys}, sharding.batch_sharding(built.mesh))
+    return sharding.lay_out({key: batch[key] for key in keys}, built.mesh)

@@ -9,17 +9,26 @@ even_pairs                   bits: whether there is an odd number of 01s and 10s
 cycle_navigation             steps left, none, right (0, 1, 2) on a circle of 5: where they end
 modular_arithmetic           digits with +, -, * between them, * before + and -: the value; lengths are odd
 modular_arithmetic_brackets  nested sums and differences in brackets: the value
+solve_equation               such a one with x for a digit, =, and its value: the digit
 dyck                         a beginning of a well-nested string of ( and [: what closes it, in order, then an end
 stack_manipulation           a stack from its bottom, then pops and pushes: the stack from its top, then an end
 reverse_string               bits: the bits in reverse
+duplicate_string             bits: the bits twice
+missing_duplicate_string     bits twice, one of them hidden (and a blank, where the length is odd): the hidden bit
+odds_first                   bits: the second, fourth, ..., then the first, third, ...
+binary_addition              two numbers, their lowest bits first, with + between: the sum, without zeros behind it, then an end
+binary_multiplication        the same with *: the product, then an end
+compute_sqrt                 a number, its highest bit first: the whole part of its root, in half as many bits, rounded up
 bucket_sort                  digits: the digits in order
 
 The paper trains on lengths 1 to 40 and tests on 41 to 500, where its score is the accuracy of the tokens averaged over lengths:
-`eval.py --set task.shortest=41 task.longest=500`. `dyck` is not of the paper, and its other problems are not here. Departures:
-lengths are drawn row by row (there, batch by batch).
+`eval.py --set task.shortest=41 task.longest=500`. All of the paper's fifteen problems are here, and `dyck`, which is not of it.
+Departures: lengths are drawn row by row (there, batch by batch). Lengths too short for a problem have the source's stand-ins:
+of solve_equation up to 2 zeros and the answer 0, of the two with numbers one number, that is the sum, and the product 0.
 """
 
 import collections
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -31,7 +40,8 @@ from data.rows import token_row
 from data.task import MOST_IDS, Spec
 
 MODULUS = 5
-PLUS, MINUS, TIMES, OPEN, CLOSE = range(MODULUS, MODULUS + 5)
+PLUS, MINUS, TIMES, OPEN, CLOSE, UNKNOWN, EQUALS = range(MODULUS, MODULUS + 7)
+END = 2  # of bits
 FIT_ROWS = 2000
 PROBLEMS = {  # tokens of strings, labels, tokens of the answer to a string of n tokens at most n * a + b
     "parity_check": (2, 2, 0, 1),
@@ -39,9 +49,16 @@ PROBLEMS = {  # tokens of strings, labels, tokens of the answer to a string of n
     "cycle_navigation": (3, 5, 0, 1),
     "modular_arithmetic": (MODULUS + 3, MODULUS, 0, 1),
     "modular_arithmetic_brackets": (MODULUS + 5, MODULUS, 0, 1),
+    "solve_equation": (MODULUS + 7, MODULUS, 0, 1),
     "dyck": (4, 3, 1, 1),
     "stack_manipulation": (5, 3, 1, 1),
     "reverse_string": (2, 2, 1, 0),
+    "duplicate_string": (2, 2, 2, 0),
+    "missing_duplicate_string": (4, 2, 0, 1),
+    "odds_first": (2, 2, 1, 0),
+    "binary_addition": (3, 3, 1, 1),
+    "binary_multiplication": (3, 3, 1, 1),
+    "compute_sqrt": (2, 2, 1, 0),
     "bucket_sort": (MODULUS, MODULUS, 1, 0),
 }
 
@@ -111,6 +128,17 @@ class Chomsky(GeneratedTask):
         string, value = _expression(rng, size)
         return string, [value]
 
+    def _solve_equation(self, rng, size):
+        if size < 3:
+            return np.zeros(size, np.int64), [0]
+        string, value = _expression(rng, size - 2)
+        place = int(rng.integers(size - 2))
+        while string[place] >= MODULUS:
+            place = (place + 1) % (size - 2)
+        digit = string[place]
+        string[place] = UNKNOWN
+        return np.append(string, [EQUALS, value]), [digit]
+
     def _dyck(self, rng, size):
         string, open_ = [], []
         for opens, kind in zip((rng.random(size) < 0.5).tolist(), rng.integers(2, size=size).tolist()):
@@ -136,31 +164,99 @@ class Chomsky(GeneratedTask):
         bits = rng.integers(2, size=size)
         return bits, bits[::-1]
 
+    def _duplicate_string(self, rng, size):
+        bits = rng.integers(2, size=size)
+        return bits, np.tile(bits, 2)
+
+    def _missing_duplicate_string(self, rng, size):
+        hidden, blank = 2, 3
+        if size == 1:
+            return np.ones(1, np.int64), [1]
+        string = np.tile(rng.integers(2, size=size // 2), 2)
+        place = int(rng.integers(len(string)))
+        bit, string[place] = string[place], hidden
+        return np.append(string, [blank] * (size % 2)), [bit]
+
+    def _odds_first(self, rng, size):
+        bits = rng.integers(2, size=size)
+        return bits, np.concatenate([bits[1::2], bits[::2]])
+
+    def _binary_addition(self, rng, size):
+        if size < 3:
+            bits = _bits(int(rng.integers(2**size - 1)))
+            return np.append(bits, [0] * (size - len(bits))), [*bits, END]
+        string, one, other = _two_numbers(rng, size)
+        return string, [*_bits(one + other), END]
+
+    def _binary_multiplication(self, rng, size):
+        if size < 3:
+            bits = _bits(int(rng.integers(2**size - 1)))
+            return np.append(bits, [0] * (size - len(bits))), [*[0] * (size - 1), END]
+        string, one, other = _two_numbers(rng, size)
+        return string, [*_bits(one * other), END]
+
+    def _compute_sqrt(self, rng, size):
+        bits, number = _number(rng, size)
+        root = _bits(math.isqrt(number))
+        return bits[::-1], np.pad(root, (0, (size + 1) // 2 - len(root)))[::-1]
+
     def _bucket_sort(self, rng, size):
         digits = rng.integers(MODULUS, size=size)
         return digits, np.sort(digits)
 
     def floors(self, split: str = "test") -> dict[str, float]:
-        """Accuracy of any label, of the most common one, and of a table over the ends of the string (its first token and its last
-        two) and the place in the answer (in fifths), of `FIT_ROWS` training rows."""
-        counts = collections.defaultdict(lambda: np.zeros(self._labels, np.int64))
-        for index in range(FIT_ROWS):
-            for feature, label in self._features(self.row("train", index, 0, 0)):
-                counts[feature][label] += 1
-        most = sum(counts.values()).argmax()
-        said = {feature: count.argmax() for feature, count in counts.items()}
-        right = [said.get(f, most) == label for row in self.rows(split) for f, label in self._features(row)]
+        """Accuracy of any label, of the most common one, and of three tables of `FIT_ROWS` training rows: over the ends of the
+        string (its first token and its last two) and the place in the answer (in fifths); over its first four tokens, whether its
+        length is odd, and the place (up to the sixth); and over the first and last three tokens and the place, counted from the
+        beginning (up to the fourth) and from where the answer is as long as the string."""
         return {
             "chance": 1 / self._labels,
             "majority": majority(self, split),
-            "ends and place": float(np.mean(right)),
+            "ends and place": self._table(split, lambda string, i, size: (string[0], *string[-2:], 5 * i // size)),
+            "beginning and place": self._table(
+                split, lambda string, i, size: (*string[:4], len(string) % 2, min(i, 5))
+            ),
+            "both ends and place": self._table(
+                split,
+                lambda string, i, size: (string[:3], string[-3:], min(i, 3), max(-3, min(i - len(string), 2))),
+            ),
         }
 
-    def _features(self, row):
-        (places,) = np.nonzero(row["weights"])
-        string = row["inputs"][: places[0]]
-        ends = string[0], *string[-2:]
-        return [((*ends, 5 * i // len(places)), row["targets"][place]) for i, place in enumerate(places)]
+    def _table(self, split, feature):
+        """Accuracy of the commonest label of each feature of (string, place in the answer, length of the answer)."""
+
+        def pairs(row):
+            (places,) = np.nonzero(row["weights"])
+            string = tuple(row["inputs"][: places[0]].tolist())
+            return [(feature(string, i, len(places)), row["targets"][place]) for i, place in enumerate(places)]
+
+        counts = collections.defaultdict(lambda: np.zeros(self._labels, np.int64))
+        for index in range(FIT_ROWS):
+            for key, label in pairs(self.row("train", index, 0, 0)):
+                counts[key][label] += 1
+        most = sum(counts.values()).argmax()
+        said = {key: count.argmax() for key, count in counts.items()}
+        return float(np.mean([said.get(key, most) == label for row in self.rows(split) for key, label in pairs(row)]))
+
+
+def _bits(number: int) -> list[int]:
+    """The bits of a number, the lowest first, without zeros behind the highest; of 0 one zero."""
+    return [int(bit) for bit in f"{number:b}"[::-1]]
+
+
+def _number(rng: np.random.Generator, size: int) -> tuple[Int[np.ndarray, "size"], int]:
+    """A number from 1 on of at most so many bits, evenly: its bits, the lowest first, with zeros behind them; and itself."""
+    bits = rng.integers(2, size=size)
+    while not bits.any():
+        bits = rng.integers(2, size=size)
+    return bits, int("".join(map(str, bits[::-1].tolist())), 2)
+
+
+def _two_numbers(rng: np.random.Generator, size: int) -> tuple[Int[np.ndarray, "size"], int, int]:
+    """Two numbers with an operator between, in `size` tokens, and both of them."""
+    first = int(rng.integers(1, size - 1))
+    (a, one), (b, other) = _number(rng, first), _number(rng, size - 1 - first)
+    return np.concatenate([a, [2], b]), one, other
 
 
 def _expression(rng: np.random.Generator, size: int) -> tuple[Int[np.ndarray, "size"], int]:

@@ -1,4 +1,4 @@
-"""MNIST-1D (arXiv 2011.14433): ten digit-like templates, padded, scaled, shifted, sheared and noisy, as 40 real numbers.
+"""MNIST-1D (arXiv 2011.14439): ten digit-like templates, padded, scaled, shifted, sheared and noisy, as 40 real numbers.
 
 The data are those of the paper, as the authors' package `mnist1d` makes them with its default arguments and seed 42 (4,000
 and 1,000 examples, scaled to variance 1); nothing is downloaded. Valid is the last eighth of their training examples, so

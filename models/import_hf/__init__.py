@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from common.errors import UserError
 from common.files import read_bytes
 from models.checks import whole
-from models.config import ModelConfig
+from models.config import SECTIONS, ModelConfig
 from models.import_hf.architecture import Architecture, Options, Part
 from models.import_hf.architectures import ARCHITECTURES
 from models.sequence_model import SequenceModel
@@ -47,7 +47,10 @@ TOKENIZER = (
     "vocab.json",
 )
 # What a configuration says of initial values and of training, or of parts that a language model does not have.
-WITHOUT_EFFECT = ("model.dropout", "model.remat", "model.length", "model.pooling", "model.expansion")
+WITHOUT_EFFECT = (
+    *("model.dropout", "model.remat", "model.length", "model.pooling", "model.expansion"),
+    *("model.moe.balance", "model.moe.z_loss", "model.moe.bias_update"),
+)
 OF_INITIAL_VALUES = ("dt_min", "dt_max", "r_min", "r_max")
 
 
@@ -60,6 +63,7 @@ class Checkpoint:
       config: its configuration.
       hf_config: the content of config.json.
       dtypes: numpy dtype of every tensor in the files.
+      names: of tensors in the files, where they are spelled otherwise.
       files: content of the tokenizer's files, by name.
     """
 
@@ -67,6 +71,7 @@ class Checkpoint:
     config: ModelConfig
     hf_config: dict[str, Any]
     dtypes: Mapping[str, np.dtype]
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
@@ -85,7 +90,11 @@ def load(directory: str | os.PathLike) -> Checkpoint:
     """
     directory = pathlib.Path(directory).expanduser()
     hf, architecture, config = _described(directory)
-    files = {name: file for name, file in _files(directory).items() if not name.endswith(architecture.buffers)}
+    files = {
+        name: file
+        for name, file in _files(directory).items()
+        if not name.endswith(architecture.buffers) and not name.startswith(architecture.unused)
+    }
     config = _with_stored_head(config, architecture, files)
     graph, params = nnx.split(nnx.eval_shape(lambda: SequenceModel(config, rngs=nnx.Rngs(0))))
     flat = dict(nnx.to_flat_state(params))
@@ -94,16 +103,18 @@ def load(directory: str | os.PathLike) -> Checkpoint:
     repeated = (
         {architecture.head} if config.tie_embeddings else set()
     )  # some writers repeat the embedding under this name
-    _check_names(set(tensors), set(files) - repeated, directory)
+    stored = architecture.stored_names(tensors, files)
+    _check_names(set(stored.values()), set(files) - repeated, directory)
     dtypes = {}
     for name, parts in tensors.items():
-        tensor = _read(files[name], name)
+        tensor = _read(files[stored[name]], stored[name])
         dtypes[name] = tensor.dtype
         views = [_view(values, part, config) for part in parts]
         pieces = [einops.rearrange(view, part.axes) for view, part in zip(views, parts, strict=True)]
         expected = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
         if tensor.shape != expected:
-            raise UserError(f"tensor {name!r} in {files[name]} has the shape {tensor.shape}; expected {expected}")
+            where = files[stored[name]]
+            raise UserError(f"tensor {stored[name]!r} in {where} has the shape {tensor.shape}; expected {expected}")
         start = 0
         for view, piece, part in zip(views, pieces, parts, strict=True):
             ours, _, theirs = part.axes.partition(" -> ")
@@ -115,7 +126,8 @@ def load(directory: str | os.PathLike) -> Checkpoint:
         [(path, leaf.replace(jnp.asarray(values[_dotted(path)]))) for path, leaf in flat.items()]
     )
     others = {name: (directory / name).read_bytes() for name in TOKENIZER if (directory / name).is_file()}
-    return Checkpoint(nnx.merge(graph, state), config, hf, dtypes, others)
+    spelled = {name: other for name, other in stored.items() if other != name}
+    return Checkpoint(nnx.merge(graph, state), config, hf, dtypes, spelled, others)
 
 
 def read_config(directory: str | os.PathLike) -> ModelConfig:
@@ -144,14 +156,18 @@ def from_ours(model: SequenceModel, config: ModelConfig, files: Mapping[str, byt
       UserError: if the library has no such architecture; the message says what differs from the nearest.
     """
     mixers = frozenset(config.names)
-    candidates = {kind: a for kind, a in ARCHITECTURES.items() if mixers <= a.mixers}
+    fits = lambda architecture: (
+        mixers == architecture.mixers or (mixers < architecture.mixers and not architecture.all_mixers)
+    )
+    candidates = {kind: architecture for kind, architecture in ARCHITECTURES.items() if fits(architecture)}
     if not candidates:
         known = "; ".join(f"{kind}: {' and '.join(sorted(a.mixers))}" for kind, a in ARCHITECTURES.items())
         raise UserError(
             f"transformers has no model of the mixers {', '.join(sorted(mixers))} that we know; it has {known}"
         )
-    used, found = config.as_used(), {}
-    for kind, architecture in candidates.items():
+    used, found, refused = config.as_used(), {}, []
+    # What has other mixers besides comes last: a Llama is a Granite 4 without Mamba-2, too.
+    for kind, architecture in sorted(candidates.items(), key=lambda candidate: len(candidate[1].mixers)):
         hf = {
             "model_type": kind,
             "architectures": [architecture.name],
@@ -162,11 +178,17 @@ def from_ours(model: SequenceModel, config: ModelConfig, files: Mapping[str, byt
             "torch_dtype": "float32",
             **architecture.options(used),
         }
-        theirs = architecture.config(Options(hf, pathlib.Path("config.json"), architecture)).as_used()
+        try:
+            theirs = architecture.config(Options(hf, pathlib.Path("config.json"), architecture)).as_used()
+        except UserError as error:  # without the mixers that the model lacks, it is none of this architecture's
+            refused.append(f"{kind}: {error}")
+            continue
         found[kind] = _differences(used, theirs)
         if not found[kind]:
-            names = [name for name, _ in architecture.tensors(config)]
-            return Checkpoint(model, config, hf, dict.fromkeys(names, np.dtype(np.float32)), files or {})
+            names = [name for name, _ in architecture.tensors(used)]
+            return Checkpoint(model, used, hf, dict.fromkeys(names, np.dtype(np.float32)), files=files or {})
+    if not found:
+        raise UserError(f"transformers has no such model: {'; '.join(refused)}")
     kind = min(found, key=lambda kind: len(found[kind]))
     raise UserError(f"transformers' {kind} is another model: {'; '.join(found[kind])}")
 
@@ -185,7 +207,9 @@ def save(directory: str | os.PathLike, checkpoint: Checkpoint) -> None:
     tensors = {}
     for name, parts in architecture.tensors(config):
         pieces = [einops.rearrange(_view(values, part, config), part.axes) for part in parts]
-        tensors[name] = np.ascontiguousarray(np.concatenate(pieces).astype(checkpoint.dtypes[name]))
+        tensors[checkpoint.names.get(name, name)] = np.ascontiguousarray(
+            np.concatenate(pieces).astype(checkpoint.dtypes[name])
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -242,11 +266,22 @@ def _differences(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
 
 def _flat(config: ModelConfig) -> dict[str, Any]:
     """What has an effect, by key, with sizes in channels."""
-    blocks = {"pattern": config.prefix + config.repeats * config.pattern + config.suffix, "prefix": (), "suffix": ()}
-    flat = {f"model.{key}": value for key, value in (dataclasses.asdict(config) | blocks).items() if key != "mixer"}
+    one = lambda found: found[0] if len(set(found)) == 1 else found
+    blocks = {
+        "pattern": tuple("|".join(item.mixers) for item in config.items),
+        "channel_mixer": one(tuple(config.channel_mixer_of(item) for item in config.items)),
+        "norm_position": one(tuple(item.norm_position or config.norm_position for item in config.items)),
+    }
+    options = dataclasses.asdict(config) | blocks
+    sections = {f"{name}.{key}": value for name in SECTIONS for key, value in options[name].items()}
+    flat = {
+        f"model.{key}": value
+        for key, value in (options | sections).items()
+        if key not in ("mixer", "prefix", "suffix", *SECTIONS)
+    }
     for name, options in config.mixer.items():
         for key, value in options.items():
-            if key in ("expand", "expansion"):
+            if key in ("expand", "expand_key", "expand_value", "expansion"):
                 value = whole(value * config.width)
             if key == "rotary_scaling":
                 value = rotary_scaling.complete(value)

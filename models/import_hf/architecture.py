@@ -7,7 +7,7 @@ file of `models/import_hf/families/`, named as its `model_type`.
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from common.errors import UserError
@@ -44,8 +44,8 @@ LINEAR = "i o -> o i"
 NEUTRAL = frozenset(
     """
     _attn_implementation_autoset _name_or_path add_cross_attention architectures attn_implementation auto_map bad_words_ids
-    begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
-    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+    begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label initializer_range
     label2id length_penalty max_length max_position_embeddings min_length model_type no_repeat_ngram_size num_beam_groups
     num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
@@ -73,7 +73,12 @@ class Options:
         known = {*self.defaults, *NEUTRAL, *architecture.neutral, "pruned_heads", "is_decoder", "is_encoder_decoder"}
         if "rope_theta" in known:
             known |= {"rope_scaling", "rope_parameters"}
-        if unread := sorted(set(options) - known):
+        if options.get("quantization_config"):
+            raise UserError(
+                f"{where}: quantization_config says that the weights are stored in fewer bits, which is not read; convert "
+                "them to bfloat16 and take it out"
+            )
+        if unread := sorted(set(options) - known - {"quantization_config"}):
             raise UserError(
                 f"{where}: nobody reads {', '.join(unread)}; take out what has no effect on this model's outputs (its class in "
                 f"transformers reads {', '.join(sorted(self.defaults))})"
@@ -104,22 +109,41 @@ class Options:
         """Raises a UserError that names an option."""
         raise UserError(f"{self.where}: {key}={self.options.get(key)!r} is not supported, only {supported!r}")
 
-    def rotary(self) -> tuple[float, float, str]:
+    def rotary(
+        self,
+        layer_type: str | None = None,
+        base: str = "rope_theta",
+        scaled: bool = True,
+        default: Mapping[str, Any] | None = None,
+    ) -> tuple[float, float, str]:
         """The base of the rotary frequencies, the rotated share of a head, and the rule for longer sequences (as text of
         `ops.rotary_scaling`), in any of the library's spellings.
+
+        Args:
+          layer_type: of the layers that it is asked for, in architectures that have options for each type.
+          base: the older name of the base's option.
+          scaled: whether an older rule for all layers is for these, too.
+          default: what the class has where nothing is said.
 
         Raises:
           UserError: for another kind of rotary embedding, by its option's name.
         """
         name = next((key for key in ("rope_scaling", "rope_parameters") if self.options.get(key)), "rope_parameters")
-        rope = dict(self.options.get(name) or {})
+        rope = dict(self.options.get(name) or default or {})
+        if layer_type is not None and any(kind in rope for kind in LAYER_TYPES):
+            if unread := sorted(set(rope) - {*LAYER_TYPES}):
+                raise UserError(f"{self.where}: nobody reads {', '.join(f'{name}.{key}' for key in unread)}")
+            rope, name = dict(rope.get(layer_type) or {}), f"{name}.{layer_type}"
+        elif not scaled:
+            rope = {}
         spelling = next((key for key in ("rope_type", "type") if key in rope), "rope_type")
         kind = rope.pop(spelling, "default")
         if kind not in ("default", *ROPE):
             supported = ", ".join(map(repr, ("default", *ROPE)))
             raise UserError(f"{self.where}: {name}.{spelling}={kind!r} is not supported, only {supported}")
-        base = rope.pop("rope_theta", self("rope_theta"))
-        share = rope.pop("partial_rotary_factor", self("partial_rotary_factor"))
+        base = rope.pop("rope_theta", self(base))
+        share = rope.pop("partial_rotary_factor", self.options.get("partial_rotary_factor"))
+        share = self.defaults.get("partial_rotary_factor") if share is None else share
         rope.pop("type", None)
         scales = [rope.pop(key, None) for key in ("mscale", "mscale_all_dim")] if kind == "yarn" else []
         given = {ours: rope.pop(theirs) for theirs, ours in ROPE.get(kind, {}).items() if rope.get(theirs) is not None}
@@ -132,6 +156,8 @@ class Options:
         with about(f"{self.where}: {name}"):
             return float(base), 1.0 if share is None else float(share), rope_text(kind, given)
 
+
+LAYER_TYPES = ("full_attention", "sliding_attention")  # of layers that may be rotated in ways of their own
 
 # The library's names of the arguments of each rule of `ops.rotary_scaling`.
 ROPE = {
@@ -172,6 +198,19 @@ def rope_options(mixer: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": mixer["rotary_base"], "rope_scaling": {"rope_type": kind, **rope}}
 
 
+def rope_options_by_kind(mixers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The library's options of rotary embeddings that differ between types of layers.
+
+    Args:
+      mixers: by type of layer.
+    """
+    found = {}
+    for kind, mixer in mixers.items():
+        rope = rope_options(mixer)
+        found[kind] = {"rope_type": "default", "rope_theta": rope["rope_theta"], **rope.get("rope_scaling", {})}
+    return {"rope_parameters": found}
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """An architecture that we share with the library.
@@ -182,10 +221,13 @@ class Architecture:
       options: our configuration as its options, but for those that all have; what `config` makes of them says whether it fits.
       tensors: what each of its tensors is of ours.
       mixers: those that its blocks are made of.
+      all_mixers: whether each of its models has all of them.
       defaults: of its class, for every option that `config` reads.
       neutral: options that have no effect on what it computes, beside `NEUTRAL`.
       head: the tensor of the head.
       buffers: ends of the names of tensors that some writers store and that follow from the options.
+      spellings: parts of the names of tensors, and what some writers have in their place.
+      unused: beginnings of the names of tensors that the library's class does not read, either.
     """
 
     name: str
@@ -197,17 +239,42 @@ class Architecture:
     neutral: frozenset[str] = frozenset()
     head: str = "lm_head.weight"
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    unused: tuple[str, ...] = ()
+    all_mixers: bool = False
+    spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def stored_names(self, names: Iterable[str], files: Container[str]) -> dict[str, str]:
+        """The name in the files of each tensor."""
+        found = {}
+        for name in names:
+            others = (name.replace(ours, theirs) for ours, theirs in self.spellings.items() if ours in name)
+            found[name] = next((n for n in (name, *others) if n in files), name)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Makes table rows of one of our blocks."""
+    """Makes table rows of one of our blocks.
+
+    Attributes:
+      prefix: of the names of its tensors.
+      number: of the block.
+      mixer: the path of its mixer, where several are side by side.
+    """
 
     prefix: str
     number: int
+    mixer: str = "mixer"
 
-    def __call__(self, name: str, path: str, axes: str, index: tuple = ()):
-        return f"{self.prefix}.{name}", (Part(path, axes, index, self.number),)
+    def __call__(self, name: str, path: str, axes: str, index: tuple = ()) -> tuple[str, tuple[Part, ...]]:
+        """A tensor that is a part of one parameter; for the arguments see `Part`."""
+        return f"{self.prefix}.{name}", (self.part(path, axes, index),)
+
+    def part(self, path: str, axes: str, index: tuple = ()) -> Part:
+        """A part of a parameter of the block."""
+        if path.startswith("mixer."):
+            path = self.mixer + path.removeprefix("mixer")
+        return Part(path, axes, index, self.number)
 
 
 def choose(key: str, value: str, known: Mapping[str, str], where: pathlib.Path) -> str:
@@ -223,7 +290,7 @@ def config_of(get: Options, **fields) -> ModelConfig:
         "vocab_size": get("vocab_size"),
         "targets": get("vocab_size"),
         "width": get("hidden_size"),
-        "depth": get("num_hidden_layers"),
+        "depth": fields["depth"] if "depth" in fields else get("num_hidden_layers"),
         "position_embedding": "none",
         "tie_embeddings": get("tie_word_embeddings"),
     }
@@ -233,6 +300,34 @@ def config_of(get: Options, **fields) -> ModelConfig:
 def number(value: float) -> int | float:
     """An integer where it is whole, as the library writes it."""
     return int(value) if value == int(value) else value
+
+
+def preimage(function: Callable[[float], float], value: float, guess: float) -> float:
+    """The x nearest to a guess for which function(x) is the value, exactly where there is such a one among its neighbours."""
+    near = (float(round(guess)), guess, math.nextafter(guess, math.inf), math.nextafter(guess, -math.inf))
+    return next((x for x in near if x and function(x) == value), guess)
+
+
+def arranged(items: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The prefix, the pattern and the suffix of a model's blocks, such that as many as possible are repeats."""
+
+    def runs(start: int, period: int) -> int:
+        pattern, count = items[start : start + period], 1
+        while items[start + count * period : start + (count + 1) * period] == pattern:
+            count += 1
+        return count
+
+    items = list(items)
+    choices = [(start, period) for start in range(len(items)) for period in range(1, len(items) - start + 1)]
+    found = [(start, period, runs(start, period)) for start, period in choices]
+    # The fewest blocks that are compiled, and of these the fewest outside of the repeats.
+    start, period, count = min(found, key=lambda f: (len(items) - (f[2] - 1) * f[1], len(items) - f[2] * f[1]))
+    end = start + count * period
+    return {
+        "prefix": tuple(items[:start]),
+        "pattern": tuple(items[start : start + period]),
+        "suffix": tuple(items[end:]),
+    }
 
 
 def outside(config: ModelConfig, embedding: str, norm: str, head: str = "lm_head.weight") -> Tensors:
@@ -250,12 +345,12 @@ def attention_rows(block: Block, prefix: str) -> Tensors:
     yield block(f"{prefix}.o_proj.weight", "mixer.w_o", "h k d -> d (h k)")
 
 
-def gated_mlp(block: Block, prefix: str, bias: bool = False) -> Tensors:
+def gated_mlp(block: Block, prefix: str, bias: bool = False, ours: str = "channel_mixer") -> Tensors:
     """The rows of a gated channel mixer."""
     for i, name in enumerate(("gate_proj", "up_proj")):
-        yield block(f"{prefix}.{name}.weight", "channel_mixer.w_in", "d f -> f d", (slice(None), i))
+        yield block(f"{prefix}.{name}.weight", f"{ours}.w_in", "d f -> f d", (slice(None), i))
         if bias:
-            yield block(f"{prefix}.{name}.bias", "channel_mixer.b_in", VECTOR, (i,))
-    yield block(f"{prefix}.down_proj.weight", "channel_mixer.w_out", LINEAR)
+            yield block(f"{prefix}.{name}.bias", f"{ours}.b_in", VECTOR, (i,))
+    yield block(f"{prefix}.down_proj.weight", f"{ours}.w_out", LINEAR)
     if bias:
-        yield block(f"{prefix}.down_proj.bias", "channel_mixer.b_out", VECTOR)
+        yield block(f"{prefix}.down_proj.bias", f"{ours}.b_out", VECTOR)

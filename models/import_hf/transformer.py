@@ -9,6 +9,7 @@ from models.import_hf.architecture import (
     Block,
     Options,
     Tensors,
+    arranged,
     attention_rows,
     choose,
     config_of,
@@ -62,6 +63,7 @@ def decoder(
     attention: Mapping[str, Any] | None = None,
     kinds: list[str] | None = None,
     partial: bool = False,
+    rotary: Mapping[str, tuple[float, float, str]] | None = None,
     **fields,
 ) -> ModelConfig:
     """Our configuration.
@@ -71,32 +73,19 @@ def decoder(
       attention: hyperparameters of the attention that the architecture fixes or has read.
       kinds: of each layer, the library's name of its attention; by default all are full.
       partial: whether the architecture rotates parts of heads.
+      rotary: what `Options.rotary` says of each kind of attention, where they differ.
       **fields: of the configuration, where they are not Llama's.
     """
-    get.expect(attention_dropout=0.0)
-    heads, width = get("num_attention_heads"), get("hidden_size")
-    base, share, scaling = get.rotary()
-    if not partial and share != 1:
+    rotary = dict.fromkeys(KINDS, get.rotary()) if rotary is None else rotary
+    if not partial and any(share != 1 for _, share, _ in rotary.values()):
         get.refuse("partial_rotary_factor", 1.0)
-    mixer = {
-        "heads": heads,
-        "kv_heads": get.or_else("num_key_value_heads", heads),
-        "head_channels": get.or_else("head_dim", width // heads) if "head_dim" in get.defaults else width // heads,
-        "rotary_base": base,
-        "rotary_fraction": share,
-        "rotary_scaling": scaling,
-        "qk_norm": False,
-        "qkv_bias": False,
-        "bias": False,
-        **(attention or {}),
-    }
     depth = get("num_hidden_layers")
     names = [choose("layer_types", kind, KINDS, get.where) for kind in kinds or ["full_attention"] * depth]
-    period = next(p for p in range(1, depth + 1) if depth % p == 0 and names[:p] * (depth // p) == names)
     window = {"window": get.or_else("sliding_window", None)} if "local_attention" in names else {}
-    of = {"attention": mixer, "local_attention": mixer | window}
+    of = {ours: hyperparameters(get, rotary[theirs], **(attention or {})) for theirs, ours in KINDS.items()}
+    of["local_attention"] |= window
     common = {
-        "pattern": tuple(names[:period]),
+        **arranged(names),
         "mixer": {name: of[name] for name in dict.fromkeys(names)},
         "channel_mixer": "swiglu",
         "channel_size": get("intermediate_size"),
@@ -105,9 +94,32 @@ def decoder(
     return config_of(get, **common | fields)
 
 
-def options(config: ModelConfig) -> dict[str, Any]:
-    """The library's options, those of Llama."""
-    mixer = next(iter(config.mixer.values()))
+def hyperparameters(get: Options, rotary: tuple[float, float, str] | None, **more) -> dict[str, Any]:
+    """The hyperparameters of an attention.
+
+    Args:
+      get: the options.
+      rotary: what `Options.rotary` says; None where nothing is rotated.
+      **more: what the architecture fixes or has read.
+    """
+    get.expect(attention_dropout=0.0)
+    heads, width = get("num_attention_heads"), get("hidden_size")
+    names = ("rotary_base", "rotary_fraction", "rotary_scaling")
+    return {
+        "heads": heads,
+        "kv_heads": get.or_else("num_key_value_heads", heads),
+        "head_channels": get.or_else("head_dim", width // heads) if "head_dim" in get.defaults else width // heads,
+        **({"positions": "nope"} if rotary is None else dict(zip(names, rotary, strict=True))),
+        "qk_norm": False,
+        "qkv_bias": False,
+        "bias": False,
+        **more,
+    }
+
+
+def options(config: ModelConfig, mixer: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The library's options, those of Llama; `mixer` is the attention, by default the first mixer."""
+    mixer = next(iter(config.mixer.values())) if mixer is None else mixer
     return {
         "intermediate_size": config.channel_size or 1,
         "num_attention_heads": mixer["heads"],
@@ -131,20 +143,43 @@ def tensors(config: ModelConfig) -> Tensors:
     yield from outside(config, "model.embed_tokens.weight", "model.norm.weight")
     for i in range(config.depth):
         block = Block(f"model.layers.{i}", i)
-        yield from norms(block)
-        yield from attention_rows(block, "self_attn")
+        yield from norms(block, config.norm_position)
+        yield from attention(block, mixer)
         yield from gated_mlp(block, "mlp", bias=config.channel_bias)
-        if mixer["qk_norm"]:
-            for name in ("q_norm", "k_norm"):
-                yield block(f"self_attn.{name}.weight", f"mixer.{name}.weight", VECTOR)
-        if mixer["qkv_bias"]:
-            for name in "qkv":
-                yield block(f"self_attn.{name}_proj.bias", f"mixer.b_{name}", "h k -> (h k)")
-        if mixer["bias"]:
-            yield block("self_attn.o_proj.bias", "mixer.b_o", VECTOR)
 
 
-def norms(block: Block) -> Tensors:
-    """The two norms of a block."""
-    yield block("input_layernorm.weight", "mixer_norm.weight", VECTOR)
-    yield block("post_attention_layernorm.weight", "channel_norm.weight", VECTOR)
+def attention(block: Block, mixer: Mapping[str, Any]) -> Tensors:
+    """The tensors of an attention: its maps, and the norms and biases that it has."""
+    yield from attention_rows(block, "self_attn")
+    if mixer["qk_norm"]:
+        yield from qk_norms(block, "self_attn")
+    if mixer["qkv_bias"]:
+        for name in "qkv":
+            yield block(f"self_attn.{name}_proj.bias", f"mixer.b_{name}", "h k -> (h k)")
+    if mixer["bias"]:
+        yield block("self_attn.o_proj.bias", "mixer.b_o", VECTOR)
+
+
+def qk_norms(block: Block, prefix: str, name: str = "norm") -> Tensors:
+    """The norms of queries and keys."""
+    for letter in "qk":
+        yield block(f"{prefix}.{letter}_{name}.weight", f"mixer.{letter}_norm.weight", VECTOR)
+
+
+# The library's names of a block's norms, by where they are.
+NORMS = {
+    "pre": {"input_layernorm": "mixer_norm", "post_attention_layernorm": "channel_norm"},
+    "output": {"post_attention_layernorm": "mixer_norm", "post_feedforward_layernorm": "channel_norm"},
+    "sandwich": {
+        "input_layernorm": "mixer_norm",
+        "post_attention_layernorm": "mixer_output_norm",
+        "pre_feedforward_layernorm": "channel_norm",
+        "post_feedforward_layernorm": "channel_output_norm",
+    },
+}
+
+
+def norms(block: Block, position: str = "pre") -> Tensors:
+    """The norms of a block."""
+    for theirs, ours in NORMS[position].items():
+        yield block(f"{theirs}.weight", f"{ours}.weight", VECTOR)

@@ -12,6 +12,7 @@ from models.norms import rms_normalize
 from models.params import normal, param, xavier_uniform
 from models.partitioning import constrain
 from ops.block_attention import block_attention, empty_block
+from ops.products import product
 from ops.projection import project, project_each
 from ops.rotary import rotary
 
@@ -69,7 +70,8 @@ class DiagAttention(Mixer):
         u = u / jnp.linalg.norm(u)
 
         def place(a):
-            a = (a - 2 * (a @ u)[..., None] * u).astype(x.dtype)
+            along = product("bthk,k->bth", a, u)
+            a = (a - 2 * along[..., None] * u).astype(x.dtype)
             return rotary(a, positions, frequencies=self.theta[...], layout="interleaved")
 
         y, state = block_attention(

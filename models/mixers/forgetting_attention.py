@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.checks import at_least, positive
-from models.kv_cache import buffers, extend, held
+from models.kv_cache import buffers, extend, held, of_document
 from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
 from models.norms import RMSNorm, rms_normalize
 from models.params import dense, ones, param, residual_output, time_scale, zeros
@@ -131,11 +131,7 @@ class ForgettingAttention(Mixer):
             return k, v, {}
         mixed, last = [], {}
         for name, a, w in (("last_key", k, self.w_ak), ("last_value", v, self.w_av)):
-            before = None
-            if state is not None:
-                # A carry that grows is not restarted from outside: compare with the segment of the last token that it holds.
-                segment = jnp.take(state["segment"], state["length"] - 1, axis=1, mode="clip")
-                before = jnp.where((segment == segment_ids[:, 0])[:, None, None], state[name], 0)
+            before = None if state is None else of_document(state, name, segment_ids)
             shifted, last[name] = token_shift(a, initial_state=before, segment_ids=segment_ids)
             share = jax.nn.sigmoid(project(x, w[...]))[..., None]
             mixed.append(share * shifted + (1 - share) * a)

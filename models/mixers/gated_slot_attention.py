@@ -1,5 +1,7 @@
 """Gated slot attention."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,6 +15,7 @@ from models.partitioning import constrain
 from ops import chunks, segments
 from ops.elementwise import silu
 from ops.linear_attention import linear_attention
+from ops.products import factor_dtype
 from ops.projection import project, project_each
 
 CHUNK = 16  # of tokens that are compared pair by pair, for each slot
@@ -95,7 +98,7 @@ def slot_scores(
     Tokens of a chunk meet pair by pair, with the decay of each slot between them; all exponents are <= 0. What enters a chunk is
     kept for the backward pass, the rest is computed again.
     """
-    length = q.shape[1]
+    length, factors = q.shape[1], factor_dtype(q, k)
     chunk = chunks.fit(CHUNK, length)
     q, k = (segments.zero_padding(a, segment_ids).astype(jnp.float32) for a in (q, k))
     log_f = segments.zero_padding(chunks.bounded(log_f), segment_ids)
@@ -103,11 +106,11 @@ def slot_scores(
         state = jnp.zeros((q.shape[0], *write.shape[2:], k.shape[-1]), jnp.float32)
     start = None if segment_ids is None else segments.is_start(segment_ids)[:, :, None]
     xs = jax.tree.map(lambda a: chunks.split(a, chunk), (q, k, write, log_f, start))
-    state, scores = jax.lax.scan(jax.checkpoint(_chunk, prevent_cse=False), state, xs)
+    state, scores = jax.lax.scan(jax.checkpoint(functools.partial(_chunk, factors), prevent_cse=False), state, xs)
     return chunks.join(scores, length), state
 
 
-def _chunk(state, x):
+def _chunk(factors, state, x):
     """A chunk [B, H, C, ...] from the state that enters it."""
     q, k, write, log_f, start = x
     G = jnp.cumsum(log_f, -2)
@@ -115,9 +118,9 @@ def _chunk(state, x):
     enter, leave, through = chunks.boundary_decays(G, masks)
     before = chunks.lower(q.shape[-2])
     seen = before if masks is None else before & masks.same
-    pairs = jnp.where(seen, chunks.matmul(q, chunks.transpose(k)), 0)
+    pairs = jnp.where(seen, chunks.matmul(q, chunks.transpose(k), factors), 0)
     decay = jnp.exp(jnp.where(before[..., None], G[..., :, None, :] - G[..., None, :, :], 0))
     inside = jnp.sum(pairs[..., None] * decay * write[..., None, :, :], -2)
-    scores = enter * chunks.matmul(q, chunks.transpose(state)) + inside
-    state = through[..., None] * state + chunks.matmul(chunks.transpose(leave * write), k)
+    scores = enter * chunks.matmul(q, chunks.transpose(state), factors) + inside
+    state = through[..., None] * state + chunks.matmul(chunks.transpose(leave * write), k, factors)
     return state, scores

@@ -12,6 +12,7 @@ from models.params import constant, dense, fan_in_uniform, log_step, normal, par
 from models.partitioning import constrain
 from models.state_space import pair, unit
 from ops.long_convolution import long_convolution, vandermonde_kernel
+from ops.products import product
 from ops.projection import project, project_each
 from ops.short_convolution import short_convolution
 from ops.state_space_scan import state_space_scan
@@ -91,7 +92,7 @@ class H3(Mixer):
             )
         k = shifted + self.d_k[...] * k
 
-        kv = jnp.einsum("bthi,bthj->bthij", by_head(k), by_head(v)).reshape(*x.shape[:2], -1)
+        kv = product("bthi,bthj->bthij", by_head(k), by_head(v)).reshape(*x.shape[:2], -1)
         kv = constrain(kv, "batch", None, "activation")
         # Every entry of a head's product goes through the head's system.
         spread = lambda p: jax.tree.map(lambda z: jnp.repeat(z, size**2, axis=0), p)
@@ -108,7 +109,8 @@ class H3(Mixer):
                 segment_ids=segment_ids,
             )
         y = constrain(y, "batch", None, "activation") + spread(self.d[...]) * kv
-        o = jnp.einsum("bthi,bthij->bthj", by_head(q), y.reshape(*x.shape[:2], heads, size, size))
+        y = y.reshape(*x.shape[:2], heads, size, size)
+        o = product("bthi,bthij->bthj", by_head(q), y)
         return project(o.reshape(x.shape).astype(x.dtype), self.w_o[...]), new
 
     def discretize(self):

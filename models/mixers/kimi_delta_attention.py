@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.checks import scaled
+from models.checks import at_least, scaled
 from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_of, residual_output, step_bias, time_scale, uniform
@@ -29,6 +29,7 @@ class KimiDeltaAttention(Mixer):
       expand: size of the keys, and of the values, over the width.
       conv_size: taps of the short convolutions.
       lower_bound: the least log alpha, negative; by default there is none.
+      eps: of the norm (1e-5 in the release).
     """
 
     paper = "Kimi Linear, arXiv 2510.26692"
@@ -44,7 +45,9 @@ class KimiDeltaAttention(Mixer):
         expand: float = 1.0,
         conv_size: int = 4,
         lower_bound: float | None = None,
+        eps: float = 1e-6,
     ):
+        at_least(0, eps=eps)
         if lower_bound is not None and not -math.inf < lower_bound < 0:
             raise UserError(f"`lower_bound` bounds a log-decay: make it negative, or None; got {lower_bound}")
         inner = scaled(width, expand=expand)
@@ -60,7 +63,7 @@ class KimiDeltaAttention(Mixer):
         self.dt_bias = time_scale(rngs, step_bias(), (heads, size), ("heads", None))
         self.w_g1 = dense(rngs, (width, size), ("embed", None))
         self.w_g2 = dense(rngs, (size, heads, size), (None, "heads", None))
-        self.norm = RMSNorm(size, rngs=rngs)
+        self.norm = RMSNorm(size, rngs=rngs, eps=eps)
         self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
     def mix(

@@ -14,16 +14,17 @@ from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.linear_attention import linear_attention
+from ops.products import factor_dtype, product
 from ops.projection import project
 
 
 class InitialMemory(nnx.Module):
-    """P before the first layer: learned, N(0, 1/D)."""
+    """P before the first layer: learned, N(0, 1/D), with the D of the base of a model that is scaled from one."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, causal: bool = True, memory: int = 16):
+    def __init__(self, width: int, *, rngs: nnx.Rngs, base_width: int, causal: bool = True, memory: int = 16):
         at_least(1, memory=memory)
         self.causal = causal
-        self.p = param(rngs, normal(width**-0.5), (memory, width), (None, "embed"), decay=False)
+        self.p = param(rngs, normal(base_width**-0.5), (memory, width), (None, "embed"), decay=False)
 
     def __call__(self, x: Tokens, *, segment_ids: Ids | None, positions: Ids):
         p = self.p[...].astype(x.dtype)
@@ -112,7 +113,7 @@ class Luna(Mixer):
     def recur(self, q, packed, c, p, state, segment_ids, positions):
         scale = q.shape[-1] ** -0.5
         memory = scale * project(p, self.w_pq[...])
-        z = jnp.einsum("bthk,lhk->bthl", packed, memory, preferred_element_type=jnp.float32)
+        z = product("bthk,lhk->bthl", packed, memory, factor_dtype(packed, memory))
         a = jax.nn.softplus(math.log(2) * z) / math.log(2)
         count = (positions + 1)[:, :, None, None]
         first, second = (None, None) if state is None else (state["keys"], state["values"])

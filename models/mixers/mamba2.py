@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
+from common.errors import UserError, check_choice
 from models.checks import at_least, scaled
 from models.mixer import Ids, Mixer, Tokens, head_size
 from models.norms import rms_normalize
@@ -34,6 +37,8 @@ class Mamba2(Mixer):
       conv_size: taps of the short convolutions.
       dt_min, dt_max: range of the step size at initialisation.
       eps: of the norm.
+      output_norm: "gated", norm(o * silu(z)); "ungated", norm(o) * silu(z); or "none", o * silu(z) (Falcon-H1, arXiv 2507.22448).
+      scales: factors of what the input's maps make, z, u, B, C and dt (Falcon-H1); () for none.
     """
 
     replaces_channel_mixer = True
@@ -55,7 +60,12 @@ class Mamba2(Mixer):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         eps: float = 1e-5,
+        output_norm: str = "gated",
+        scales: tuple[float, ...] = (),
     ):
+        check_choice("output_norm", output_norm, ("gated", "ungated", "none"))
+        if len(scales) not in (0, 5):
+            raise UserError(f"`scales` must be 5 factors, of z, u, B, C and dt, or () for none; got {len(scales)}")
         at_least(1, state=state, heads=heads, groups=groups)
         at_least(0, eps=eps)
         inner = scaled(width, expand=expand)
@@ -77,7 +87,9 @@ class Mamba2(Mixer):
         self.a_log = time_scale(rngs, log_of(uniform(1.0, 16.0)), (heads,), (None,))
         self.d = param(rngs, ones, (heads,), (None,), decay=False, keep_float32=True)
         self.eps = eps
-        self.norm = param(rngs, ones, (inner,), ("heads",), keep_float32=True)
+        self.output_norm, self.scales = output_norm, tuple(scales)
+        has_norm = output_norm != "none"
+        self.norm = param(rngs, ones, (inner,), ("heads",), keep_float32=True) if has_norm else None
         self.w_out = residual_output(rngs, (inner, width), ("heads", "embed"), depth, branches=1)
 
     def mix(
@@ -86,19 +98,28 @@ class Mamba2(Mixer):
         heads, size, channels = self.sizes
         new = {}
 
-        def branch(name, w, taps, bias):
+        def scaled_by(a, *places):
+            """a, in as many parts as there are places, times the factors at these places."""
+            if not self.scales:
+                return a
+            return a * np.repeat(np.float32([self.scales[i] for i in places]), a.shape[-1] // len(places)).astype(
+                a.dtype
+            )
+
+        def branch(name, w, taps, bias, *places):
             initial = None if state is None else state[name]
-            u = project(x, w[...])
+            u = scaled_by(project(x, w[...]), *places)
             u, new[name] = short_convolution(u, taps[...], bias[...], initial_state=initial, segment_ids=segment_ids)
             return silu(u)
 
-        z = constrain(project(x, self.w_z[...]), "batch", "length", "heads")
-        u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias), "batch", "length", "heads")
-        bc = branch("conv_bc", self.w_bc, self.conv_bc, self.conv_bc_bias)
+        z = constrain(scaled_by(project(x, self.w_z[...]), 0), "batch", "length", "heads")
+        u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias, 1), "batch", "length", "heads")
+        bc = branch("conv_bc", self.w_bc, self.conv_bc, self.conv_bc_bias, 2, 3)
         b, c = jnp.moveaxis(bc.reshape(*bc.shape[:2], 2, self.groups, size), 2, 0)
         b, c = (jnp.repeat(a, heads // self.groups, axis=2) for a in (b, c))
         u = u.reshape(*u.shape[:2], heads, channels)
-        dt = jax.nn.softplus(project(x, self.w_dt[...]).astype(jnp.float32) + self.dt_bias[...])
+        dt = scaled_by(project(x, self.w_dt[...]), 4).astype(jnp.float32)
+        dt = jax.nn.softplus(dt + self.dt_bias[...])
         o, new["ssm"] = linear_attention(
             c,
             b,
@@ -108,9 +129,18 @@ class Mamba2(Mixer):
             segment_ids=segment_ids,
         )
         o = (o + self.d[...][:, None] * u).astype(x.dtype)
-        o = silu_gate(z, o.reshape(z.shape))
-        o = rms_normalize(o.astype(jnp.float32).reshape(*z.shape[:2], self.groups, -1), self.eps).reshape(z.shape)
-        return project((self.norm[...] * o).astype(x.dtype), self.w_out[...]), new
+        o = o.reshape(z.shape)
+        if self.output_norm == "ungated":
+            o = silu_gate(z, self.normalized(o))
+        else:
+            o = silu_gate(z, o)
+            o = o if self.norm is None else self.normalized(o)
+        return project(o, self.w_out[...]), new
+
+    def normalized(self, o: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        """The norm within groups of heads."""
+        y = rms_normalize(o.astype(jnp.float32).reshape(*o.shape[:2], self.groups, -1), self.eps).reshape(o.shape)
+        return (self.norm[...] * y).astype(o.dtype)
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         heads, size, channels = self.sizes

@@ -60,6 +60,7 @@ class Mega(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
+        base_width: int,
         causal: bool = True,
         expansion: float = 2.0,
         key_size: int = 64,
@@ -84,7 +85,8 @@ class Mega(Mixer):
         self.ema_in = param(rngs, alternating, shape, axes, **facts)
         self.ema_out = param(rngs, normal(1.0), shape, axes, **facts)
         self.omega = param(rngs, normal(1.0), (width,), (None,), **facts)
-        small = lambda shape, axes: param(rngs, normal(0.02), shape, axes)
+        std = 0.02 * (base_width / width) ** 0.5  # the authors', at the width that a wider model is scaled from
+        small = lambda shape, axes: param(rngs, normal(std), shape, axes)
         self.w_v = small((width, hidden), ("embed", "mlp"))
         self.b_v = param(rngs, zeros, (hidden,), ("mlp",))
         self.w_m = small((width, 2 * width + key_size), ("embed", None))

@@ -48,6 +48,7 @@ class MLSTM(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
+        base_width: int,
         depth: int = 1,
         heads: int = 4,
         expand: float = 2.0,
@@ -67,7 +68,8 @@ class MLSTM(Mixer):
         self.w_up = param(rngs, small, (width, 2, inner), ("embed", None, "mlp"))
         self.conv = conv_taps(rngs, conv_size, inner, "mlp")
         self.conv_bias = param(rngs, zeros, (inner,), ("mlp",))
-        self.w_qkv = param(rngs, small, (3, inner // block_size, block_size, block_size), (None, "mlp", None, None))
+        blocks = normal(math.sqrt(2 / (5 * base_width)))  # whose inputs do not grow with the width
+        self.w_qkv = param(rngs, blocks, (3, inner // block_size, block_size, block_size), (None, "mlp", None, None))
         axes = (None, "mlp", None, None)
         self.w_gates = param(rngs, zeros, (3, inner, 2, heads), axes, keep_float32=True, inputs=(0, 1))
         facts = {"decay": False, "keep_float32": True}

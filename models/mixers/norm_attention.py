@@ -12,6 +12,7 @@ from models.mixer import Ids, MatrixState, Mixer, Tokens, check_rotated, head_si
 from models.norms import rms_normalize
 from models.params import normal, param, xavier_uniform
 from models.partitioning import constrain
+from ops.products import product
 from ops.projection import project, project_each
 from ops.rotary import rotary
 
@@ -75,7 +76,8 @@ class NormAttention(Mixer):
         u = jax.lax.stop_gradient(self.u[...])
         u = u / jnp.linalg.norm(u)
         a = jax.nn.elu(a.astype(jnp.float32)) + (self.version - 1)
-        a = a - 2 * (a @ u)[..., None] * u
+        along = product("bthk,k->bth", a, u)
+        a = a - 2 * along[..., None] * u
         return rotary(a, positions, frequencies=self.theta[...], layout="interleaved")
 
     def attention_scores(

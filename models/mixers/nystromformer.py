@@ -12,6 +12,7 @@ from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
 from ops.dispatch import matmul_precision
+from ops.products import factor_dtype, product
 from ops.projection import project, project_each
 from ops.short_convolution import short_convolution
 
@@ -70,16 +71,17 @@ class Nystromformer(Mixer):
     def mix(self, x: Tokens, state: None, *, segment_ids: Ids | None, positions: Ids) -> tuple[Tokens, None]:
         q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         q, k = (a * a.shape[-1] ** -0.25 for a in (q, k))
+        mean = lambda weights, a: product("btm,bthk->bmhk", weights, a, factor_dtype(a)).astype(a.dtype)
         average, exists = runs(segment_ids, positions, min(self.landmarks, x.shape[1]))
-        queries, keys = (jnp.einsum("btm,bthk->bmhk", average.astype(a.dtype), a) for a in (q, k))
+        queries, keys = (mean(average, a) for a in (q, k))
         tokens, marks = (None, None) if segment_ids is None else (jnp.sign(segment_ids), exists.astype(jnp.int32))
 
         summary = attention(queries, k, v, scale=1.0, causal=False, segment_ids=marks, key_segment_ids=tokens)
-        scores = jnp.einsum("bmhk,bnhk->bhmn", queries, keys, preferred_element_type=jnp.float32)
+        scores = product("bmhk,bnhk->bhmn", queries, keys, factor_dtype(queries, keys))
         A = jax.nn.softmax(jnp.where(exists[:, None, None], scores, -1e30), -1)
         A = jnp.where(exists[:, None, None] & exists[:, None, :, None], A, 0)
         inverse = pseudo_inverse(A, self.iterations)
-        summary = jnp.einsum("bhmn,bnhv->bmhv", inverse, summary.astype(jnp.float32)).astype(v.dtype)
+        summary = product("bhmn,bnhv->bmhv", inverse, summary).astype(v.dtype)
         y = attention(q, keys, summary, scale=1.0, causal=False, segment_ids=tokens, key_segment_ids=marks)
         return project(y + self.convolve(v), self.w_o[...], inputs=2), state
 

@@ -60,6 +60,7 @@ class RWKV7(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
+        base_width: int,
         layer: int | Int[Array, ""] = 0,
         layers: int = 1,
         heads: int | None = None,
@@ -91,22 +92,19 @@ class RWKV7(Mixer):
         for name, gain in (("w_r", 1.0), ("w_k", 0.1), ("w_v", 1.0)):
             setattr(self, name, param(rngs, orthogonal(gain), (width, heads, size), ("embed", *axes)))
 
-        def usual(factor):
-            return max(32, 32 * round(factor * math.sqrt(width) / 32))
-
-        self.decay_rank = usual(2.5) if decay_rank is None else decay_rank
-        self.rate_rank = usual(2.5) if rate_rank is None else rate_rank
-        self.value_rank = usual(1.7) if value_rank is None else value_rank
-        self.gate_rank = usual(5.0) if gate_rank is None else gate_rank
-
-        def low_rank(rank):
+        def low_rank(rank, factor):
+            """The rank, and the two maps; for None the usual one."""
+            usual, base = (max(32, 32 * round(factor * math.sqrt(w) / 32)) for w in (width, base_width))
+            # Rows of length 0.1. Where the width has grown, what comes out is as large as in the base.
+            grown = width / base_width * (base / usual if rank is None else 1.0)
+            rank = usual if rank is None else rank
             first = param(rngs, zeros, (width, rank), ("embed", None))
-            return first, param(rngs, orthogonal(0.1), (rank, heads, size), (None, *axes))
+            return rank, first, param(rngs, orthogonal(0.1 * grown**0.5), (rank, heads, size), (None, *axes))
 
-        self.decay_in, self.decay_out = low_rank(self.decay_rank)
-        self.rate_in, self.rate_out = low_rank(self.rate_rank)
-        self.value_in, self.value_out = low_rank(self.value_rank)
-        self.gate_in, self.gate_out = low_rank(self.gate_rank)
+        self.decay_rank, self.decay_in, self.decay_out = low_rank(decay_rank, 2.5)
+        self.rate_rank, self.rate_in, self.rate_out = low_rank(rate_rank, 2.5)
+        self.value_rank, self.value_in, self.value_out = low_rank(value_rank, 1.7)
+        self.gate_rank, self.gate_in, self.gate_out = low_rank(gate_rank, 5.0)
         self.w_0 = vector((-6 + 6 * fraction ** (1 + deep**0.3)).reshape(shape) + 0.5 + 2.5 * zigzag)
         self.a_0 = vector(-0.19 + 0.3 * zigzag + 0.4 * linear)
         self.v_0 = vector(0.73 - 0.4 * linear)

@@ -46,6 +46,7 @@ class S5(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
+        base_width: int,
         causal: bool = True,
         state: int = 256,
         blocks: int = 8,
@@ -62,7 +63,8 @@ class S5(Mixer):
         V = scipy.linalg.block_diag(*[vectors[:, size // 2 :]] * blocks)  # [P, P/2]
 
         def b_init(key, shape, dtype):
-            real = jax.random.normal(key, (width, state), dtype) * state**-0.5
+            # It sums over the width, which the authors' deviation leaves out: that holds where a wider model is scaled from.
+            real = jax.random.normal(key, (width, state), dtype) * (state**-0.5 * (base_width / width) ** 0.5)
             return jnp.stack([real @ jnp.asarray(part, dtype) for part in (V.real, -V.imag)], 1)  # B^T conj(V)
 
         def c_init(key, shape, dtype):

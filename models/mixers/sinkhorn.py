@@ -14,6 +14,7 @@ from models.mixer import Context, Ids, Mixer, Tokens, head_size
 from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention
+from ops.dispatch import matmul_precision
 from ops.projection import project, project_blocks, project_each
 
 
@@ -164,7 +165,8 @@ def normalize(
 def attend(q, k, v, P, seen, real, count, causal, rows=None):
     """The two attentions. q and `seen`, the real queries, are the blocks `rows` [B, rows] (None: all) of those of k, v and
     `real`; a document has `count` [B, 1] tokens. Returns [B, rows * block, H, K]."""
-    move = lambda a: jnp.einsum("bhij,bjthk->bithk", P.astype(a.dtype), a)
+    precision = matmul_precision(v.dtype)
+    move = lambda a: jnp.einsum("bhij,bjthk->bithk", P.astype(a.dtype), a, precision=precision)
     sources = jnp.broadcast_to((jnp.arange(k.shape[2]) < count)[:, None], q.shape[:3])
     y = inside(q, move(k), move(v), seen, sources, causal=False)
     if rows is not None:

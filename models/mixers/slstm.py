@@ -45,6 +45,7 @@ class SLSTM(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
+        base_width: int,
         layer: int | Int[Array, ""] = 0,
         layers: int = 1,
         heads: int = 4,
@@ -59,7 +60,7 @@ class SLSTM(Mixer):
         self.conv = conv_taps(rngs, conv_size, width, "heads")
         self.conv_bias = param(rngs, zeros, (width,), ("heads",))
         shape, axes = (heads, size, 2, size), ("heads", None, None, None)
-        small = normal(math.sqrt(2 / (5 * width)))
+        small = normal(math.sqrt(2 / (5 * base_width)))  # a head's inputs do not grow with the width
         self.w_if = param(rngs, small, shape, axes)
         self.w_zo = param(rngs, small, shape, axes)
         self.r = param(rngs, zeros, (heads, size, 4, size), axes)

@@ -12,6 +12,7 @@ from models.params import dense, normal, param, residual_output, zeros
 from models.partitioning import constrain
 from ops import segments
 from ops.attention import attention
+from ops.products import factor_dtype, product
 from ops.projection import project
 
 TERMS = ("dense", "random", "factorized_random", "dot_product")
@@ -52,6 +53,7 @@ class Synthesizer(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
+        base_width: int,
         causal: bool = True,
         depth: int = 1,
         length: int = 512,
@@ -79,11 +81,13 @@ class Synthesizer(Mixer):
             self.b_1 = param(rngs, zeros, (heads, size), ("heads", None), decay=False)
             self.w_2 = param(rngs, normal(size**-0.5), (heads, length, size), ("heads", None, None))
             self.b_2 = param(rngs, zeros, (heads, length), ("heads", None), decay=False)
+        # A table is as large in a model that is scaled from one with fewer heads of the same size.
+        base_heads = heads * base_width / width
         if "random" in self.terms:
-            self.r = table((heads * length) ** -0.5, (heads, length, length))
+            self.r = table((base_heads * length) ** -0.5, (heads, length, length))
         if "factorized_random" in self.terms:
-            self.r_1 = table((heads * length) ** -0.5, (heads, length, rank))
-            self.r_2 = table((heads * rank) ** -0.5, (heads, length, rank))
+            self.r_1 = table((base_heads * length) ** -0.5, (heads, length, rank))
+            self.r_2 = table((base_heads * rank) ** -0.5, (heads, length, rank))
         if "dot_product" in self.terms:
             self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
             self.w_k = dense(rngs, (width, heads, size), ("embed", "heads", None))
@@ -124,7 +128,7 @@ class Synthesizer(Mixer):
             columns = jnp.broadcast_to(keys["position"][:, None, None], (*rows.shape[:3], v.shape[1]))
             scores = jnp.take_along_axis(rows, columns, -1).astype(jnp.float32)
             for a, b in zip(q, k, strict=True):
-                scores += jnp.einsum("bthk,bshk->bths", a, b, preferred_element_type=jnp.float32)
+                scores += product("bthk,bshk->bths", a, b, factor_dtype(a, b))
             y = weigh(scores, v, self.causal, segment_ids, key_segments, offset)
         else:
             y = attention(

@@ -44,6 +44,7 @@ class TTTLinear(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
+        base_width: int,
         depth: int = 1,
         heads: int = 4,
         mini_batch: int = 16,
@@ -65,7 +66,8 @@ class TTTLinear(Mixer):
         self.w_g = dense(rngs, (width, width), ("embed", "heads"))
         self.conv_q = conv_taps(rngs, conv_size, width, "heads")
         self.conv_k = conv_taps(rngs, conv_size, width, "heads")
-        self.w_lr = param(rngs, normal(0.02), (width, heads), ("embed", None))
+        std = 0.02 * (base_width / width) ** 0.5  # the authors', at the width that a wider model is scaled from
+        self.w_lr = param(rngs, normal(std), (width, heads), ("embed", None))
         self.offset = param(rngs, zeros, (mini_batch,), (None,), decay=False, keep_float32=True)
         self.memory = param(rngs, normal(0.02), (heads, size, size), ("heads", None, None))
         self.memory_bias = param(rngs, zeros, (heads, size), ("heads", None), decay=False)

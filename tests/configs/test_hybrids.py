@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from configs import hybrids
-from models import accounting
+from models import accounting, import_hf
 from models.config import ModelConfig
 from models.sequence_model import SequenceModel
 from training.config import section
@@ -30,8 +30,6 @@ RELEASED = {
 # What ours has more, where it differs, as the comments in configs/hybrids.py say.
 MORE = {
     "kimi_linear": 26 * 256,  # the bias of each router's choice, which there is no parameter
-    "gpt_oss": -24 * 32 * (2 * 2880 + 2880),  # biases of experts
-    "olmo_hybrid": -8 * 2 * (30 - 1) * 128,  # norms of queries and keys, of one head and not of 30
     "minimax01": 6144,  # the norm of the head
 }
 # Places of the layers with full attention, or MLA.
@@ -49,6 +47,16 @@ FULL = {
 }
 # Billions of active parameters as published, where it is said, and the parameters that are not counted: of embedding and head.
 ACTIVE = {"jamba": (12, 0), "qwen3_next": (3, 2 * 151936 * 2048), "minimax01": (46, 2 * 200064 * 6144)}
+
+# Their architecture in transformers.
+LIBRARY = {
+    **{
+        name: name
+        for name in ("jamba", "nemotron_h", "qwen3_next", "kimi_linear", "lfm2", "gpt_oss", "olmo_hybrid", "bamba")
+    },
+    "gemma3": "gemma3_text",
+    "granite4h": "granitemoehybrid",
+}
 
 
 def model(name: str, vocab_size: int) -> ModelConfig:
@@ -83,6 +91,17 @@ def test_nemotron_h_has_its_layers_in_order():
     assert found == "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
     abstract = nnx.eval_shape(lambda: SequenceModel(config, rngs=nnx.Rngs(0)))
     assert round(accounting.parameter_count(abstract) / 1e8) == 81
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("lfm2", "granite4h") else pytest.param(name, marks=pytest.mark.thorough) for name in LIBRARY],
+)
+def test_the_library_has_the_architecture(name):
+    """What is trained from a recipe can be written in Hugging Face's format."""
+    config = model(name, 1024)
+    abstract = nnx.eval_shape(lambda: SequenceModel(config, rngs=nnx.Rngs(0)))
+    assert import_hf.from_ours(abstract, config).hf_config["model_type"] == LIBRARY[name]
 
 
 @pytest.mark.parametrize("name", hybrids.HYBRIDS)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import shallow, task
+from data.tasks.chomsky import PROBLEMS
 from data.tasks.listops import TOKENS
 
 MARGIN = 0.02
@@ -57,6 +58,39 @@ def sum_features(made, row):
     return [target, reuse, np.sum(candidates <= target), *np.sort(candidates)[:3], *np.ravel(multiples), divides]
 
 
+def scores_of_trees(x, labels, held, expected):
+    from sklearn.tree import DecisionTreeClassifier
+
+    trees = [DecisionTreeClassifier(max_depth=depth, min_samples_leaf=10, random_state=0) for depth in (3, 6, 9)]
+    return [np.mean(tree.fit(x, labels).predict(held) == expected) for tree in trees]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "compute_sqrt",
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in PROBLEMS if name != "compute_sqrt"),
+    ],
+)
+def test_floors_of_formal_languages(problem):
+    """Trees that see three tokens of both ends, the length, and the place in the answer from either side."""
+    made = task.create("chomsky", problem=problem)
+
+    def examples(split, count):
+        found = []
+        for i in range(count):
+            row = made.row(split, i, 0, 0)
+            (places,) = np.nonzero(row["weights"])
+            string = row["inputs"][: places[0]].tolist()
+            ends = [*(string + [-1] * 3)[:3], *([-1] * 3 + string)[-3:]]
+            size = len(string)
+            found += [([*ends, size, size % 2, j, size - j], row["targets"][p]) for j, p in enumerate(places)]
+        return [np.array(part) for part in zip(*found)]
+
+    scores = scores_of_trees(*examples("train", 3000), *examples("test", made.num_examples("test")))
+    assert max(made.floors("test").values()) >= max(scores) - MARGIN, scores
+
+
 @pytest.mark.parametrize(
     "name,options,features",
     [
@@ -68,15 +102,12 @@ def sum_features(made, row):
 )
 def test_floors_are_floors(name, options, features):
     """Trees that were fitted on 3,000 rows, and their score on the test split."""
-    from sklearn.tree import DecisionTreeClassifier
-
     made = task.create(name, **options)
     count = made.num_examples("test")
     rows = [[made.row(split, i, 0, 0) for i in range(n)] for split, n in (("train", 3000), ("test", count))]
     (x, held) = ([features(made, row) for row in part] for part in rows)
     labels, expected = (np.array([int(row["targets"]) for row in part]) for part in rows)
-    trees = [DecisionTreeClassifier(max_depth=depth, min_samples_leaf=10, random_state=0) for depth in (3, 6, 9)]
-    scores = [np.mean(tree.fit(x, labels).predict(held) == expected) for tree in trees]
+    scores = scores_of_trees(x, labels, held, expected)
     assert max(made.floors("test").values()) >= max(scores) - MARGIN, scores
 
 

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from configs import lm
 from evaluation import harness
-from evaluation.harness import Answers, windows
-from evaluation.loading import load_hf
+from evaluation.answers import Answers, windows
+from evaluation.loading import LoadedRun, load_hf
+from training import setup
+from training.config import resolve
 
 pytestmark = pytest.mark.xdist_group("evaluation")  # one worker trains the run
 
@@ -75,6 +78,52 @@ def test_continuations_beside_rows_one_by_one(answers, log_p):
     # Whatever stands beside it.
     alone = [answers.loglikelihood([asked(*pair)])[0] for pair in PAIRS[:2]]
     np.testing.assert_allclose([a[0] for a in alone], [f[0] for f in found[:2]], rtol=1e-6)
+
+
+CHOICES = [("the quick", c) for c in (" brown", " zebra", "", " fox jumps over")] + [
+    *(("seven wizards", c) for c in (" box", " b")),
+    *(("x" * 40, c) for c in ("yz", "x", "abcdefgh")),  # loses its beginning, and each another
+    *(("q", c) for c in "uvw"),  # is the last token before what is scored, and nothing before it
+    ("alone", " is"),
+]
+
+
+def test_a_context_that_several_have_is_read_once(answers, log_p, monkeypatch):
+    """Beside rows one by one, and in fewer tokens."""
+    read, step, seen = answers._read, answers._step, {"contexts": [], "whole": 0}
+
+    def count(params, ids, *rest):
+        seen["contexts"].append(ids.shape)
+        return read(params, ids, *rest)
+
+    def whole(params, inputs, targets):
+        seen["whole"] += len(inputs)
+        return step(params, inputs, targets)
+
+    monkeypatch.setattr(answers, "_read", count)
+    monkeypatch.setattr(answers, "_step", whole)
+    found = answers.loglikelihood([asked(*pair) for pair in CHOICES])
+    for (context, continuation), (nats, greedy) in zip(CHOICES, found, strict=True):
+        expected, best = by_hand(log_p, list(context.encode()), list(continuation.encode()), 24)
+        assert nats == pytest.approx(expected, abs=1e-4) and greedy == best
+    assert seen["contexts"] == [(8, 16)] and seen["whole"] == 8  # "the quick", "seven wizards"; and seven rows
+
+
+def test_contexts_that_are_read_once_by_a_carry_that_grows(run, text, monkeypatch):
+    """Contexts of unequal lengths, padded, behind a cache of keys: beside the same rows whole."""
+    config = lm.get_config("mixer=attention+min_gru")
+    config.task.update({"corpus": f"file:{text}", "length": 24})
+    config.model.update({"width": 8, "depth": 2, "channel_mixer": "none"})
+    made = resolve(config)
+    built = setup.build(made, for_training=False)
+    params = built.init(jax.random.key(0))["params"]
+    one = Answers(LoadedRun(made, built, params, run.workdir, 0, ""), batch_size=8)
+    requests = [asked(*pair) for pair in CHOICES]
+    together = one.loglikelihood(requests)
+    monkeypatch.setattr(one, "_by_context", lambda pieces: (pieces, []))
+    alone = one.loglikelihood(requests)
+    np.testing.assert_allclose([t[0] for t in together], [a[0] for a in alone], rtol=1e-5)
+    assert [t[1] for t in together] == [a[1] for a in alone]
 
 
 def test_a_sum_of_parts(answers):

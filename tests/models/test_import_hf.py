@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import ml_dtypes
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from common import marks
 from common.errors import UserError
 from models import import_hf
 from models.checks import scaled
 from models.config import ModelConfig
+from models.import_hf import catalogue
+from models.import_hf.architecture import arranged
 from models.sequence_model import SequenceModel
 
 CONFIG = {
@@ -100,7 +104,8 @@ def test_tensors_that_do_not_fit(directory, changes, message):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"model_type": "gpt2"}, "'gpt2'; supported are gemma, llama, mamba"),
+        ({"model_type": "gpt2"}, "'gpt2'; supported are bamba, falcon_h1, gemma"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config says .* convert them to bfloat16"),
         ({"use_bias": True}, "use_bias=True is not supported"),
         ({"hidden_size": None}, "hidden_size is null"),
         ({"num_attention_heads": 4, "gated": 1}, "nobody reads gated, num_attention_heads"),
@@ -122,6 +127,80 @@ def test_files_that_are_not_there(directory):
     (directory / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"pytorch_model.bin are pickles"):
         import_hf.load(directory)
+
+
+def test_the_page_has_all():
+    """Run `python -m models.import_hf.catalogue docs/weights.md` after adding an architecture."""
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    assert marks.insert(page, catalogue.NAME, catalogue.table()) == page
+
+
+def test_arrangement():
+    """As many blocks as possible are repeats, and together they are the blocks."""
+    cases = {
+        "aaaa": ("", "a", ""),
+        "aabaabaab": ("", "aab", ""),
+        "aabaabaa": ("", "aab", "aa"),
+        "caabaabd": ("c", "aab", "d"),
+        "abcd": ("", "abcd", ""),
+    }
+    for blocks, expected in cases.items():
+        found = arranged(list(blocks))
+        assert tuple("".join(found[key]) for key in ("prefix", "pattern", "suffix")) == expected
+
+
+def test_which_architecture_a_model_is_written_as():
+    """A Llama stays one, though others that have more mixers compute the same without them."""
+    config = ModelConfig(
+        **{
+            "vocab_size": 9,
+            "targets": 9,
+            "width": 8,
+            "depth": 2,
+            "norm_eps": 1e-5,
+            "mixer": {"attention": {"heads": 2}},
+        }
+    )
+    model = nnx.eval_shape(lambda: SequenceModel(config, rngs=nnx.Rngs(0)))
+    assert import_hf.from_ours(model, config).hf_config["model_type"] == "llama"
+    odd = dataclasses.replace(config, norm_position="post")
+    with pytest.raises(UserError, match=r"llama is another model: model\.norm_position='post' where it has 'pre'"):
+        import_hf.from_ours(model, odd)
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"full_attention": {}, "x": 1}},
+            r"nobody reads rope_parameters\.x",
+        ),
+        ({"model_type": "olmo3", "layer_types": ["chunked"]}, "layer_types has 'chunked'"),
+        (
+            {"model_type": "lfm2", "full_attn_idxs": [0], "rope_parameters": {"partial_rotary_factor": 0.5}},
+            "partial_rotary",
+        ),
+        ({"model_type": "qwen3_next", "attention_bias": True}, "attention_bias=True"),
+        ({"model_type": "gpt_oss", "swiglu_limit": 5.0}, "swiglu_limit=5.0"),
+        ({"model_type": "jamba", "mamba_proj_bias": True}, "mamba_proj_bias=True"),
+        ({"model_type": "jamba", "rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05"),
+        ({"model_type": "bamba", "time_step_limit": [0.01, 1.0]}, "time_step_limit"),
+        ({"model_type": "bamba", "mamba_d_head": 32}, "mamba_n_heads=128 times mamba_d_head=32"),
+        ({"model_type": "granitemoehybrid", "position_embedding_type": "alibi"}, "position_embedding_type='alibi'"),
+        ({"model_type": "falcon_h1", "projectors_bias": True}, "projectors_bias=True"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "M--"}, "an MLP or experts behind each mixer"),
+        ({"model_type": "nemotron_h", "moe_latent_size": 64}, "moe_latent_size=64"),
+        ({"model_type": "olmo_hybrid", "hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"model_type": "kimi_linear", "mla_use_nope": False}, "mla_use_nope=False"),
+        ({"model_type": "kimi_linear", "linear_attn_config": {"gate_lower_bound": -5.0}}, "linear_attn_config="),
+    ],
+)
+def test_options_of_hybrids_that_we_lack(tmp_path, options, message):
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    with pytest.raises(UserError, match=message):
+        import_hf.read_config(tmp_path)
 
 
 LLAMA = {"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}

@@ -22,7 +22,9 @@ OPTIONS = {
     "softmax": {"router": "softmax", "shared": 2, "shared_gate": True},
     "softmax_topk": {"router": "softmax_topk", "activation": "relu2"},
     "sigmoid": {"router": "sigmoid", "groups": 4, "top_groups": 2, "scale": 2.5, "shared": 1},
+    "clamped": {"router": "softmax", "renormalize": False, "scale": 1.5, "activation": "clamped_swiglu", "bias": True},
 }
+RUN_ALWAYS = ("sigmoid", "clamped")
 
 
 def layer(**options):
@@ -30,6 +32,8 @@ def layer(**options):
     graph, params = nnx.split(MoE(D, rngs=nnx.Rngs(0), experts=E, top_k=3, hidden=F, **options))
     numbers = np.random.default_rng(1)
     params = jax.tree.map(lambda p: p + np.float32(0.3 * numbers.standard_normal(p.shape)), params)
+    if options.get("bias"):  # beyond the limits of the clamped gate
+        params["b_in"] = jax.tree.map(lambda p: 20 * p, params["b_in"])
     return nnx.merge(graph, params)
 
 
@@ -43,6 +47,11 @@ def expected(moe, x):
     silu, sigmoid = (lambda a: a / (1 + np.exp(-a))), (lambda a: 1 / (1 + np.exp(-a)))
     gated = moe.w_in.shape[2] == 2
     act = lambda h: silu(h[0]) * h[1] if gated else np.maximum(h[0], 0) ** 2
+    if moe.b_in is not None:
+        cut = lambda h: (min(h[0], 7), np.clip(h[1], -7, 7))
+        clamped = lambda g, v: g * sigmoid(1.702 * g) * (v + 1)
+        act = lambda h: np.array([clamped(*cut(column)) for column in h.T])
+        assert (np.abs(wide(moe.b_in)) > 8).any()
     y, choices, shares = np.zeros(x.shape), np.zeros((B, T, 3), int), np.zeros((B, T, E))
     for place in np.ndindex(B, T):
         u = x[place].astype(np.float64)
@@ -62,7 +71,11 @@ def expected(moe, x):
         choices[place] = best
         for e in best:
             h = np.stack([u @ wide(moe.w_in)[e, :, i] for i in range(moe.w_in.shape[2])])
-            y[place] += moe.scale * scores[e] / scores[best].sum() * (act(h) @ wide(moe.w_out)[e])
+            h = h if moe.b_in is None else h + wide(moe.b_in)[e]
+            weight = scores[e] / (scores[best].sum() if moe.renormalize else scores.sum())
+            y[place] += (
+                moe.scale * weight * (act(h) @ wide(moe.w_out)[e] + (0 if moe.b_out is None else wide(moe.b_out)[e]))
+            )
         if moe.shared is not None:
             h = np.stack([u @ wide(moe.shared.w_in)[:, i] for i in range(2)])
             factor = 1 if moe.w_shared_gate is None else sigmoid(u @ wide(moe.w_shared_gate))
@@ -71,7 +84,7 @@ def expected(moe, x):
 
 
 @pytest.mark.parametrize(
-    "router", [name if name == "sigmoid" else pytest.param(name, marks=pytest.mark.thorough) for name in OPTIONS]
+    "router", [name if name in RUN_ALWAYS else pytest.param(name, marks=pytest.mark.thorough) for name in OPTIONS]
 )
 def test_equals_the_loop(router):
     """Values, the auxiliary losses in closed form and the loads, with and without padding; padding enters nothing."""
@@ -161,6 +174,8 @@ def test_active_parameters_and_operations():
         ({"groups": 4, "top_groups": 1, "top_k": 3, "router": "sigmoid"}, "must hold model.moe.top_k=3"),
         ({"groups": 2}, "is for model.moe.router='sigmoid'"),
         ({"shared_gate": True}, "set model.moe.shared"),
+        ({"router": "softmax_topk", "renormalize": False}, "leave model.moe.renormalize at True"),
+        ({"activation": "clamped_swiglu", "shared": 1}, "model.moe.shared is for other activations"),
         ({"hidden": 0}, "model.moe.hidden must be 1 or more"),
         ({"expert": 4}, "nobody reads model.moe.expert"),
     ],

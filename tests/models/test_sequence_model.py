@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from common.errors import UserError
+from models.block import Block
 from models.config import ModelConfig
 from models.mixer import Context
 from models.sequence_model import SequenceModel, sinusoids
@@ -162,11 +163,28 @@ def test_scaled_logits():
     assert_close(logits(logit_scale=4.0, logit_cap=0.5), 0.5 * jnp.tanh(4 * plain / 0.5))
 
 
+def test_scaled_branches():
+    """x <- a x + b f(norm(x)) in each branch of one block; and b c with c of the channel mixer's output."""
+    x = np.float32(np.random.default_rng(0).standard_normal((1, 5, CONFIG.width)))
+    context = Context(0, None, None)
+
+    def block(**changes):
+        config = dataclasses.replace(CONFIG, pattern=("linear_attention",), mixer={}, depth=1, **changes)
+        return Block(config.items[0], 0, config, rngs=nnx.Rngs(0))
+
+    plain, scaled = block(), block(residual_scale=2.0, branch_scale=0.5, channel_scales=(1.0, 3.0))
+    f = plain.mixer(plain.mixer_norm(x), context=context)[0]
+    h = 2 * x + 0.5 * f
+    assert_close(scaled(x, context=context)[0], 2 * h + 1.5 * plain.channel_mixer(plain.channel_norm(h)))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "changes,message",
     [
         ({"depth": 3}, "multiple"),
+        ({"channel_scales": (1.0,)}, "model.channel_scales must be two"),
+        ({"branch_scale": 0.0}, "model.branch_scale must be more than 0"),
         ({"pattern": ("mambo",), "mixer": {}}, "mamba"),
         ({"norm": "rms"}, "model.norm='rms' is unknown; did you mean 'rmsnorm'"),
         ({"loss": "rel"}, "model.loss='rel' is unknown; did you mean 'rle'"),

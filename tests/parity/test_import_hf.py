@@ -1,6 +1,7 @@
 """Hugging Face checkpoints of random models: logits at once and token by token, and the way there and back."""
 
 import json
+import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from flax import nnx
 
 from models import import_hf
-from models.import_hf.architecture import NEUTRAL
+from models.import_hf.architecture import NEUTRAL, Options
 from models.import_hf.architectures import ARCHITECTURES
+from tests.parity.hf_models import MODELS, SIZES
 from tests.parity.oracles import load
 from tests.tolerance import assert_close
 
@@ -17,124 +19,6 @@ pytestmark = pytest.mark.parity
 
 AGAINST = "transformers, whole models"
 LENGTH, PREFILL = 19, 11
-SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3}
-HALF = {"dtype": "float16"}
-PIECES = {"dtype": "bfloat16", "max_shard_size": "10KB"}
-MLP = {"intermediate_size": 48}
-MODELS = {  # class, options beside SIZES, how it is written
-    "mamba": ("Mamba", {"state_size": 8}, {}),
-    "mamba_untied": ("Mamba", {"state_size": 5, "hidden_size": 20, "expand": 3, "tie_word_embeddings": False}, PIECES),
-    "mamba2": ("Mamba2", {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 8}, {}),
-    "mamba2_tied": (
-        "Mamba2",
-        {"state_size": 6, "num_heads": 6, "head_dim": 8, "hidden_size": 24, "n_groups": 1, "tie_word_embeddings": True},
-        HALF,
-    ),
-    "rwkv": (
-        "Rwkv",
-        {"hidden_size": 22, "intermediate_size": 30, "layer_norm_epsilon": 0.1, "rescale_every": 0},
-        {},
-    ),
-    "rwkv_pieces": ("Rwkv", {"rescale_every": 2}, PIECES),  # eps is small enough for it to be neutral
-    "recurrent_gemma": (
-        "RecurrentGemma",
-        {
-            "num_attention_heads": 4,
-            "num_key_value_heads": 1,
-            "intermediate_size": 96,
-            "attention_window_size": 6,
-            "partial_rotary_factor": 0.25,
-        },
-        {},
-    ),
-    "recurrent_gemma_ragged": (  # the layers are no whole number of patterns
-        "RecurrentGemma",
-        {"num_attention_heads": 2, "num_hidden_layers": 4, "intermediate_size": 70, "lru_width": 46},
-        PIECES,
-    ),
-    "llama": (
-        "Llama",
-        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "intermediate_size": 50},
-        {},
-    ),
-    "llama_tied": (
-        "Llama",
-        {"num_attention_heads": 4, "intermediate_size": 33, "tie_word_embeddings": True, "rope_theta": 500.0},
-        PIECES,
-    ),
-    "llama3": (
-        "Llama",
-        {
-            "num_attention_heads": 4,
-            "intermediate_size": 48,
-            "attention_bias": True,
-            "mlp_bias": True,
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            },
-        },
-        {},
-    ),
-    "mistral": ("Mistral", {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 5} | MLP, {}),
-    "mistral_full": ("Mistral", {"num_attention_heads": 4, "num_key_value_heads": 4, "sliding_window": None} | MLP, {}),
-    "ministral": (
-        "Ministral",
-        {
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "num_hidden_layers": 4,
-            "head_dim": 12,
-            "sliding_window": 5,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-        }
-        | MLP,
-        {},
-    ),
-    "gemma": ("Gemma", {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 12} | MLP, PIECES),
-    "phi3": (
-        "Phi3",
-        {
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "sliding_window": 6,
-            "partial_rotary_factor": 0.5,
-            "pad_token_id": 0,
-        }
-        | MLP,
-        {},
-    ),
-    "qwen2": (
-        "Qwen2",
-        {
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 500.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-            },
-        }
-        | MLP,
-        HALF,
-    ),
-    "qwen3": (
-        "Qwen3",
-        {
-            "rms_norm_eps": 1e-5,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "intermediate_size": 48,
-        },
-        HALF,
-    ),
-}
 OF_OURS = [
     name for name in MODELS if name not in ("mamba", "mamba2_tied", "rwkv_pieces", "recurrent_gemma_ragged", "llama")
 ]
@@ -163,17 +47,19 @@ def written(tmp_path_factory):
             torch, transformers = load("torch"), load("transformers")
             kind, options, how = MODELS[name]
             torch.manual_seed(0)
-            model = getattr(transformers, f"{kind}ForCausalLM")(
-                getattr(transformers, f"{kind}Config")(**SIZES | options)
-            ).eval()
+            # "eager" has the caps of scores and the sinks.
+            config = transformers.CONFIG_MAPPING[kind](**SIZES | options)
+            model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
             with torch.no_grad():
-                for parameter in model.parameters():  # zeros and ones would hide errors
+                biases = [a for key, a in model.named_buffers() if key.endswith("e_score_correction_bias")]
+                for parameter in (*model.parameters(), *biases):  # zeros and ones would hide errors
                     parameter += 0.1 * torch.randn(parameter.shape)
             how = dict(how)
             model = model.to(getattr(torch, how.pop("dtype", "float32")))
             directory = tmp_path_factory.mktemp(name)
             model.save_pretrained(directory, **how)
-            made[name] = type(model).from_pretrained(directory, dtype=torch.float32).eval(), directory
+            read = type(model).from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+            made[name] = read.eval(), directory
         return made[name]
 
     return make
@@ -248,7 +134,8 @@ def test_a_model_of_ours(name, written, tmp_path):
     torch, transformers = load("torch"), load("transformers")
     read = import_hf.load(written(name)[1])
     import_hf.save(tmp_path / "ours", import_hf.from_ours(read.model, read.config))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    read_again = transformers.AutoModelForCausalLM.from_pretrained
+    theirs = read_again(tmp_path / "ours", attn_implementation="eager").eval()
     with torch.no_grad():
         expected = theirs(torch.tensor(IDS), use_cache=False).logits.numpy()
     assert_close(ours(read.model, jnp.asarray(IDS))[0], expected, 1e-4)
@@ -264,30 +151,58 @@ def test_defaults(kind):
     """Every default is the class's own, and every option of the class is known."""
     transformers = load("transformers")
     architecture = ARCHITECTURES[kind]
-    config = getattr(transformers, architecture.name.replace("ForCausalLM", "Config"))()
+    config = transformers.CONFIG_MAPPING[kind]()
     options = json.loads(config.to_json_string(use_diff=False))
-    rope = options.pop("rope_parameters", {})
+    rope = options.pop("rope_parameters", None) or {}
+    if "full_attention" in rope:  # and other frequencies where layers see a window
+        options |= {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]} if kind == "gemma3_text" else {}
+        rope = rope["full_attention"]
     options |= {key: rope.get(key) for key in ("rope_theta", "partial_rotary_factor") if key in architecture.defaults}
-    older = {"rms_norm", "ssm_cfg", "embeddings_scale_by_sqrt_dim"}  # which the class does not read
+    older = {  # which the class does not have, or only as another name
+        *("rms_norm", "ssm_cfg", "embeddings_scale_by_sqrt_dim", "sliding_window_pattern", "full_attention_interval"),
+        *("use_sliding_window", "block_ff_dim", "tie_embedding", "mamba_inner_layernorms", "normalization_function"),
+        *("sliding_window", "hybrid_override_pattern", "linear_attn_config", "first_k_dense_replace", "mla_use_nope"),
+        *("moe_layer_freq", "moe_router_activation_func", "num_nextn_predict_layers"),
+    }
+    older -= set(options)
     derived = {  # which the class fills in from others
         "intermediate_size": {"mamba": config.hidden_size * 2, "rwkv": config.hidden_size * 4},
         "attention_hidden_size": {"rwkv": config.hidden_size},
         "lru_width": {"recurrent_gemma": config.hidden_size},
-        "num_key_value_heads": {"recurrent_gemma": 10, "llama": 32, "phi3": 32},
+        "num_key_value_heads": {
+            "recurrent_gemma": 10,
+            "llama": 32,
+            "phi3": 32,
+            "olmo2": 32,
+            "olmo3": 32,
+            "granitemoehybrid": 32,
+            "olmo_hybrid": 30,
+        },
         "head_dim": {"recurrent_gemma": 256, "llama": 128, "mistral": 128},
         "time_step_rank": {"mamba": 48},
-        "layer_types": {
-            "qwen2": ["full_attention"] * 32,
-            "qwen3": ["full_attention"] * 32,
-            "ministral": ["sliding_attention"] * 32,
-        },
+        "mamba_d_head": {"bamba": 64, "granitemoehybrid": 64, "falcon_h1": 8},
+        "mlp_layer_types": {"kimi_linear": ["dense"] + ["sparse"] * 26},
+        "linear_num_key_heads": {"olmo_hybrid": 30},
+        "linear_num_value_heads": {"olmo_hybrid": 30},
+        "linear_key_head_dim": {"olmo_hybrid": 96},
+        "linear_value_head_dim": {"olmo_hybrid": 192},
+        "mlp_multipliers": {"falcon_h1": [1.0] * 2},
+        "ssm_multipliers": {"falcon_h1": [1.0] * 5},
+        "mamba_dt_rank": {"jamba": 256},
+        "mlp_only_layers": {"qwen3_next": []},
+        "full_attn_idxs": {"lfm2": list(range(32))},
     }
     for key, default in architecture.defaults.items():
         expected = derived.get(key, {}).get(kind, default)
-        if key not in older:
+        if key not in older and (key != "layer_types" or default is not None):
             assert plain(options[key]) == plain(expected), key
     known = {*architecture.defaults, *NEUTRAL, *architecture.neutral, "is_decoder", "is_encoder_decoder"}
     assert set(options) <= known
+    ours = [item.mixers for item in architecture.config(Options({}, pathlib.Path(kind), architecture)).items]
+    theirs = getattr(config, "layer_types", None) or [None] * len(ours)
+    if kind == "nemotron_h":  # whose MLPs are layers
+        theirs = [layer for layer in theirs if layer not in ("mlp", "moe")]
+    assert len(ours) == len(theirs) and len(set(ours)) == len(set(zip(ours, theirs, strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +218,7 @@ def test_what_is_left_out(name, written, tmp_path):
     options = json.loads(path.read_text())
     kind = options["model_type"]
     expected = import_hf.read_config(directory)
-    standard = json.loads(getattr(transformers, f"{MODELS[name][0]}Config")().to_json_string(use_diff=False))
+    standard = json.loads(transformers.CONFIG_MAPPING[kind]().to_json_string(use_diff=False))
     short = {k: v for k, v in options.items() if v != standard.get(k, "absent")} | {"model_type": kind}
     older = dict(options)
     rope = dict(older.pop("rope_parameters", {}))

@@ -1,4 +1,4 @@
-"""Mamba."""
+"""Mamba 1."""
 
 import math
 from typing import Any
@@ -80,15 +80,20 @@ def _tensors(config: ModelConfig) -> Tensors:
     for i in range(config.depth):
         block = Block(f"backbone.layers.{i}", i)
         yield block("norm.weight", "mixer_norm.weight", VECTOR)
-        yield block("mixer.in_proj.weight", "mixer.w_in", "d g i -> (g i) d")
-        yield block("mixer.conv1d.weight", "mixer.conv", "w i -> i 1 w")
-        yield block("mixer.conv1d.bias", "mixer.conv_bias", VECTOR)
-        yield block("mixer.x_proj.weight", "mixer.w_x", LINEAR)
-        yield block("mixer.dt_proj.weight", "mixer.w_dt", LINEAR)
-        yield block("mixer.dt_proj.bias", "mixer.dt_bias", VECTOR)
-        yield block("mixer.A_log", "mixer.a_log", "i n -> i n")
-        yield block("mixer.D", "mixer.d", VECTOR)
-        yield block("mixer.out_proj.weight", "mixer.w_out", LINEAR)
+        yield from mixer_rows(block, "mixer")
+
+
+def mixer_rows(block: Block, prefix: str) -> Tensors:
+    """The tensors of the mixer of a block."""
+    yield block(f"{prefix}.in_proj.weight", "mixer.w_in", "d g i -> (g i) d")
+    yield block(f"{prefix}.conv1d.weight", "mixer.conv", "w i -> i 1 w")
+    yield block(f"{prefix}.conv1d.bias", "mixer.conv_bias", VECTOR)
+    yield block(f"{prefix}.x_proj.weight", "mixer.w_x", LINEAR)
+    yield block(f"{prefix}.dt_proj.weight", "mixer.w_dt", LINEAR)
+    yield block(f"{prefix}.dt_proj.bias", "mixer.dt_bias", VECTOR)
+    yield block(f"{prefix}.A_log", "mixer.a_log", "i n -> i n")
+    yield block(f"{prefix}.D", "mixer.d", VECTOR)
+    yield block(f"{prefix}.out_proj.weight", "mixer.w_out", LINEAR)
 
 
 ARCHITECTURE = Architecture("MambaForCausalLM", _config, _options, _tensors, frozenset({"mamba"}), DEFAULTS, NEUTRAL)

@@ -12,7 +12,6 @@ from models.import_hf.architecture import (
     Architecture,
     Block,
     Options,
-    Part,
     Tensors,
     config_of,
     number,
@@ -35,9 +34,7 @@ DEFAULTS = mamba.DEFAULTS | {
 
 def _config(get: Options) -> ModelConfig:
     get.expect(hidden_act="silu", use_bias=False, use_conv_bias=True, rms_norm=True, ssm_cfg={})
-    low, high = get("time_step_limit")
-    if low != 0 or high not in (math.inf, {"__float__": "Infinity"}):
-        raise UserError(f"{get.where}: time_step_limit={[low, high]} is not supported, only (0, inf)")
+    expect_no_limit(get)
     width, heads = get("hidden_size"), get("num_heads")
     inner = int(get("expand") * width)
     if inner != heads * get("head_dim"):
@@ -57,7 +54,15 @@ def _config(get: Options) -> ModelConfig:
     return config_of(get, pattern=("mamba2",), mixer={"mamba2": mixer}, norm_eps=mixer["eps"])
 
 
-def _options(config: ModelConfig) -> dict[str, Any]:
+def expect_no_limit(get: Options) -> None:
+    """Raises a UserError where step sizes are clipped."""
+    low, high = get("time_step_limit")
+    if low != 0 or high not in (math.inf, {"__float__": "Infinity"}):
+        raise UserError(f"{get.where}: time_step_limit={[low, high]} is not supported, only (0, inf)")
+
+
+def options(config: ModelConfig) -> dict[str, Any]:
+    """The library's options."""
     mixer = config.mixer["mamba2"]
     inner = whole(mixer["expand"] * config.width)
     return {
@@ -78,25 +83,31 @@ def _tensors(config: ModelConfig) -> Tensors:
     yield from outside(config, "backbone.embeddings.weight", "backbone.norm_f.weight")
     for i in range(config.depth):
         block = Block(f"backbone.layers.{i}", i)
-        joined = lambda name, axes, *paths, block=block, i=i: (
-            f"{block.prefix}.{name}",
-            tuple(Part(f"mixer.{path}", axes, (), i) for path in paths),
-        )
         yield block("norm.weight", "mixer_norm.weight", VECTOR)
-        yield joined("mixer.in_proj.weight", LINEAR, "w_z", "w_u", "w_bc", "w_dt")
-        yield joined("mixer.conv1d.weight", "w i -> i 1 w", "conv_u", "conv_bc")
-        yield joined("mixer.conv1d.bias", VECTOR, "conv_u_bias", "conv_bc_bias")
-        yield block("mixer.dt_bias", "mixer.dt_bias", VECTOR)
-        yield block("mixer.A_log", "mixer.a_log", VECTOR)
-        yield block("mixer.D", "mixer.d", VECTOR)
-        yield block("mixer.norm.weight", "mixer.norm", VECTOR)
-        yield block("mixer.out_proj.weight", "mixer.w_out", LINEAR)
+        yield from mixer_rows(block, "mixer")
+
+
+def mixer_rows(block: Block, prefix: str, norm: bool = True) -> Tensors:
+    """The tensors of the mixer of a block."""
+    joined = lambda name, axes, *paths: (
+        f"{block.prefix}.{prefix}.{name}",
+        tuple(block.part(f"mixer.{path}", axes) for path in paths),
+    )
+    yield joined("in_proj.weight", LINEAR, "w_z", "w_u", "w_bc", "w_dt")
+    yield joined("conv1d.weight", "w i -> i 1 w", "conv_u", "conv_bc")
+    yield joined("conv1d.bias", VECTOR, "conv_u_bias", "conv_bc_bias")
+    yield block(f"{prefix}.dt_bias", "mixer.dt_bias", VECTOR)
+    yield block(f"{prefix}.A_log", "mixer.a_log", VECTOR)
+    yield block(f"{prefix}.D", "mixer.d", VECTOR)
+    if norm:
+        yield block(f"{prefix}.norm.weight", "mixer.norm", VECTOR)
+    yield block(f"{prefix}.out_proj.weight", "mixer.w_out", LINEAR)
 
 
 ARCHITECTURE = Architecture(
     "Mamba2ForCausalLM",
     _config,
-    _options,
+    options,
     _tensors,
     frozenset({"mamba2"}),
     {key: value for key, value in DEFAULTS.items() if key not in ("intermediate_size", "time_step_rank")},

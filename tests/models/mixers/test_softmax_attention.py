@@ -21,7 +21,7 @@ LOCAL = {"window": 4, "sink_tokens": 2, "output_gate": "head"}
 CASES = {
     "attention": ("attention", {**EVERYTHING, "output_gate": "full"}, True),
     "attention both ways": ("attention", {**EVERYTHING, "output_gate": "head"}, False),
-    "local": ("local_attention", {**EVERYTHING, **LOCAL}, True),
+    "local": ("local_attention", {**EVERYTHING, **LOCAL, "qk_norm_span": "all"}, True),
     "local both ways": ("local_attention", {**EVERYTHING, **LOCAL}, False),
 }
 
@@ -40,6 +40,8 @@ def document(p, options, causal, x):
         return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], -1)
 
     def normalised(a, w):
+        if options.get("qk_norm_span") == "all":
+            return (1 + w.reshape(a.shape[1:])) * a / np.sqrt(np.mean(a**2, (-2, -1), keepdims=True) + 1e-2)
         return (1 + w) * a / np.sqrt(np.mean(a**2, -1, keepdims=True) + 1e-2)
 
     q, k, v = (np.einsum("td,dhk->thk", x, p[f"w_{n}"]) + p[f"b_{n}"] for n in "qkv")
