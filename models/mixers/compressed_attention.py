@@ -46,6 +46,7 @@ class CompressedAttention(Mixer):
     constant_carry = False
     paper = "DeepSeek-V4 (HCA), after arXiv 2512.02556"
     primitive = "attention"
+    sequence_parallel = ()  # blocks are cut along the length
     complexity = "T (window + T / rate)"
     tiny = {"q_rank": 6, "rate": 3, "window": 5, "rotary_channels": 4}
 

@@ -57,6 +57,7 @@ class IndexedAttention(Mixer):
     random = True
     paper = "DeepSeek-V3.2 (DSA), arXiv 2512.02556"
     primitive = "selected_attention"
+    sequence_parallel = ()  # keys are chosen along the length
     complexity = "T top_k + T^2 index_heads index_channels"
     tiny = {"kv_heads": 2, "top_k": 10, "index_heads": 3, "index_channels": 4, "index_rotated": 2}
 

@@ -55,6 +55,12 @@ def laws(name: str, shape: tuple[int, ...]) -> dict[str, tuple[float, float]]:
             "filter_hidden_bias": uniform(WIDTH**-0.5),
             "filter_out": uniform(WIDTH**-0.5),
         },
+        "lact": {
+            **dict.fromkeys(("w_0", "w_2"), (0.0, 0.5 * 16**-0.5)),
+            **dict.fromkeys(("up_0", "up_2"), (0.0, 0.5 * 32**-0.5)),
+            **dict.fromkeys(("w_rate", "w_momentum", "w_s"), (0.0, 0.02)),
+            "w_1": (0.0, 16**-0.5),
+        },
         "linformer": {"e": (0.0, LENGTH**-0.5)},
         "linoss": {**dict.fromkeys(("a", "s"), (0.5, 12**-0.5)), "b": uniform(WIDTH**-0.5), "c": uniform(WIDTH**-0.5)},
         "lru": {
