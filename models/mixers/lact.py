@@ -50,6 +50,7 @@ class LaCT(Mixer):
 
     paper = "LaCT, arXiv 2505.23884"
     primitive = "large_chunk_ttt"
+    sequence_parallel = ()  # its memory is updated piece by piece
     complexity = "T (window + chunk)"
     # Orthogonal steps are left out where outputs are compared to rounding, which they make some hundred times as large.
     tiny = {"memory_heads": 2, "chunk": 5, "window": 3, "rank": 3, "qk_norm": True, "orthogonal": False}
@@ -59,6 +60,7 @@ class LaCT(Mixer):
         width: int,
         *,
         rngs: nnx.Rngs,
+        base_width: int,
         depth: int = 1,
         heads: int = 4,
         memory_heads: int = 4,
@@ -94,12 +96,15 @@ class LaCT(Mixer):
             self.w_0, self.w_2, self.up_0, self.up_2 = down(), down(), up(), up()
         self.rank = rank
         self.w_1 = param(rngs, normal(hidden**-0.5), (memory_heads, hidden, memory), axes)
-        self.w_rate = param(rngs, normal(0.02), (width, memory_heads, 3), ("embed", "heads", None))
+        small = normal(
+            0.02 * (base_width / width) ** 0.5
+        )  # the authors', at the width that a wider model is scaled from
+        self.w_rate = param(rngs, small, (width, memory_heads, 3), ("embed", "heads", None))
         self.b_rate = time_scale(rngs, inverse_softplus(constant(0.001)), (memory_heads, 3), ("heads", None))
-        self.w_momentum = param(rngs, normal(0.02), (width, memory_heads), ("embed", "heads")) if momentum else None
+        self.w_momentum = param(rngs, small, (width, memory_heads), ("embed", "heads")) if momentum else None
         self.b_momentum = time_scale(rngs, zeros, (memory_heads,), ("heads",)) if momentum else None
         self.norm = RMSNorm(memory, rngs=rngs)
-        self.w_s = param(rngs, normal(0.02), (width, memory_heads), ("embed", "heads"))
+        self.w_s = param(rngs, small, (width, memory_heads), ("embed", "heads"))
         self.b_s = param(rngs, zeros, (memory_heads,), ("heads",), decay=False)
         self.w_o = residual_output(rngs, (width, width), ("heads", "embed"), depth)
 
