@@ -7,6 +7,7 @@
 # make ray       sweeps on a Ray cluster of two nodes on this machine (an environment of its own)
 # make harness   lm-evaluation-harness on checkpoints, without a network (an environment of its own)
 # make hosts     runs of several processes on this machine, as on several hosts: killed, stopped, resumed in other numbers
+# make cloud     runs on object stores that are emulated on this machine (an environment of its own)
 # make lint      ruff
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKDIR ?= runs/first
 
-.PHONY: train test thorough parity aot slurm ray hosts harness lint clean
+.PHONY: train test thorough parity aot slurm ray hosts harness cloud lint clean
 
 # XLA hands large temporaries back to the system after every step; glibc can be told to keep them (some 10 % faster on a CPU).
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
@@ -49,6 +50,9 @@ ray: $(VENV)-ray/.installed
 
 harness: $(VENV)-harness/.installed
 	$(VENV)-harness/bin/python -m pytest -m harness tests/evaluation $(ARGS)
+
+cloud: $(VENV)-cloud/.installed
+	$(VENV)-cloud/bin/python -m pytest -m cloud tests/training $(ARGS)
 
 hosts: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m hosts tests/training $(ARGS)
@@ -87,5 +91,10 @@ $(VENV)-harness/.installed: requirements-harness.txt requirements-dev.txt requir
 	$(VENV)-harness/bin/python -m pip install --quiet -r requirements-harness.txt
 	touch $@
 
+$(VENV)-cloud/.installed: requirements-cloud.txt requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv $(VENV)-cloud
+	$(VENV)-cloud/bin/python -m pip install --quiet -r requirements-cloud.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-aot $(VENV)-ray $(VENV)-harness
+	rm -rf $(VENV) $(VENV)-aot $(VENV)-ray $(VENV)-harness $(VENV)-cloud

@@ -69,7 +69,11 @@ def parser() -> command.Parser:
         help="context lengths, by default the one of training; for --diagnose one, by default at most 512; for --stream "
         "one, of the pieces",
     )
-    add("--task", metavar="NAME,...", help="tasks to score in place of the run's own, a file of data/tasks/ each")
+    add(
+        "--task",
+        metavar="NAME,...",
+        help="tasks to score in place of the run's own: files of data/tasks/, or paths that end with .py",
+    )
     add(
         "--set",
         nargs="+",

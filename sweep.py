@@ -44,6 +44,8 @@ def parser() -> command.Parser:
     add("--seeds_of_best", "--seeds-of-best", type=int, metavar="N", help="tune with one seed, then run N of the best")
     add("--reference", metavar="MIXER", help="or KEY=VALUE: what the rows are compared with (default: the best)")
     add("--lengths", default="", metavar="N,N", help="score the test split at these lengths, too")
+    score = "score the test split under these settings of the task, too; lists make a grid, as of eval.py --set"
+    add("--score", nargs="+", action="extend", default=[], metavar="task.KEY=A,B", help=score)
     add("--show_config", action="store_true", help="print what would be run for each cell and exit")
     add("--allow_other_data", action="store_true", help="go on with cells whose data has changed; it is recorded")
     add = made.add_argument_group("where and when it is run").add_argument
@@ -127,6 +129,7 @@ def requested(options: argparse.Namespace):
         match=options.match,
         budget=options.budget,
         lengths=request.whole_numbers("--lengths", options.lengths),
+        score=tuple(options.score),
         allow_other_data=options.allow_other_data,
         hosts=options.hosts,
         best_of=tuple(filter(None, options.best_of.split(","))),

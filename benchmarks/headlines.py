@@ -172,6 +172,8 @@ def training_step(mixer: str, length: int, batch: int, options):
         common.optimizer(1e-3, 1000),
         common.train(1000, batch),
     )
+    if mixer != "attention":  # about as much of the width as the papers' 128 of 768; more would be more parameters
+        chosen.model.mixer[mixer].key_size = options.width // 4
     resolved = config.resolve(chosen)
     built = setup.build(resolved)
     with jax.set_mesh(built.mesh):

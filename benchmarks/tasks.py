@@ -2,14 +2,19 @@
 
     python -m benchmarks.tasks
     python -m benchmarks.tasks --tasks=mqar,listops --seconds=5
+    python -m benchmarks.tasks --tasks=mqar --workers=8
 
 Prints rows and positions per second of CPU for the default size and, of tasks that are generated, for the published one; then
 the rows of a step of that size in the configuration for such tasks, and for how many steps a second these rows are enough: one
-thread makes the rows of a host, and a device that is faster than that waits for data. The other tasks fetch or read their data,
-as in training, or are listed with the first line of what they miss. Rows that are kept are measured as they are drawn.
+thread makes the rows of a host, and a device that is faster than that waits for data. `--workers` are processes that make them
+(`train.data_workers`): then the rows are those of a second of wall time, each batch brought to this process. The other tasks
+fetch or read their data, as in training, or are listed with the first line of what they miss. Rows that are kept are measured as
+they are drawn.
 """
 
 import argparse
+import collections
+import contextlib
 import importlib
 import sys
 import tempfile
@@ -20,6 +25,7 @@ from absl import flags
 from data import task as tasks
 from data.generated import GeneratedTask
 from data.task import REAL
+from data.workers import Workers
 
 
 def family(name: str, task: tasks.Task) -> str:
@@ -51,13 +57,34 @@ def speed(task: tasks.Task, seconds: float) -> float:
     return rows / passed
 
 
-def measure(name: str, options: dict, seconds: float) -> tuple[tasks.Task, float]:
+def speed_of_workers(name: str, options: dict, count: int, batch: int, seconds: float) -> float:
+    """Rows of the train split that processes make in a second of wall time, in batches."""
+    workers, coming = Workers(name, options, count), collections.deque()
+    ask = lambda step: coming.append(workers.rows("train", range(step * batch, (step + 1) * batch), 0))
+    try:
+        for step in range(4 * count):
+            ask(step)
+        for step in range(4 * count, 6 * count):  # all of them have begun
+            coming.popleft().result()
+            ask(step)
+        batches, start = 0, time.perf_counter()
+        while (passed := time.perf_counter() - start) < seconds:
+            coming.popleft().result()
+            batches += 1
+            ask(6 * count + batches)
+        return batches * batch / passed
+    finally:
+        workers.close()
+
+
+def measure(name: str, options: dict, size: str, seconds: float, workers: int) -> tuple[tasks.Task, float]:
     """The task and its speed."""
-    if "corpus" in tasks.defaults(name) or "cache_dir" not in tasks.defaults(name):
+    with contextlib.ExitStack() as stack:
+        if "corpus" not in tasks.defaults(name) and "cache_dir" in tasks.defaults(name):  # nothing is kept there yet
+            options = options | {"cache_dir": stack.enter_context(tempfile.TemporaryDirectory())}
         task = tasks.create(name, **options)
-        return task, speed(task, seconds)
-    with tempfile.TemporaryDirectory() as folder:  # nothing is kept there yet
-        task = tasks.create(name, cache_dir=folder, **options)
+        if workers:
+            return task, speed_of_workers(name, options, workers, rows_of_a_step(name, task, size), seconds)
         return task, speed(task, seconds)
 
 
@@ -65,6 +92,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default=",".join(tasks.names()), help="names joined by commas")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make the rows; 0 is this one")
     options = parser.parse_args()
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
     print(f"{'task':<22}{'size':<10}{'length':>8}{'rows/s':>10}{'positions/s':>14}{'rows/step':>11}{'steps/s':>10}")
@@ -73,7 +101,7 @@ def main():
             if size == "paper" and not (chosen and issubclass(tasks.find(name), GeneratedTask)):
                 continue
             try:
-                task, rows = measure(name, chosen, options.seconds)
+                task, rows = measure(name, chosen, size, options.seconds, options.workers)
             except (FileNotFoundError, ImportError, ValueError, RuntimeError) as error:
                 print(f"{name:<22}{size:<10}{str(error).splitlines()[0][:100]}", flush=True)
                 continue

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NewType
 
+from common import remote
 from common.errors import UserError
 
 # The annotation of a hyperparameter that is a path, which `common.plugins` makes absolute.
@@ -30,7 +32,7 @@ def absolute(path: str | pathlib.Path) -> str:
 
     An address ("gs://...") stays as it is.
     """
-    return str(path) if "://" in str(path) else os.path.abspath(pathlib.Path(path).expanduser())
+    return str(path) if remote.is_address(path) else os.path.abspath(pathlib.Path(path).expanduser())
 
 
 def check_can_write(what: str, path: str | pathlib.Path) -> None:
@@ -63,13 +65,21 @@ def read_bytes(path: str | pathlib.Path) -> bytes:
 
 
 def write_atomically(path: str | pathlib.Path, content: bytes | str) -> None:
-    """Writes a file, its folder included, so that a reader, or a crash at any time, sees its old content or all of the new."""
+    """Writes a file, its folder included, so that a reader, or a crash at any time, sees its old content or all of the new.
+
+    At an address (`common.remote`) the store sees to that.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    if remote.is_address(path):
+        with remote.spoken(path):
+            remote.at(path).write_bytes(content)
+        return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -192,6 +202,37 @@ def _below(name: object, folder: pathlib.Path) -> bool:
 def read_json(path: pathlib.Path) -> Any:
     """What a file holds; None if there is no such file, or a crash has cut it."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(remote.read(path) if remote.is_address(path) else path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def modified(path: pathlib.Path) -> float | None:
+    """When a file was last written, in seconds since 1970; None if it is not there."""
+    if remote.is_address(path):
+        return remote.modified(path)
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def make_directory(path: pathlib.Path) -> None:
+    """Makes a directory and those above it; at an address there are none to be made."""
+    if not remote.is_address(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def touch(path: pathlib.Path) -> None:
+    """Makes an empty file, or has it as written now."""
+    if remote.is_address(path):
+        path.write_bytes(b"")
+    else:
+        path.touch()
+
+
+def write_figure(path: pathlib.Path, figure: Any, dpi: int) -> None:
+    """Writes a figure of matplotlib as PNG."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi)
+    write_atomically(path, picture.getvalue())

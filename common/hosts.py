@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common import roll_call
+from common import remote, roll_call
 from common.errors import UserError
 from common.roll_call import Line, Place, differing, named
 from common.watchdog import Watchdog
@@ -121,11 +121,12 @@ def share(directory: Path) -> None:
 
     def sees(process: int) -> bool:
         end = time.monotonic() + SEEN
-        while not mark(process).exists():
-            if time.monotonic() > end:
-                return False
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), remote.spoken(directory):
+                if mark(process).exists():
+                    return True
             time.sleep(0.1)
-        return True
+        return False
 
     try:
         if _group.me == 0:
@@ -143,7 +144,7 @@ def share(directory: Path) -> None:
     if missing:
         raise UserError(
             f"{directory} of process 0 on {_group.names[0]} is not the {directory} of {named(missing, _group.names)}: give a "
-            "--workdir on a disk that all hosts see and may write to (NFS, Lustre, a mounted bucket)"
+            "--workdir on a disk that all hosts see and may write to (NFS, Lustre, a mounted bucket), or on gs://"
         )
 
 

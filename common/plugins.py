@@ -1,13 +1,19 @@
 """Plugins: one class in one file of a folder, chosen by the file's name; its constructor's keywords are its hyperparameters.
 
-There is no list of plugins: the folder is looked into. Mixers and tasks are plugins.
+There is no list of plugins: the folder is looked into. Mixers and tasks are plugins. A name of a task that ends with .py is the
+path of a file of the user's.
 """
 
 import functools
 import importlib
+import importlib.util
 import inspect
+import pathlib
 import pkgutil
+import sys
+import types
 import typing
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,34 +32,61 @@ class Plugins:
       package: that holds their files, such as "models.mixers".
       base: each file defines one subclass of it.
       surroundings: arguments of constructors that are no hyperparameters.
+      root: the folder of the program where the user's own files are plugins, too: their paths are looked for from the current
+        directory, then from there. None where they are not.
     """
 
-    def __init__(self, kind: str, package: str, base: type, surroundings: Iterable[str] = ()):
+    def __init__(
+        self, kind: str, package: str, base: type, surroundings: Iterable[str] = (), root: pathlib.Path | None = None
+    ):
         self.kind = kind
         self.package = package
         self.base = base
         self.surroundings = ("self", *surroundings)
-        self.find = functools.cache(self._find)
+        self.root = root
+        self._found = functools.cache(self._find)
 
     def names(self) -> list[str]:
         """The names of all: those of the files."""
         return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__))
 
-    def _find(self, name: str) -> type:
+    def full(self, name: str) -> str:
+        """The name, that of a file of the user's with its whole path.
+
+        Raises:
+          UserError: if there is no such file.
+        """
+        if self.root is None or not name.endswith(".py"):
+            return name
+        places = (pathlib.Path(name).expanduser(), self.root / name)
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise UserError(f"there is no file {name} with a {self.kind}")
+        return absolute(path)
+
+    def find(self, name: str) -> type:
         """The class of a plugin.
 
         Raises:
           UserError: if there is none of that name; the message has the near ones.
-          TypeError: if its file does not define one subclass of the base.
+          TypeError: if its file does not define one subclass of the base; a UserError for a file of the user's.
         """
-        if name not in self.names():
-            raise UserError(f"there is no {self.kind} {name!r}; {near(name, self.names())}")
-        module = importlib.import_module(f"{self.package}.{name}")
+        return self._found(self.full(name))
+
+    def _find(self, name: str) -> type:
+        file = f"{self.package.replace('.', '/')}/{name}.py"
+        if name.endswith(".py"):
+            module, file = _loaded(name), name
+        elif name in self.names():
+            module = importlib.import_module(f"{self.package}.{name}")
+        else:
+            own = ", or the path of a file with one, ending with .py" if self.root is not None else ""
+            raise UserError(f"there is no {self.kind} {name!r}; {near(name, self.names())}{own}")
         classes = (c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__)
         found = [c for c in classes if issubclass(c, self.base)]
         if len(found) != 1:
-            file = f"{self.package.replace('.', '/')}/{name}.py"
-            raise TypeError(f"{file} must define one subclass of {self.base.__name__}, it defines {len(found)}")
+            error = UserError if name.endswith(".py") else TypeError
+            raise error(f"{file} must define one subclass of {self.base.__name__}, it defines {len(found)}")
         return found[0]
 
     def defaults(self, name: str) -> config_dict.ConfigDict:
@@ -86,3 +119,17 @@ class Plugins:
             kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
             result[key] = absolute(value) if value is not None and Folder in kinds else value
         return result
+
+
+def _loaded(path: str) -> types.ModuleType:
+    """The module that a file is."""
+    name = f"{pathlib.Path(path).stem}_{zlib.crc32(path.encode()):08x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]

@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ from compilation import hlo
 from compilation.steps import Step
 from compilation.targets import GIB, GPUS, Target
 from ops import dispatch
-from training import sharding, unsplit
+from training import sharding
 
 LONG = 1000  # trips of a loop that are worth a line
 LARGE = 2**20  # bytes of an array that are worth a line
+LONG_ROWS = 2**14  # tokens of a row that is worth being split
 MOST = 8  # lines of a list
 
 
@@ -60,6 +61,7 @@ class Findings:
       memory: of one device.
       traffic, sent, products, kernels, loops, arrays: see `compilation.hlo`; empty where the compiler refused.
       gathered: the collectives that collect what is no parameter from devices with other rows of the batch.
+      collected: the collectives over `sequence` that bring a device activations of whole rows.
       whole: parameters that the mesh does not split although it could.
       suggestions: what would make it fit.
       refusal: what the compiler said where it refused.
@@ -87,7 +89,8 @@ class Findings:
     loops: list[hlo.Loop]
     arrays: list[hlo.Large]
     gathered: list[hlo.Sent]
-    whole: list[unsplit.Whole]
+    collected: list[hlo.Sent]
+    whole: list[sharding.Whole]
     suggestions: list[str]
     refusal: str
     seconds: dict[str, float]
@@ -163,7 +166,8 @@ def compile_step(step: Step, target: Target, **options: Any) -> Findings:
         loops=[loop for loop in program.loops if loop.trips > LONG or loop.trips == hlo.UNKNOWN],
         arrays=program.large(LARGE),
         gathered=list(_gathered(step, sent)),
-        whole=unsplit.find(step.built),
+        collected=list(of_whole_rows(sent, _own_rows(step) * config.task.spec.length, sizes_of_parameters(step))),
+        whole=sharding.left_whole(params, step.built.metadata, step.built.mesh),
         suggestions=[] if memory.fits else list(_suggestions(step, memory)),
         refusal=refusal,
         seconds={name: round(value, 2) for name, value in seconds.items()},
@@ -227,11 +231,7 @@ def _gathered(step: Step, sent: list[hlo.Sent]) -> Iterator[hlo.Sent]:
     """
     shape = step.built.mesh.shape
     split = {axis for axis in sharding.RULES["batch"] if shape[axis] > 1}
-    known = set()  # the sizes of parameters and of their parts: of a layer, of a gate, of what an axis leaves of them
-    for leaf in jax.tree.leaves(step.built.abstract["params"]):
-        for first in range(len(leaf.shape) + 1):
-            for ways in (1, shape["tensor"], shape["fsdp"], shape["tensor"] * shape["fsdp"]):
-                known.add(math.prod(leaf.shape[first:]) / ways)
+    known = sizes_of_parameters(step)
     for collective in sent:
         kinds = ("all-gather", "all-to-all", "ragged-all-to-all", "collective-permute")
         # A small sum over devices may be made by gathering its summands.
@@ -242,13 +242,46 @@ def _gathered(step: Step, sent: list[hlo.Sent]) -> Iterator[hlo.Sent]:
                 yield collective
 
 
+def sizes_of_parameters(step: Step) -> set[float]:
+    """The sizes of parameters and of their parts: of a layer, of a gate, of what an axis leaves of them."""
+    shape = step.built.mesh.shape
+    return {
+        math.prod(leaf.shape[first:]) / ways
+        for leaf in jax.tree.leaves(step.built.abstract["params"])
+        for first in range(len(leaf.shape) + 1)
+        for ways in (1, shape["tensor"], shape["fsdp"], shape["tensor"] * shape["fsdp"])
+    }
+
+
+def _own_rows(step: Step) -> int:
+    """The rows of a device in one pass."""
+    return max(1, step.rows // (step.config.train.accumulation * sharding.batch_ways(step.built.mesh)))
+
+
+def of_whole_rows(sent: Iterable[hlo.Sent], tokens: int, parameters: Collection[float] = ()) -> Iterator[hlo.Sent]:
+    """Collectives over the mesh axis `sequence` that bring a device at least a real number for each token of whole rows.
+
+    What a ring or a neighbour sends is a shard: permutations are not among them.
+
+    Args:
+      sent: from `hlo.Program.sent`.
+      tokens: of the rows of a device, in all shards.
+      parameters: sizes that are those of parameters or of their gradients.
+    """
+    for one in sent:
+        size, real = math.prod(one.shape.sizes), one.shape.dtype.startswith(("f", "bf"))
+        if "sequence" in one.axes.split(",") and one.kind != "collective-permute" and real and size >= tokens:
+            if size not in parameters:
+                yield one
+
+
 def _suggestions(step: Step, memory: Memory) -> Iterator[str]:
     config, mesh = step.config, step.built.mesh
     if step.name == "train":
         if config.model.remat != "full":
             yield "--config.model.remat=full computes activations again instead of keeping those of all layers"
-        own = step.rows // (config.train.accumulation * sharding.batch_ways(mesh))
-        spec, ways = config.task.spec, config.train.loss_chunks * mesh.shape["tensor"]
+        own = _own_rows(step)
+        spec, ways = config.task.spec, config.train.loss_chunks * mesh.shape["tensor"] * mesh.shape["sequence"]
         logits = 4 * own * spec.length * spec.targets // ways
         whole = any(metric.whole_rows for metric in spec.metrics)
         if config.model.head == "token" and config.model.loss is None and not whole and logits > 0.05 * memory.capacity:
@@ -264,6 +297,8 @@ def _suggestions(step: Step, memory: Memory) -> Iterator[str]:
         yield f"--config.mesh.fsdp={ways} --config.mesh.data=1 splits parameters and optimizer over {ways} devices"
     if mesh.shape["tensor"] == 1:
         yield "--config.mesh.tensor=2 splits heads and hidden units"
+    if all(mixer.in_shards for mixer in config.model.sketches.values()) and config.task.spec.length >= LONG_ROWS:
+        yield f"--config.mesh.sequence={2 * mesh.shape['sequence']} splits the rows, each over several devices"
     yield "more devices, or a smaller train.batch_size"
 
 

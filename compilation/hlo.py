@@ -263,17 +263,20 @@ class Program:
         """Everything that is sent between devices, the most bytes first.
 
         An asynchronous collective may be written at several places, as pieces that other work is put between: places of one
-        channel are one collective, executed as often as the place outermost of loops.
+        channel in several computations are one collective, executed as often as the place outermost of loops. Not so where the
+        program says that they come from different places of its source: what is sent in a `shard_map` has one channel.
 
         Args:
           mesh: sizes of the mesh axes, in order; the places of a group's devices in it say over which axes it goes.
         """
-        channels: dict[tuple[str, str], Sent] = {}
+        channels: dict[tuple, Sent] = {}
+        seen: collections.Counter[tuple] = collections.Counter()
         for number, (instruction, by_name, times) in enumerate(self.instructions()):
             if instruction.kind not in COLLECTIVES:
                 continue
             channel = instruction.attribute(r"channel_id=(\d+)")
-            key = instruction.kind, f"channel {channel}" if channel else f"place {number}"
+            key = instruction.kind, f"channel {channel}" if channel else f"place {number}", instruction.origin
+            seen[id(by_name), key] += 1
             made = sum(shape.bytes for shape in instruction.shapes)
             given = sum(s.bytes for name in instruction.operands if name in by_name for s in by_name[name].shapes)
             if instruction.operation.endswith("-start") and made > given:  # its result is operands and results
@@ -281,7 +284,13 @@ class Program:
             largest = max(instruction.shapes, key=lambda shape: shape.bytes)
             axes = over_axes(instruction.attributes, mesh)
             found = Sent(instruction.kind, axes, largest, times, times * max(given, made), instruction.origin)
+            key = *key, seen[id(by_name), key]
             channels[key] = min(channels.get(key, found), found, key=lambda sent: sent.executions)
+        for key in [key for key in channels if not key[2]]:  # pieces that do not say where they come from
+            others = [other for other in channels if other[:2] == key[:2] and other[2]]
+            if others:
+                piece, other = channels.pop(key), others[0]
+                channels[other] = min(channels[other], piece, key=lambda sent: sent.executions)
         return sorted(channels.values(), key=lambda sent: -sent.bytes)
 
     def products(self) -> list[Products]:

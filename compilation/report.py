@@ -85,6 +85,9 @@ def _lines(found: Findings) -> Iterator[str]:
     columns = ("over", "array", "executions", "MiB a step", "from")
     yield from _table(("the most of it", *columns), _sent([s for s in found.sent if s not in found.gathered]))
     yield from _table(("sent between rows, but no parameter", *columns), _sent(found.gathered))
+    if found.mesh["sequence"] > 1:
+        none = "no device gets activations of whole rows"
+        yield from _table(("activations of whole rows", *columns), _sent(found.collected), none)
     work = sum(p.flops for p in found.products) or 1
     yield from _table(
         ("matrix products", "result", "precision", "places", "executions", "share of FLOPs"),

@@ -155,12 +155,14 @@ HYBRIDS = {
             "attention": {"kv_heads": None, "qk_norm": True, "qk_norm_span": "all"},
         },
     ),
-    # norm(a x + f(x)), with a = (2 depth)^(1/4) as in DeepNorm (arXiv 2203.00555), is norm(x + f(x)) here: what it is for is left
-    # to the initial values of f. The head has a norm of its own, behind that of the last layer.
+    # The residual stream has the factor (2 depth)^(1/4) of DeepNorm (arXiv 2203.00555).
     "minimax01": Hybrid(
         "7*lightning_attention/moe+attention/moe",
-        model={"norm_position": "post", "embedding_norm": True, "norm_eps": 1e-5, "tie_embeddings": False},
-        mixer={"attention": {"rotary_fraction": 0.5, "rotary_base": 1e7}},
+        model={"norm_position": "input", "norm_eps": 1e-5, "tie_embeddings": False},
+        mixer={
+            "lightning_attention": {"counted": "all"},
+            "attention": {"rotary_fraction": 0.5, "rotary_base": 1e7},
+        },
     ),
     "granite4h": Hybrid(
         "5*mamba2/moe+attention/moe+4*mamba2/moe",
@@ -260,6 +262,8 @@ def get_config(arg: str = "") -> ConfigDict:
     model.moe.update(moe)
     if choice["name"] in ("griffin", "gemma3"):
         model.embedding_scale = width**0.5
+    if choice["name"] == "minimax01":
+        model.residual_scale = (2 * depth) ** 0.25
     for name, section in model.mixer.items():
         if section.get("heads") is not None:  # None is derived from the width
             section.heads = heads

@@ -15,6 +15,7 @@ from jaxtyping import Array, Shaped
 from common.errors import UserError, check_choice
 from data.rows import PLACES, shown
 from data.task import REAL, Spec, Task
+from data.workers import Workers
 
 
 class Loader:
@@ -30,13 +31,20 @@ class Loader:
       seed: order and cutting of the training rows.
       sharding: of the [batch, length] arrays. Each host reads only the rows that its devices hold. None places
         everything on the default device.
+      workers: processes that make the rows, of the same task; None makes them where they are asked for. For training.
 
     Raises:
       UserError: for an unknown split, or a batch that does not divide over the sharding.
     """
 
     def __init__(
-        self, task: Task, split: str, batch_size: int, seed: int, sharding: jax.sharding.Sharding | None = None
+        self,
+        task: Task,
+        split: str,
+        batch_size: int,
+        seed: int,
+        sharding: jax.sharding.Sharding | None = None,
+        workers: Workers | None = None,
     ):
         check_choice("split", split, task.splits)
         if batch_size < 1:
@@ -45,6 +53,7 @@ class Loader:
             _check_divides(sharding, batch_size, task.spec.length)
         self.task, self.split, self.batch_size, self.seed, self.sharding = task, split, batch_size, seed, sharding
         self.finite = split != "train"
+        self.workers, self._coming = workers, {}
         # A row of no weight, and so the keys of a batch.
         self._padding = shown(
             {key: np.zeros_like(value) for key, value in self._example(0).items()}, task.spec.segmented
@@ -63,7 +72,7 @@ class Loader:
         """
         if step < 0 or (self.finite and step >= len(self)):
             raise IndexError(f"{self.split} has batches 0 to {len(self) - 1}, batch {step} was asked for")
-        rows = {}
+        rows = {} if self.workers is None else self._made(step)
 
         def block(key, index):
             # Devices that hold the same rows share one reading of them.
@@ -82,10 +91,28 @@ class Loader:
             for key, value in self._padding.items()
         }
 
+    def _made(self, step: int) -> dict[int, dict[str, np.ndarray]]:
+        """The rows of a step that this host needs, by their place in the batch; the workers go on to the next steps."""
+        mine = list(range(self.batch_size))
+        if self.sharding is not None:
+            parts = self.sharding.addressable_devices_indices_map((self.batch_size, self.task.spec.length)).values()
+            mine = sorted({i for rows, _ in parts for i in range(*rows.indices(self.batch_size))})
+        for ahead in range(step, step + 2 + self.workers.count):
+            if ahead not in self._coming:
+                indices = [ahead * self.batch_size + i for i in mine]
+                self._coming[ahead] = self.workers.rows(self.split, indices, self.seed)
+        made = self._coming.pop(step).result()
+        return {
+            i: self._checked({key: value[j] for key, value in made.items()}, step * self.batch_size + i)
+            for j, i in enumerate(mine)
+        }
+
     def _example(self, index: int) -> dict[str, np.ndarray]:
         if self.finite and index >= self.task.num_examples(self.split):
             return self._padding
-        example = self._row(index)
+        return self._checked(self._row(index), index)
+
+    def _checked(self, example: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
         spec = self.task.spec
         for key, size in (("inputs", spec.vocab_size), ("targets", spec.targets)):
             ids = example[key]

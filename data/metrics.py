@@ -162,6 +162,10 @@ def share_of_rows(sums: Totals) -> float:
     return sums["rows_correct"] / sums["rows"]
 
 
+def share_containing(sums: Totals) -> float:
+    return sums.get("contained", sums["rows_correct"]) / sums["rows"]
+
+
 def root_mean_square(sums: Totals) -> float:
     return math.sqrt(sums["squared"] / sums["weight"])
 
@@ -188,6 +192,9 @@ PERPLEXITY = Metric(name="perplexity", higher_is_better=False, digits=3, value=e
 ACCURACY = Metric(name="accuracy", **PERCENT, value=share_correct, sums=correct_sums, of=CLASSES)
 # The share of rows of which all that is scored is right.
 ROW_ACCURACY = Metric(name="row_accuracy", **PERCENT, value=share_of_rows, sums=row_sums, of=CLASSES, whole_rows=True)
+# The share of rows of which what is wanted occurs in what is generated: "contained", which is counted where a text is generated
+# (`evaluation.completions`). Where none is, in training, a row counts of which all that is scored is right.
+CONTAINS = Metric(name="contains", **PERCENT, value=share_containing, sums=row_sums, of=CLASSES, whole_rows=True)
 RMSE = Metric(name="rmse", higher_is_better=False, value=root_mean_square, sums=squared_sums, of=NUMBERS)
 MAE = Metric(name="mae", higher_is_better=False, value=mean_absolute, sums=absolute_sums, of=NUMBERS)
 ANGULAR_ERROR = Metric(
@@ -233,7 +240,7 @@ def at_positions(positions: tuple[int, ...]) -> tuple[Metric, ...]:
     return (*found, score) if len(positions) > 1 else tuple(found)
 
 
-NAMED = (LOSS, PERPLEXITY, ACCURACY, ROW_ACCURACY, RMSE, MAE, ANGULAR_ERROR)
+NAMED = (LOSS, PERPLEXITY, ACCURACY, ROW_ACCURACY, CONTAINS, RMSE, MAE, ANGULAR_ERROR)
 
 # Of texts, whatever the tokeniser: those whose weight is not the tokens that are scored but what they stand for, by its name in
 # `Task.text_sizes`.

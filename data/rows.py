@@ -23,6 +23,16 @@ def token_row(
     } | one_segment(len(inputs))
 
 
+def ending_row(ids: Int[np.ndarray, "N"], asked: int, length: int) -> dict[str, np.ndarray]:
+    """The row of a text of at most `length` + 1 tokens, of which the last `asked` are scored; padding stands behind it."""
+    size = len(ids) - 1
+    row = {"inputs": np.zeros(length, np.int32), "targets": np.zeros(length, np.int32)}
+    row["weights"] = np.zeros(length, np.float32)
+    row["inputs"][:size] = ids[:-1]
+    row["targets"][size - asked : size], row["weights"][size - asked : size] = ids[len(ids) - asked :], 1
+    return row | one_segment(length, size)
+
+
 def real_row(
     inputs: Float[np.ndarray, "T C"],
     targets: Float[np.ndarray, "K"] | Float[np.ndarray, "T K"],

@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import functools
 import hashlib
+import pathlib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
@@ -130,6 +131,7 @@ class Task(abc.ABC):
       floors_of_rows: whether floors are of the rows that `num_examples` counts, so that the beginning of a split has its own.
       contiguous: whether a split is one text, of which `stretch` gives any part.
       beside: hyperparameters under which an evaluation scores the task a second time, to be shown beside the first.
+      new_tokens: tokens that an evaluation generates behind each row's `completion`, for the metric "contains"; 0 for none.
       resolved: set by a constructor, the hyperparameters whose value stands for another: the corpus that was found for
         "auto", a file's absolute path, a number that was computed for None. What stays None goes by other hyperparameters
         or by the machine, such as the cache.
@@ -143,6 +145,7 @@ class Task(abc.ABC):
     floors_of_rows: ClassVar[bool] = False
     contiguous: ClassVar[bool] = False
     beside: ClassVar[dict[str, typing.Any]] = {}
+    new_tokens: ClassVar[int] = 0
     hyperparameters: dict[str, typing.Any] = {}
     resolved: dict[str, typing.Any] = {}
 
@@ -229,6 +232,11 @@ class Task(abc.ABC):
         """
         raise UserError(f"task {self.name!r} is no contiguous text")
 
+    def completion(self, split: str, index: int) -> tuple[np.ndarray, str]:
+        """Token ids that a model is to go on from, and the text that must occur in what it generates up to the end of a line; for
+        tasks with `new_tokens`."""
+        raise UserError(f"task {self.name!r} has nothing that is generated")
+
     def text_sizes(self, split: str) -> dict[str, int]:
         """Of texts: the "tokens" that are scored of a whole split, and the "bytes" and "words" that they stand for."""
         return {}
@@ -295,12 +303,17 @@ def _permuted(rows: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
 
 
-_PLUGINS = Plugins("task", "data.tasks", Task)
+_PLUGINS = Plugins("task", "data.tasks", Task, root=pathlib.Path(__file__).parent.parent)
 
 
 def names() -> list[str]:
     """The names of all tasks: the files of `data/tasks/`."""
     return _PLUGINS.names()
+
+
+def full(name: str) -> str:
+    """The name of a task, that of a file of the user's with its whole path; raises a UserError where there is no such file."""
+    return _PLUGINS.full(name)
 
 
 def find(name: str) -> type[Task]:
@@ -329,7 +342,7 @@ def create(name: str, **hyperparameters) -> Task:
     """Builds a task.
 
     Args:
-      name: a file of `data/tasks/`.
+      name: a file of `data/tasks/`, or the path of another file, ending with .py.
       **hyperparameters: as in `defaults(name)`.
 
     Raises:

@@ -188,9 +188,29 @@ class Answers:
             "top_k": settings.get("top_k") or 0,
             "top_p": float(settings.get("top_p") or 1.0),
         }
-        generator = self._generators.setdefault(tuple(chosen.values()), Generator(*of_model(self.run.built), **chosen))
         room = max(1, self.max_length - length)
         ids = [np.array((self.encode(context) or self.prefix)[-room:]) for context in contexts]
+        return self.continued(ids, length, stop, **chosen)
+
+    def continued(
+        self,
+        ids: Sequence[np.ndarray],
+        length: int,
+        stop: Sequence[str],
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> list[str]:
+        """What is generated behind token ids, before the first of some texts.
+
+        Args:
+          ids: what stands before, at least one token.
+          length: tokens at most.
+          stop: the texts.
+          temperature, top_k, top_p: as of `evaluation.generation.Generator`.
+        """
+        chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        generator = self._generators.setdefault(tuple(chosen.values()), Generator(*of_model(self.run.built), **chosen))
         pads = all(mixer.padding or mixer.packing for mixer in self.run.config.model.sketches.values())
         found: dict[int, str] = {}
         for batch in batches([(i, 0) for i in range(len(ids))], [len(one) for one in ids], self._rows, pads):

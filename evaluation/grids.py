@@ -11,12 +11,13 @@ import jax
 from common import hosts
 from common.console import say
 from common.errors import UserError
-from common.files import write_atomically
+from common.files import write_atomically, write_figure
 from data import task as tasks
 from evaluation import report
 from evaluation.loading import LoadedRun
 from evaluation.scoring import Scored, score_task
 from evaluation.settings import Setting
+from training.run_directory import locate
 
 Cell = tuple[Setting, Scored]
 
@@ -98,13 +99,13 @@ def record(run: LoadedRun, cells: Sequence[Cell], split: str) -> dict[str, Any]:
 
 def _folder(run, output):
     if output is not None:
-        return Path(output).expanduser().absolute()
+        return locate(output, "--output")
     return None if run.config.task is None else run.workdir / "evaluations"
 
 
 def _write(folder, run, cells, split):
     asked = json.dumps([[setting.task, dict(setting.named)] for setting, _ in cells])
-    names = "_".join(dict.fromkeys(setting.task for setting, _ in cells))[:40]
+    names = "_".join(dict.fromkeys(Path(setting.task).stem for setting, _ in cells))[:40]
     stem = f"step{run.step}-{split}-{names}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
     try:
         write_atomically(folder / f"{stem}.json", json.dumps(record(run, cells, split), indent=1))
@@ -137,8 +138,8 @@ def _pictures(folder, stem, cells):
         own = groups[task, metric, _]
         figure = Figure(figsize=(5, 4), layout="constrained")
         heat_map(figure.subplots(), own, keys)
-        made.append(f"{stem}-{task}-{metric}{f'-{len(made)}' if made else ''}.png")
-        figure.savefig(folder / made[-1], dpi=130)
+        made.append(f"{stem}-{Path(task).stem}-{metric}{f'-{len(made)}' if made else ''}.png")
+        write_figure(folder / made[-1], figure, dpi=130)
     return f"pictures: {', '.join(made)}"
 
 

@@ -25,6 +25,7 @@ from common.errors import UserError, check_range
 from common.files import write_atomically
 from evaluation.answers import Answers
 from evaluation.loading import LoadedRun, load, load_hf
+from training.run_directory import locate
 
 RESAMPLES = 1000  # for standard errors that have no formula
 
@@ -110,7 +111,7 @@ def write(run: LoadedRun, record: Mapping[str, Any], output: str | Path | None) 
     """Writes what `evaluate` found into a folder; without one into the run's `evaluations/`, and for --hf nowhere."""
     if output is None and run.config.task is None:
         return
-    folder = run.workdir / "evaluations" if output is None else Path(output).expanduser().absolute()
+    folder = run.workdir / "evaluations" if output is None else locate(output, "--output")
     asked = json.dumps({key: record[key] for key in ("tasks", "num_fewshot", "limit", "max_length", "prefix")})
     names = "_".join(record["tasks"])[:40].replace("/", "-")
     path = folder / f"step{run.step}-harness-{names}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.json"

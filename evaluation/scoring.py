@@ -14,7 +14,7 @@ from common.errors import UserError, check_choice
 from data import metrics
 from data import task as tasks
 from data.loader import prefetch
-from evaluation import report
+from evaluation import completions, report
 from evaluation.intervals import interval
 from evaluation.loading import LoadedRun, encode
 from training import setup, sharding
@@ -140,6 +140,8 @@ def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: i
         stream.close()
     rows = min(count, number * size)
     sums = {name: np.concatenate([one[name] for one in found])[:rows].astype(np.float64) for name in found[0]}
+    if task.new_tokens:
+        sums["contained"] = completions.contained(run, task, split, rows)
     if not sums["weight"].sum():
         raise UserError("there is nothing to score: every weight of the split is zero")
     result = metrics.summary(spec, {name: value.sum(0) for name, value in sums.items()})

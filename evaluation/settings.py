@@ -44,7 +44,7 @@ def check(task: str, values: Sequence[str], chosen: str, own: bool) -> None:
         if task or values:
             raise UserError("--suite says its tasks and settings itself: leave --task and --set out")
     elif task:
-        parse(values, task.split(","))
+        parse(values, [tasks.full(name) for name in task.split(",")])
     elif not own:
         raise UserError("a checkpoint in Hugging Face's format has no task of its own: give --task or --suite")
 
@@ -65,7 +65,7 @@ def asked(run: LoadedRun, task: str, values: Sequence[str], chosen: str, lengths
     if chosen:
         grids = list(suite.find(chosen).tasks)
     elif task or values:
-        names = task.split(",") if task else [run.config.raw["task"]["name"]]
+        names = [tasks.full(name) for name in task.split(",")] if task else [run.config.raw["task"]["name"]]
         grids = list(parse(values, names).items())
     else:
         return []
@@ -74,12 +74,13 @@ def asked(run: LoadedRun, task: str, values: Sequence[str], chosen: str, lengths
     return [setting for name, keys in grids for setting in grid(run, name, keys)]
 
 
-def parse(asked: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+def parse(asked: Sequence[str], names: Sequence[str], option: str = "--set") -> dict[str, dict[str, list[Any]]]:
     """What `--set` asks of each task.
 
     Args:
       asked: `task.KEY=VALUE,VALUE,...` for all tasks that are asked, or `NAME.KEY=...` for one of them.
       names: of the tasks.
+      option: that asks, for messages.
 
     Returns:
       by task and key the values, of the key's type.
@@ -94,14 +95,14 @@ def parse(asked: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, lis
         place, separator, text = item.partition("=")
         owner, dot, key = place.partition(".")
         if not (separator and dot and key):
-            raise UserError(f"--set takes task.KEY=VALUE or task.KEY=VALUE,VALUE, got {item!r}")
+            raise UserError(f"{option} takes task.KEY=VALUE or task.KEY=VALUE,VALUE, got {item!r}")
         if owner != "task" and owner not in names:
-            raise UserError(f"--set {item}: {owner!r} is not asked; {near(owner, ['task', *names])}")
+            raise UserError(f"{option} {item}: {owner!r} is not asked; {near(owner, ['task', *names])}")
         for name in names if owner == "task" else [owner]:
             annotations = {k: p.annotation for k, p in inspect.signature(tasks.find(name)).parameters.items()}
             if key not in annotations:
                 raise UserError(f"task {name!r} has no hyperparameter {key!r}; {near(key, annotations)}")
-            values = [_value(place, part.strip(), annotations[key]) for part in text.split(",")]
+            values = [_value(f"{option} {place}", part.strip(), annotations[key]) for part in text.split(",")]
             found[name][key] = list(dict.fromkeys(values))
     return found
 
@@ -119,7 +120,7 @@ def _value(place: str, text: str, annotation: Any) -> Any:
             return kind(text)
     except (ValueError, KeyError):
         pass
-    raise UserError(f"--set {place} takes {getattr(kind, '__name__', kind)}, got {text!r}")
+    raise UserError(f"{place} takes {getattr(kind, '__name__', kind)}, got {text!r}")
 
 
 def grid(run: LoadedRun, name: str, asked: Mapping[str, Sequence[Any]]) -> list[Setting]:

@@ -2,22 +2,23 @@
 
     python -m examples.data_set --workdir=runs/data_set
 
-Trains a classifier of short texts on a few lines that are made here, so that it runs without a network. With the data sets of
-others, the first line of `main` is one of these:
+Trains a classifier of short texts on a few lines that are made here, so that it runs without a network, and scores it. With the
+data sets of others, `splits` below is one of these:
 
     data = datasets.load_dataset("imdb")                                    # Hugging Face: {"text": ..., "label": ...} by index
-    splits = {"train": data["train"], "valid": data["test"], "test": data["test"]}
+    return {"train": data["train"], "valid": data["test"], "test": data["test"]}
 
-    splits = {"train": MyDataset("train"), ...}                             # torch.utils.data.Dataset, returning such dicts
+    return {"train": MyDataset("train"), ...}                               # torch.utils.data.Dataset, returning such dicts
 
-A task that is to stay belongs into a file of its own, `data/tasks/<name>.py`, which loads the data set in the constructor: the
-class below can be moved there as it is, once its constructor takes settings with defaults (a name, a length) in place of the
-data. From then on the configurations, `eval.py`, `sweep.py` and the tests find it by the file's name. A run that was trained on a
-task built in Python, as here, is a run like any other, but `eval.py` cannot build the task anew and so cannot score it.
+A file with one subclass of `Task` is a task by its path, wherever it lies, for `train.py`, `eval.py` and `sweep.py`:
+
+    python train.py --config=configs/lra.py:task=examples/data_set.py,mixer=gla --workdir=runs/data_set
+    python eval.py --workdir=runs/data_set
+
+A task that others are to have, too, belongs into `data/tasks/<name>.py`, where it has a short name, and the tests find it.
 """
 
 import argparse
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ from absl import flags
 from configs import lra
 from data.rows import class_row
 from data.task import Spec, Task
+from evaluation.loading import load
+from evaluation.scoring import score
 from training.config import resolve
 from training.loop import train
 
@@ -35,18 +38,19 @@ from training.loop import train
 class Texts(Task):
     """Classification of texts, byte by byte.
 
+    What the constructor takes, each with a default, are the keys `config.task.*`: they suffice to build the task anew.
+
     Args:
-      splits: a map-style data set for each of "train", "valid" and "test", of examples {"text": str, "label": int}.
-      classes: number of labels.
+      rows: of training.
       length: bytes of a row; longer texts are cut, shorter ones padded.
     """
 
-    def __init__(self, splits: Mapping[str, Sequence[Mapping[str, Any]]], classes: int, length: int):
+    def __init__(self, rows: int = 1000, length: int = 24):
         self.name = "texts"
-        self._data = splits
+        self._data = splits(rows)
         # Id 0 is padding, so there are 257 ids. `padded` tells that models need the segment ids.
         self.spec = Spec(
-            vocab_size=257, channels=None, targets=classes, objective="classification", length=length, padded=True
+            vocab_size=257, channels=None, targets=2, objective="classification", length=length, padded=True
         )
 
     def num_examples(self, split: str) -> int:
@@ -84,20 +88,19 @@ def made_up(count: int, seed: int) -> list[dict[str, Any]]:
     return [{"text": "a " + " and ".join(rng.choice(words[label], 3)), "label": int(label)} for label in labels]
 
 
-def main(workdir: str, mixer: str, steps: int) -> None:
-    splits = {"train": made_up(1000, 0), "valid": made_up(64, 1), "test": made_up(64, 2)}
-    task = Texts(splits, classes=2, length=24)
+def splits(rows: int) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """A map-style data set for each split, of examples {"text": str, "label": int}."""
+    return {"train": made_up(rows, 0), "valid": made_up(64, 1), "test": made_up(64, 2)}
 
-    # The training of an experiment file, here that of the Long Range Arena, made small, with this task in place of the file's.
-    chosen = lra.get_config(f"task=max_gap,mixer={mixer}")
-    chosen.model.update({"width": 32, "depth": 1, "length": task.spec.length})
+
+def main(workdir: str, mixer: str, steps: int) -> None:
+    """What the two commands above do, made small."""
+    chosen = lra.get_config(f"task=examples/data_set.py,mixer={mixer}")
+    chosen.model.update({"width": 32, "depth": 1})
     chosen.optimizer.warmup_steps = 2
     chosen.train.update({"steps": steps, "log_every": 5, "eval_every": 0, "checkpoint_every": 0})
-    resolved = resolve(chosen)
-    model = dataclasses.replace(resolved.model, vocab_size=task.spec.vocab_size, targets=task.spec.targets)
-    raw = {**resolved.raw, "task": {"name": task.name}}  # what config.json will hold
-    train(dataclasses.replace(resolved, task=task, model=model, raw=raw), workdir)
-    print(f"floors of valid: {task.floors('valid')}")
+    train(resolve(chosen), workdir)
+    score(load(workdir), "test")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,8 @@ class Block(nnx.Module):
                 return y
 
             where = self.norm_position
+            if where == "input":
+                x = apply(f"{branch}_norm", x)
             y, beside = f(apply(f"{branch}_norm", x) if where in ("pre", "sandwich") else x)
             if where in ("sandwich", "output"):
                 y = apply(f"{branch}_output_norm" if where == "sandwich" else f"{branch}_norm", y)

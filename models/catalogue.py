@@ -16,7 +16,18 @@ def table() -> str:
 
     What differs between a mixer's causal and its two-sided form is said of each.
     """
-    header = ("mixer", "paper", "primitive", "causal", "two-sided", "streams", "packs", "constant carry", "time in T")
+    header = (
+        "mixer",
+        "paper",
+        "primitive",
+        "causal",
+        "two-sided",
+        "streams",
+        "packs",
+        "constant carry",
+        "in shards",
+        "time in T",
+    )
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name in mixers.names():
         cls = mixers.find(name)
@@ -35,6 +46,7 @@ def table() -> str:
             _yes(streams),
             _of_forms(None if causal is None else _packs(causal), _packs(two_sided)),
             _yes(causal.constant_carry) if streams else "–",
+            _shards(causal, two_sided),
             cls.complexity,
         )
         lines.append("| " + " | ".join(cells) + " |")
@@ -43,6 +55,14 @@ def table() -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def _shards(causal: mixers.Mixer | None, two_sided: mixers.Mixer | mixers.Bidirectional) -> str:
+    forms = {
+        "causal": causal is not None and causal.in_shards,
+        "two-sided": two_sided is not causal and two_sided.in_shards,
+    }
+    return " and ".join(name for name, able in forms.items() if able) or "no"
 
 
 def _packs(mixer: mixers.Mixer | mixers.Bidirectional) -> str:

@@ -67,7 +67,7 @@ class ModelConfig:
       norm_eps: added to the norm's variance; by default the norm's own.
       final_norm_eps: the same of the last norm; by default `norm_eps`.
       norm_position: of blocks that name none, where a branch f has its norms: "pre", x + f(norm(x)); "post", norm(x + f(x));
-        "sandwich", x + norm(f(norm(x))); or "output", x + norm(f(x)).
+        "sandwich", x + norm(f(norm(x))); "output", x + norm(f(x)); or "input", h + f(h) with h = norm(x) (MiniMax-01).
       branch_scale: factor of each residual branch (`residual_multiplier` of Granite 4).
       residual_scale: factor of what a branch is added to (alpha of MiniMax-01, arXiv 2501.08313).
       embedding_norm: whether the embedded tokens are normalised before the first block.
@@ -270,6 +270,7 @@ class ModelConfig:
             "causal": self.causal,
             "depth": self.base_depth or self.depth,  # which initial values follow
             "layers": self.layers(name),
+            "blocks": self.depth,
             "length": self.length,
             "base_width": self.base_width or self.width,
             **self.mixer.get(name, {}),

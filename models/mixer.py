@@ -30,10 +30,10 @@ from ops import segments
 # hyperparameters.
 #   width: size of x.  rngs: source of keys.  causal: False for the two-sided form.  depth: number of mixers in the model.
 #   layer, layers: place among, and number of, the mixers of this name in the model; `layer` may be a traced integer.
-#   length: of the longest sequence that the model is built for.
+#   blocks: number of all blocks of the model.  length: of the longest sequence that the model is built for.
 #   base_width: width of the model that this one is scaled from, and `width` where there is none; for first values that do not
 #     have the deviation 1 / sqrt(inputs), see docs/scaling.md.
-SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "length", "base_width")
+SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "blocks", "length", "base_width")
 
 Carry = dict[str, Any]
 Tokens = Float[Array, "B T D"]
@@ -53,11 +53,13 @@ class Context(NamedTuple):
       layer: place among the mixers of its name in the model, from 0.
       key: source of random numbers in training; None in evaluation.
       stream: what the mixer of this name before it handed on; for the first one, what `Shared` makes.
+      block: place of its block among all blocks of the model, from 0.
     """
 
     layer: int | Int[Array, ""] = 0
     key: Key[Array, ""] | None = None
     stream: Any = None
+    block: int | Int[Array, ""] = 0
 
 
 class Mixer(nnx.Module):
@@ -86,6 +88,9 @@ class Mixer(nnx.Module):
       Shared: class of the parameters that all mixers of this name in a model have in common, or None. It is made with the
         surroundings and hyperparameters that its constructor asks for, and `shared(x, segment_ids=..., positions=...)` is the
         stream that enters the first of them (a tree of arrays; each mixer returns one of the same shapes and dtypes).
+      sequence_parallel: the forms, "causal" and "two-sided", that work on a sequence in shards on several devices
+        (`mesh.sequence`): they send states, neighbours, or keys and values, and no device gets the activations of the whole
+        sequence. A mixer has this of the functions of `ops` that it calls.
       replaces_channel_mixer: its paper's layer has no MLP beside it (two such layers stand for one mixer and one MLP).
       paper: source, with its arXiv id.
       primitive: the function of `ops` that it stands on.
@@ -104,6 +109,7 @@ class Mixer(nnx.Module):
     uses_context: ClassVar[bool] = False
     random: ClassVar[bool] = False
     Shared: ClassVar[type[nnx.Module] | None] = None
+    sequence_parallel: ClassVar[tuple[str, ...]] = ("causal",)
     replaces_channel_mixer: ClassVar[bool] = False
     paper: ClassVar[str]
     primitive: ClassVar[str]
@@ -138,6 +144,11 @@ class Mixer(nnx.Module):
     def initial_state(self, batch: int, capacity: int) -> Any:
         """The state before the first token, as arrays whose first axis is the batch (scalars, if the carry grows)."""
         raise NotImplementedError
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether this form takes sequences in shards, see `sequence_parallel`."""
+        return ("causal" if self.causal else "two-sided") in self.sequence_parallel
 
     @property
     def streams(self) -> bool:
@@ -256,6 +267,7 @@ class Bidirectional(nnx.Module):
     bidirectional = True
     streaming = False
     streams = False
+    in_shards = False  # a token and its mirror image are on different devices
     constant_carry = True
     _OF_BOTH = ("packing", "padding", "fixed_length", "position_aware", "random", "replaces_channel_mixer")
 
@@ -287,7 +299,7 @@ class Bidirectional(nnx.Module):
         if context is not None:
             keys = (None, None) if context.key is None else jax.random.split(context.key)
             streams = (None, None) if context.stream is None else context.stream
-            contexts = [Context(context.layer, key, stream) for key, stream in zip(keys, streams, strict=True)]
+            contexts = [context._replace(key=key, stream=stream) for key, stream in zip(keys, streams, strict=True)]
         where = {"segment_ids": segment_ids, "positions": positions}
         y, _, *forward = self.forward(x, **where, context=contexts[0])
         x = segments.reverse(segments.zero_padding(x, segment_ids), segment_ids)
@@ -415,6 +427,7 @@ def create(
     depth: int = 1,
     layer: int | Int[Array, ""] = 0,
     layers: int = 1,
+    blocks: int = 1,
     length: int = 512,
     base_width: int | None = None,
     alone: bool = True,
@@ -429,6 +442,7 @@ def create(
       causal: False for the two-sided form: the mixer's own where it has one, else `Bidirectional`.
       depth: number of mixers in the model, for initialisers that scale with it.
       layer, layers: place among, and number of, the mixers of this name in the model.
+      blocks: number of all blocks of the model.
       length: of the longest sequence that the model is built for.
       base_width: of the model that this one is scaled from; None for none.
       alone: whether the mixer brings its own `Shared`, to be called without a model around it.
@@ -446,6 +460,7 @@ def create(
         "depth": depth,
         "layer": layer,
         "layers": layers,
+        "blocks": blocks,
         "length": length,
         "base_width": base_width or width,
         "causal": causal or not cls.bidirectional,
@@ -458,7 +473,7 @@ def create(
         return mixer
 
     with about(f"mixer {name!r}"):
-        at_least(1, width=width, depth=depth, layers=layers, length=length)
+        at_least(1, width=width, depth=depth, layers=layers, blocks=blocks, length=length)
         return make() if given["causal"] == causal else Bidirectional(make(), make())
 
 

@@ -100,7 +100,7 @@ class Parallel(nnx.Module):
             own = None
             if context is not None:
                 key = None if context.key is None else jax.random.fold_in(context.key, i)
-                own = Context(context.layer[name], key, (context.stream or {}).get(name))
+                own = Context(context.layer[name], key, (context.stream or {}).get(name), context.block)
             before = None if carry is None else {**carry, "state": carry["state"][name]}
             y, new, *beside = part(h, before, segment_ids=segment_ids, positions=positions, context=own)
             outputs.append(y)

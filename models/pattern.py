@@ -17,8 +17,8 @@ from common.errors import UserError, near
 from models.channel_mixers import CHANNEL_MIXERS
 
 CHANNELS = ("none", *CHANNEL_MIXERS, "moe")
-# Where a branch f has its norms: x + f(norm(x)); norm(x + f(x)); x + norm(f(norm(x))); x + norm(f(x)).
-NORM_POSITIONS = ("pre", "post", "sandwich", "output")
+# Where a branch f has its norms: x + f(norm(x)); norm(x + f(x)); x + norm(f(norm(x))); x + norm(f(x)); h + f(h) with h = norm(x).
+NORM_POSITIONS = ("pre", "post", "sandwich", "output", "input")
 
 _TOKEN = re.compile(r"\s*(\d+(?=\s*\*)|[*+()]|[^\s*+()]+)")
 

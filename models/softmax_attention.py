@@ -49,6 +49,7 @@ class SoftmaxAttention(Mixer):
 
     bidirectional = True
     primitive = "attention"
+    sequence_parallel = ("causal", "two-sided")
 
     def __init__(
         self,
@@ -93,6 +94,8 @@ class SoftmaxAttention(Mixer):
             check_rotated(size, key="heads" if head_channels is None else "head_channels")
         self.causal = causal
         self.positions = positions
+        if positions == "alibi":  # the ring does not know how far its keys are
+            self.sequence_parallel = ()
         self.rotated = 2 * int(size * rotary_fraction / 2) if positions == "rotary" else 0
         self.position_aware = self.rotated > 0 or positions in ("alibi", "nope")
         self.rotary_base = rotary_base

@@ -37,6 +37,7 @@ class Pattern(nnx.Module):
     Args:
       items: of the blocks.
       before: of each mixer's name, how many there are in the model before the first repeat.
+      start: how many blocks there are before it.
       repeat: which repeat of the pattern it is; may be traced.
       config: a `models.config.ModelConfig`.
     """
@@ -45,12 +46,14 @@ class Pattern(nnx.Module):
         self,
         items: Sequence[Item],
         before: Mapping[str, int],
+        start: int,
         config,
         repeat: int | Int[Array, ""] = 0,
         *,
         rngs: nnx.Rngs,
     ):
         self.names = tuple(item.mixers for item in items)
+        self.start = start
         inside = [name for names in self.names for name in names]
         earlier = lambda i, name: sum(name in names for names in self.names[:i])
         self.strides = tuple(tuple(inside.count(name) for name in names) for names in self.names)
@@ -93,7 +96,8 @@ class Pattern(nnx.Module):
         for i, (names, block) in enumerate(zip(self.names, self.blocks)):
             alone = len(names) == 1
             own = streams.get(names[0]) if alone else {name: streams.get(name) for name in names}
-            context = Context(self.layer(i, repeat), None if key is None else jax.random.fold_in(key, i), own)
+            own_key = None if key is None else jax.random.fold_in(key, i)
+            context = Context(self.layer(i, repeat), own_key, own, self.start + repeat * len(self.names) + i)
             x, carry, stream, statistics[str(i)], found = block(
                 x,
                 None if carries is None else carries[i],
@@ -122,7 +126,7 @@ class Stack(nnx.Module):
         before = {name: sum(name in item.mixers for item in prefix) for name in config.names}
         until = {name: sum(name in item.mixers for item in config.items[:behind]) for name in config.names}
         keys = jax.random.split(rngs.params(), self.repeats)
-        make = lambda key, repeat: Pattern(repeated, before, config, repeat, rngs=nnx.Rngs(params=key))
+        make = lambda key, repeat: Pattern(repeated, before, first, config, repeat, rngs=nnx.Rngs(params=key))
         self.stacked = jax.vmap(make)(keys, jnp.arange(self.repeats))
         self.shared = nnx.Dict(
             {
@@ -131,8 +135,8 @@ class Stack(nnx.Module):
                 if mixers.find(name).Shared is not None
             }
         )
-        self.prefix = Pattern(prefix, {}, config, rngs=rngs) if prefix else None
-        self.suffix = Pattern(suffix, until, config, rngs=rngs) if suffix else None
+        self.prefix = Pattern(prefix, {}, 0, config, rngs=rngs) if prefix else None
+        self.suffix = Pattern(suffix, until, behind, config, rngs=rngs) if suffix else None
         self.remat = config.remat
 
     def __call__(

@@ -237,7 +237,9 @@ def platform(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def localised_by(localise: Callable[[Callable, Sequence[Axes], Axes, bool], Callable]) -> Iterator[None]:
+def localised_by(
+    localise: Callable[[Callable, Sequence[Axes], Axes | Sequence[Axes], bool], Callable],
+) -> Iterator[None]:
     """Makes `local` call `localise` while tracing inside; who traces for a mesh knows which axes it splits."""
     token = _localise.set(localise)
     try:
@@ -246,14 +248,13 @@ def localised_by(localise: Callable[[Callable, Sequence[Axes], Axes, bool], Call
         _localise.reset(token)
 
 
-def local(function: Callable, inputs: Sequence[Axes], output: Axes, kernel: bool = False) -> Callable:
+def local(function: Callable, inputs: Sequence[Axes], output: Axes | Sequence[Axes], kernel: bool = False) -> Callable:
     """A function that each device applies to its own part of the arguments: for what the compiler would not split itself.
 
     Args:
-      function: of arrays to an array, or to a tuple of arrays with the same axes; what it computes must not cross an axis that is
-        named.
+      function: of arrays to an array or to a tuple of arrays; what it computes must not cross an axis that is named.
       inputs: logical names of the axes of each argument ("batch", "heads", ...), None for one that every device has whole.
-      output: likewise, of the result.
+      output: likewise, of the result, or of all arrays of a tuple; or a tuple of axes, for each of them.
       kernel: whether the function calls a kernel. Such a function must not be differentiated.
 
     Returns:

@@ -5,8 +5,6 @@ contiguous run of its id. A change of id restarts every recurrence; padding is n
 What compares the ids of pairs of tokens must see ids that do not come back in a row: those of `runs`.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
@@ -25,18 +23,6 @@ def is_start(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
     return jnp.pad(change, ((0, 0), (1, 0)))
 
 
-def _running(reduce: Callable, combine: Callable, x: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """`jax.lax.cumsum` or `cummax` along the length, of numbers >= 0."""
-    if not sequence.is_split(x.shape[1]):
-        return reduce(x, axis=1)
-
-    def shard(x):
-        own = reduce(x, axis=1)
-        return (combine(own, sequence.before(own[:, -1], combine)[:, None]),)
-
-    return sequence.apply(shard, {"x": x}, {"x": _TOKENS}, [(_TOKENS, x.shape)])[0]
-
-
 def zero_padding(x: Shaped[Array, "B T ..."], segment_ids: Int[Array, "B T"] | None) -> Shaped[Array, "B T ..."]:
     """Replaces the entries of padding tokens by zeros, whatever they were (NaN included)."""
     if segment_ids is None:
@@ -52,7 +38,7 @@ def expand(x: Shaped[Array, "B ..."], ndim: int) -> Shaped[Array, "B ..."]:
 def _run_starts(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Index of the first token of the run that each token belongs to."""
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-    return _running(jax.lax.cummax, jnp.maximum, jnp.where(is_start(segment_ids), index, 0))
+    return sequence.cumulative(jax.lax.cummax, jnp.maximum, jnp.where(is_start(segment_ids), index, 0))
 
 
 def runs(
@@ -69,7 +55,7 @@ def runs(
     """
     first = segment_ids[:, :1] != (0 if previous_segment is None else previous_segment[:, None])
     start = is_start(segment_ids).at[:, :1].set(first)
-    number = _running(jax.lax.cumsum, jnp.add, (start & (segment_ids != 0)).astype(jnp.int32))
+    number = sequence.cumulative(jax.lax.cumsum, jnp.add, (start & (segment_ids != 0)).astype(jnp.int32))
     if previous_run is not None:
         number = number + previous_run[:, None]
     return jnp.where(segment_ids != 0, number, 0)

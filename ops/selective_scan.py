@@ -29,6 +29,7 @@ def selective_scan(
     *,
     initial_state: Float[Array, "B N D"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
+    axis: str | None = None,
     implementation: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B N D"]]:
@@ -42,6 +43,7 @@ def selective_scan(
       D: skip coefficients; none by default.
       initial_state: h before the first token. Zero by default.
       segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
+      axis: the logical name of the channels D, by which a mesh may split them (`models.partitioning`).
       implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own derivative) or
         "chunked" (parallel prefix inside chunks); the last two keep one state per chunk for the backward pass. "auto"
         is sequential on CPU and chunked elsewhere.
@@ -72,14 +74,16 @@ def selective_scan(
 
     if form == "reference" or length == 1:
         state, y = lax.scan(functools.partial(_step, A), state, inputs)
-    else:
-        count, size = chunking(length, chunk_size or _CHUNK[form])
-        inputs = split(inputs, count, size)
-        if form == "sequential":
-            state, y = token_loop(_step, _step_backward, A, state, inputs)
-        else:
-            state, y = lax.scan(jax.checkpoint(functools.partial(_chunk, A)), state, inputs)
+    elif form == "sequential":
+        tokens = split(inputs, *chunking(length, chunk_size or _CHUNK[form]))
+        state, y = token_loop(_step, _step_backward, A, state, tokens)
         y = join(y, length)
+    else:
+        of_channels, shared, states = (None, "batch", axis), (None, "batch", None), ("batch", None, axis)
+        axes = [(None, axis), states, of_channels, of_channels, shared, shared, (None, "batch")]
+        arrays = (A, state, *(z for z in inputs if z is not None))
+        run = functools.partial(_chunked, chunk_size or _CHUNK[form])
+        state, y = dispatch.local(run, axes[: len(arrays)], (states, of_channels))(*arrays)
     y = jnp.moveaxis(y, 0, 1)
     if D is not None:
         y = y + D.astype(dtype) * x32
@@ -163,6 +167,13 @@ def _step_backward(A, before, token, dh, dy):
     ddt = _over_states(dlog * A, jnp.ones_like(B)) + dxdt * x
     dA = jnp.sum(dlog * dt[:, None], axis=0)
     return dA, _restart(decay * dh, start), (dxdt * dt, ddt, dB, dC, None)
+
+
+def _chunked(chunk_size, A, state, x, dt, B, C, start=None):
+    """All chunks, one after the other; of a mesh, on the channels and rows of a device alone."""
+    inputs = split((x, dt, B, C, start), *chunking(len(x), chunk_size))
+    state, y = lax.scan(jax.checkpoint(functools.partial(_chunk, A)), state, inputs)
+    return state, join(y, len(x))
 
 
 def _chunk(A, h, tokens):

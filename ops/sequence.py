@@ -115,12 +115,31 @@ def halo(x: Shaped[Array, "B T ..."], left: int, right: int = 0) -> Shaped[Array
 
 
 def before(x: Shaped[Array, "..."], combine: Callable) -> Shaped[Array, "..."]:
-    """The sum, maximum, ... over the shards to the left of what each has, numbers >= 0; zero in the first."""
+    """The sum (or, of numbers >= 0, the maximum) over the shards to the left of what each has; zero in the first."""
     index, all_of = lax.axis_index(AXIS), lax.all_gather(x, AXIS)
     result = jnp.zeros_like(x)
     for i in range(ways() - 1):
         result = jnp.where(i < index, combine(result, all_of[i]), result)
     return result
+
+
+def cumulative(reduce: Callable, combine: Callable, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "B T ..."]:
+    """`jax.lax.cumsum`, or of numbers >= 0 `cummax`, along the length, also of a sequence in shards.
+
+    Args:
+      reduce: `jax.lax.cumsum` or `jax.lax.cummax`.
+      combine: what it does to two numbers.
+      x: [B, T, ...].
+    """
+    if not is_split(x.shape[1]):
+        return reduce(x, axis=1)
+
+    def shard(x):
+        own = reduce(x, axis=1)
+        return (combine(own, before(own[:, -1], combine)[:, None]),)
+
+    axes = ("batch", "length", *(None,) * (x.ndim - 2))
+    return apply(shard, {"x": x}, {"x": axes}, [(axes, x.shape)])[0]
 
 
 def of_last(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:

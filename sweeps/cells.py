@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import read_json, write_atomically
+from common.files import modified, read_json, write_atomically
+from evaluation import settings
 from models.accounting import Summary
 from models.config import ModelConfig
 from sweeps import failures, jobs, sizing
@@ -43,6 +44,7 @@ class Cell:
       data: the fingerprint of its data as it is now; None where the task cannot be built.
       metric: that its task is judged by; None where the task cannot be built.
       lengths: that the test split is scored at beside the one of training.
+      score: settings of the task that the test split is scored under, too, as of `sweeps.request.Request`.
       allow_other_data: whether to go on with the run if its data has changed.
       cost: what the model costs; None if it cannot be built.
       sized: how the model was sized, if it was.
@@ -58,6 +60,7 @@ class Cell:
     data: str | None = None
     metric: str | None = None
     lengths: tuple[int, ...] = ()
+    score: tuple[str, ...] = ()
     allow_other_data: bool = False
     cost: Summary | None = None
     sized: Sized | None = None
@@ -92,7 +95,7 @@ class Cell:
             self.error
             or not run.config.exists()
             or self.differences()
-            or not (run.checkpoints / str(self.steps)).is_dir()
+            or self.steps not in run_directory.saved_steps(run.checkpoints)
         ):
             return False
         return any(line["split"] == "valid" and line["step"] == self.steps for line in read_metrics(self.workdir))
@@ -110,6 +113,8 @@ class Cell:
         """What `sweeps.result.write` has found for the run that has ended well; None before."""
         found = read_json(self.workdir / RESULT)
         if found is None or found["steps"] != self.steps or not {str(n) for n in self.lengths} <= set(found["test"]):
+            return None
+        if found.get("asked", []) != list(self.score):
             return None
         return found if self.ended() and self.diverged() is None else None
 
@@ -132,6 +137,7 @@ SAVED = (
     "data",
     "metric",
     "lengths",
+    "score",
     "allow_other_data",
     "error",
     "hosts",
@@ -149,13 +155,13 @@ def load(workdir: str | Path) -> Cell:
     kept = read_json(jobs.folder(workdir) / "cell.json")
     if kept is None:
         raise UserError(f"{workdir} is no cell of a sweep: it has no job/cell.json")
-    kept |= {"arguments": tuple(kept["arguments"]), "lengths": tuple(kept["lengths"])}
+    kept |= {key: tuple(kept.get(key, ())) for key in ("arguments", "lengths", "score")}
     return Cell(workdir=workdir, **kept)
 
 
 def here(sweep: Path) -> list[Cell]:
     """The cells that the directory of a sweep holds, in the order of its grid."""
-    found = sorted(sweep.glob("*/job/cell.json"), key=lambda path: (path.stat().st_mtime_ns, path))
+    found = sorted(sweep.glob("*/job/cell.json"), key=lambda path: (modified(path), path))
     return [load(path.parent.parent) for path in found]
 
 
@@ -183,6 +189,8 @@ def plan(request: Request) -> list[Cell]:
         if "." in key and not any(f"--config.{key}=" in argument for row in arguments for argument in row):
             raise UserError(f"no cell has the mixer that {key} is set for")
     asked = [_raw(row) for row in arguments]  # what is misspelt is found before anything is built
+    for name in dict.fromkeys(raw["task"]["name"] for raw in asked):
+        settings.parse(request.score, [name], "--score")
     cells, described = [], {}
     for values, row, raw in zip(combinations, arguments, asked):
         key = json.dumps({key: value for key, value in values.items() if key != "seed"})
@@ -197,6 +205,7 @@ def plan(request: Request) -> list[Cell]:
                 arguments=row,
                 workdir=request.workdir / directory(values),
                 lengths=request.lengths,
+                score=request.score,
                 allow_other_data=request.allow_other_data,
                 hosts=request.hosts,
                 cwd=None if Path.cwd() == command_line.ROOT else str(Path.cwd()),

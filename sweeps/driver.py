@@ -9,8 +9,10 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+from common import appended
 from common.console import say
 from common.errors import UserError
+from common.files import make_directory
 from sweeps import jobs
 from sweeps.cells import Cell
 from sweeps.engine import Engine, Seen
@@ -57,7 +59,7 @@ def drive(engine: Engine, cells: Sequence[Cell], retries: int = 2, detach: bool 
     Raises:
       UserError: if another sweep is at work in the directory, or the engine does not take the cells.
     """
-    engine.workdir.mkdir(parents=True, exist_ok=True)
+    make_directory(engine.workdir)
     with locked(engine.workdir, "sweep"):
         with GracefulStop() as stop:
             yield from _Drive(engine, retries, stop).run(cells, detach or not engine.waits)
@@ -199,10 +201,7 @@ def judged(cell: Cell, job: Submitted, seen: Seen) -> tuple[Outcome | None, bool
 
 def _last_line(cell: Cell) -> str:
     """What a process printed last."""
-    log = cell.workdir / "log.txt"
-    lines = (
-        [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
-    )
+    lines = [line.strip() for line in appended.read(cell.workdir / "log.txt") if line.strip()]
     return f": {lines[-1].removeprefix('error: ')}" if lines else ""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from common import remote
 from common.errors import UserError, check_range, near
 from common.plugins import Plugins
 from training.command_line import ROOT
@@ -88,6 +89,7 @@ class Engine(abc.ABC):
     name: str  # that of its file
     poll = 2.0  # seconds between two questions
     lasting = True  # whether jobs go on when the command that submitted them has ended
+    remote = False  # whether the cells may be on an object store
     waits = True  # whether a command can wait for jobs
     known_options: ClassVar[Mapping[str, str] | None] = None  # what each is; None where the engine takes any
 
@@ -102,6 +104,11 @@ class Engine(abc.ABC):
         options: Mapping[str, str] | None = None,
         workers: int | None = None,
     ):
+        if remote.is_address(workdir) and not self.remote:
+            raise UserError(
+                f"--workdir={workdir}: --engine={self.name} gives cells to machines by a directory that all see; give one (a "
+                "mounted bucket, say), or take --engine=local"
+            )
         if workers is not None:
             check_range("--workers", workers, 1)
         self.workdir = workdir

@@ -7,19 +7,18 @@ alive            touched while a process works
 exit_code        of the process, where what started it can tell: of one that was killed there is no other word
 """
 
+import contextlib
 import dataclasses
 import json
-import os
 import socket
 import threading
 from collections.abc import Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import hosts
-from common.files import read_json, write_atomically
+from common import appended, hosts
+from common.files import modified, read_json, touch, write_atomically
 
 HEARTBEAT = 5.0  # seconds
 
@@ -83,8 +82,8 @@ class Attempt:
 
 def attempts(workdir: Path) -> list[Attempt]:
     """All attempts at a cell, in order."""
-    path, found = folder(workdir) / "attempts.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    found = []
+    for line in appended.read(folder(workdir) / "attempts.jsonl"):
         try:
             fields = json.loads(line)
         except ValueError:  # a crash has cut it
@@ -100,13 +99,10 @@ def attempts(workdir: Path) -> list[Attempt]:
 
 def alive(workdir: Path) -> float | None:
     """The last sign of life of a process at a cell, in seconds since 1970; None if there was none."""
-    try:
-        return (folder(workdir) / "alive").stat().st_mtime
-    except OSError:
-        return None
+    return modified(folder(workdir) / "alive")
 
 
-@contextmanager
+@contextlib.contextmanager
 def attempt(workdir: Path):
     """Records an attempt. Yields a dict whose items are written with its end: status, error, devices."""
     place = folder(workdir)
@@ -117,9 +113,9 @@ def attempt(workdir: Path):
     _append(workdir, {"began": began, "host": socket.gethostname()})
 
     def beat() -> None:
-        (place / "alive").touch()
+        touch(place / "alive")
         while not ended.wait(HEARTBEAT):
-            (place / "alive").touch()
+            touch(place / "alive")
 
     threading.Thread(target=beat, daemon=True).start()
     result: dict[str, Any] = {"status": "failed", "error": "it ended without a word"}
@@ -140,11 +136,8 @@ def attempt(workdir: Path):
 
 
 def _append(workdir: Path, fields: Mapping[str, Any]) -> None:
-    path = folder(workdir) / "attempts.jsonl"
-    with path.open("ab") as file:
-        file.write((json.dumps(fields) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with contextlib.closing(appended.Appended(folder(workdir) / "attempts.jsonl", lasting=True)) as file:
+        file.write(json.dumps(fields) + "\n")
 
 
 def write_error(workdir: Path, process: int, error: str) -> None:
@@ -156,7 +149,7 @@ def error(workdir: Path, since: float) -> str | None:
     """Why a process other than the first has failed since then, in seconds since 1970; None if none has."""
     path = folder(workdir) / "error.json"
     found = read_json(path)
-    return None if found is None or path.stat().st_mtime < since else f"process {found['process']}: {found['error']}"
+    return None if found is None or (modified(path) or 0) < since else f"process {found['process']}: {found['error']}"
 
 
 def exit_code(workdir: Path) -> int | None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.files import write_figure
 from data.metrics import Display
-from sweeps.rows import Row, common_axes
+from sweeps.rows import Row, common_axes, grids, interval
 
 COSTS = {
     "parameters": "parameters",
@@ -29,7 +30,7 @@ def save(groups: Sequence[Sequence[Row]], folder: Path, choices: Sequence = (), 
     Returns:
       a sentence that says where they are.
     """
-    plots = {"quality": quality, "learning": learning, "lengths": lengths}
+    plots = {"quality": quality, "learning": learning, "lengths": lengths, "settings": settings}
     for path in (path for name in (*plots, "tuning") for path in folder.glob(f"{name}*.png")):
         path.unlink()  # of an earlier state of the sweep
     if not groups:
@@ -44,12 +45,12 @@ def save(groups: Sequence[Sequence[Row]], folder: Path, choices: Sequence = (), 
         for name, plot in plots.items():
             if (figure := plot(group)) is not None:
                 made.append(f"{name}{suffix}.png")
-                figure.savefig(folder / made[-1], dpi=130)
+                write_figure(folder / made[-1], figure, dpi=130)
     for i, same in enumerate(groups):
         some = [choice for choice in choices if any(choice.chosen is row for row in same)]
         if (figure := tuning(some, keys)) is not None:
             made.append(f"tuning-{i + 1}.png" if len(groups) > 1 else "tuning.png")
-            figure.savefig(folder / made[-1], dpi=130)
+            write_figure(folder / made[-1], figure, dpi=130)
     return f"plots: {', '.join(made)}"
 
 
@@ -233,6 +234,29 @@ def lengths(group: Sequence[Row]):
     axis.grid(alpha=0.3)
     legend(figure, axis, group)
     figure.suptitle(title(group, "bands: 95 % interval of the mean over seeds"))
+    return figure
+
+
+def settings(group: Sequence[Row]):
+    """Test metrics under other settings of the task, a panel for each metric; None where there are none."""
+    found = grids(group)
+    if not found:
+        return None
+    figure, axes = panels(len(found), 6.0)
+    common = common_axes(group)
+    for axis, (metric, columns) in zip(axes, found):
+        for row, style in zip(group, styles(group)):
+            there = {words: own for words, own in row.grid().items() if words in columns}
+            places = [columns.index(words) for words in there]
+            means, halves = zip(*(interval([e["score"] for e in own]) for own in there.values())) if there else ((), ())
+            bars = None if None in halves or not halves else metric.scale * np.array(halves)
+            means = metric.scale * np.array(means)
+            axis.errorbar(places, means, bars, capsize=3, lw=1.5, ms=5, label=row.label(common), **style)
+        axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=7)
+        axis.set_ylabel(f"test {metric.label}")
+        axis.grid(alpha=0.3)
+    legend(figure, axes[-1], group)
+    figure.suptitle(title(group, "bars: 95 % interval of the mean over seeds"))
     return figure
 
 

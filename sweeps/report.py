@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.files import read_json, write_atomically
+from common.files import make_directory, read_json, write_atomically
 from data.metrics import Display
 from sweeps import fits, jobs, tuning
 from sweeps.cells import LOG, Cell, directory
 from sweeps.comparison import Difference, compare
 from sweeps.request import Request
-from sweeps.rows import Row, common_axes, rows, sections
+from sweeps.rows import Row, common_axes, grids, interval, rows, sections
 from sweeps.sizing import MEASURES, TOLERANCE, Sized
 from sweeps.tuning import Choice
 from training.command_line import ROOT
@@ -31,7 +31,7 @@ def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], ar
       errors: of the failed cells, by name.
       arguments: of `sweep.py`, given in the current directory.
     """
-    request.workdir.mkdir(parents=True, exist_ok=True)
+    make_directory(request.workdir)
     everything = rows(cells)
     choices = tuning.choose(request, everything, list(errors)) if request.best_of else []
     write_atomically(request.workdir / "results.csv", _csv(request, cells, errors, choices))
@@ -183,6 +183,23 @@ def _section(
             for row in group
         ]
         text += [f"### test {metric.label} by length", markdown(["", *(f"{n:,}" for n in lengths)], table)]
+    return text + _by_settings(group, hidden)
+
+
+def _by_settings(group: Sequence[Row], hidden: Sequence[str]) -> list[str]:
+    """Scores under other settings of the task, a table for each metric, with the floor that is hardest to beat."""
+    text = []
+    for metric, columns in grids(group):
+        lines = []
+        for row in group:
+            found = row.grid()
+            scores = (interval([e["score"] for e in found[words]]) if words in found else None for words in columns)
+            lines.append([f"`{row.label(hidden)}`", *("–" if s is None else shown(s, metric) for s in scores)])
+        hardest = max if metric.higher_is_better else min
+        floors = [next(row.grid()[words][0]["floors"] for row in group if words in row.grid()) for words in columns]
+        best = [shown((hardest(own.values()), None), metric) if own else "–" for own in floors]
+        lines.append(["*best floor*", *(f"*{value}*" for value in best)])
+        text += [f"### test {metric.label} by settings of the task", markdown(["", *columns], lines)]
     return text
 
 
@@ -325,11 +342,13 @@ def _commands(everything: Sequence[Row]) -> str:
         lengths = row.lengths() if row.results else sorted({trained, *first.lengths} - {None})
         lengths = [f"--lengths={','.join(map(str, lengths))}"] if first.lengths else []
         train, score = _command("train.py", arguments), _command("eval.py", lengths)
+        under = f" &&\n  {_command('eval.py', ['--set', *first.score])}" if first.score else ""
         if seeds:
             block = f"for seed in {' '.join(seeds)}; do\n  {train} --config.seed=$seed {workdir}-$seed &&\n"
-            blocks.append(block + f"  {score} {workdir}-$seed\ndone")
+            under = f"{under} {workdir}-$seed" if under else ""
+            blocks.append(block + f"  {score} {workdir}-$seed{under}\ndone")
         else:
-            blocks.append(f"{train} {workdir} &&\n  {score} {workdir}")
+            blocks.append(f"{train} {workdir} &&\n  {score} {workdir}" + (f"{under} {workdir}" if under else ""))
     return _shell(blocks)
 
 
@@ -356,6 +375,7 @@ def _csv(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], cho
             line |= {key: result[key] for key in kept} | {"test": result["test"][str(result["length"])]}
             if len(row.lengths()) > 1:
                 line |= {f"test_at_{length}": result["test"][str(length)] for length in row.lengths()}
+            line |= {f"{own['metric']} with {words}": own["score"] for words, (own,) in row.grid().items()}
         line["arguments"] = shlex.join(cell.arguments)
         lines.append(line)
     names = list(dict.fromkeys(name for line in lines for name in line if name != "arguments"))

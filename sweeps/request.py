@@ -25,6 +25,8 @@ class Request:
       match: one of `MEASURES`, to size all mixers to one budget; None to take the configuration's width.
       budget: of the match; None for that of the first mixer of the axis `mixer`, all other values being the same.
       lengths: that the test split is scored at beside the one of training.
+      score: settings of the task that the test split is scored under beside those of training, each "task.KEY=A,B", see
+        `evaluation.settings.parse`.
       allow_other_data: whether to go on with cells whose data has changed since they were run.
       hosts: that run each cell together.
       points: combinations of values by key, all with the same keys, that are taken with each of the grid of the axes; None
@@ -45,6 +47,7 @@ class Request:
     match: str | None = None
     budget: float | None = None
     lengths: tuple[int, ...] = ()
+    score: tuple[str, ...] = ()
     allow_other_data: bool = False
     hosts: int = 1
     points: Sequence[Mapping[str, str]] | None = None

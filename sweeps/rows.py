@@ -66,10 +66,35 @@ class Row:
             )
         )
 
+    def grid(self) -> dict[str, list[Mapping[str, Any]]]:
+        """By settings of the task in words, what each of its cells has scored under them, see `sweeps.result.write`; without
+        those under which one has no score."""
+        tables = [
+            {settings_in_words(entry): entry for entry in result.get("grid", ()) if entry["score"] is not None}
+            for result in self.results
+        ]
+        return {words: [table[words] for table in tables] for words in tables[0] if all(words in t for t in tables)}
+
     def tokens_per_second(self) -> float | None:
         """Median speed of training."""
         speeds = [line["tokens_per_second"] for run in self.metrics for line in run if "tokens_per_second" in line]
         return statistics.median(speeds) if speeds else None
+
+
+def settings_in_words(entry: Mapping[str, Any]) -> str:
+    """The settings of a score, such as "depth=0.5, length=512"."""
+    return ", ".join(f"{key}={value}" for key, value in entry["settings"].items())
+
+
+def grids(group: Sequence[Row]) -> list[tuple[Display, list[str]]]:
+    """The settings that some row of a group has scores under, in words, those of one metric together."""
+    found: dict[Display, list[str]] = {}
+    for row in group:
+        for words, entries in row.grid().items():
+            own = found.setdefault(Display.read(entries[0]), [])
+            if words not in own:
+                own.append(words)
+    return list(found.items())
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:

@@ -126,7 +126,7 @@ def _run(cell: Cell) -> tuple[str, str | None]:
         if not ended.finished:
             return ("interrupted", None) if watch.why is None else ("diverged", watch.why)
     if "score" in left:
-        result.write(cell.workdir, cell.lengths, cell.allow_other_data)
+        result.write(cell.workdir, cell.lengths, cell.allow_other_data, cell.score)
     if jax.process_index() == 0 and cell.todo():
         return "failed", f"it ended without having done its work: {', '.join(cell.todo())}"
     return "finished", None

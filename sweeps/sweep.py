@@ -9,6 +9,7 @@ from pathlib import Path
 from common.command import STOPPED
 from common.console import say
 from common.errors import UserError
+from common.files import make_directory
 from data.metrics import Display
 from models import accounting
 from sweeps import cells, driver, jobs, plots, report, rows, tuning
@@ -78,7 +79,7 @@ def _run(
     engine.
     """
     with writing(request.workdir):
-        request.workdir.mkdir(parents=True, exist_ok=True)
+        make_directory(request.workdir)
         for cell in some:
             cell.save()
     left = [cell for cell in some if not cell.error and cell.todo()]

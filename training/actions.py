@@ -5,15 +5,20 @@ train(config, workdir, Action(every(100), lambda run: print(run.step)))
 
 import dataclasses
 import functools
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from common import remote
 from common.console import say
 from data.loader import Loader
 from data.metrics import describe, training_summary
 from training import setup
+from training.run_directory import writing
 from training.validation import validate
 
 
@@ -112,6 +117,7 @@ class Save:
 
     def __call__(self, run) -> None:
         self._log.flush(run)
+        run.record.flush()
         score = run.result[run.config.task.spec.metric.name] if run.scored == run.step else None
         run.checkpoints.save(run.step, run.state, {"config": run.config.raw}, score)
 
@@ -122,13 +128,21 @@ class Profile:
     def __init__(self, first: int):
         self._first = first
         self._until: int | None = None
+        self._folder: Path | None = None
 
     def __call__(self, run) -> None:
         if self._first and run.step == self._first - 1 and run.step < run.last:
-            jax.profiler.start_trace(run.directory.profile)
+            self._folder = run.directory.profile
+            if remote.is_address(self._folder):  # the profiler writes to this machine
+                self._folder = Path(tempfile.mkdtemp(prefix="mixology-profile-"))
+            jax.profiler.start_trace(self._folder)
             self._until = min(self._first + 2, run.last)
         elif self._until is not None and (run.step == self._until or run.stopping):
             jax.block_until_ready(run.metrics)
             jax.profiler.stop_trace()
+            if self._folder != run.directory.profile:
+                with writing(run.directory.profile):
+                    remote.upload(self._folder, run.directory.profile)
+                shutil.rmtree(self._folder)
             say(f"profile of steps {self._first} to {run.step} in {run.directory.profile}")
             self._until = None

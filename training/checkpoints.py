@@ -5,18 +5,17 @@ the caller's metadata, the score, and the type and checksum of every leaf. A che
 there and unchanged. A step that does not is reported and kept aside as `<step>.damaged`; nothing is deleted but
 checkpoints that newer intact saves have made superfluous and the leftovers of saves that were interrupted.
 
+On an object store a checkpoint counts that has `commit_success.txt`, which is written last. Orbax writes to gs:// itself, and
+not to s3://: there a checkpoint is made in a folder of this machine and copied before the run goes on, by one process.
+
 Orbax is used here and nowhere else.
 """
 
 import contextlib
-import gc
-import io
 import itertools
 import json
-import logging
 import math
-import os
-import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,12 +24,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 
+from common import quiet, remote
 from common.console import say
 from common.errors import UserError, check_range
 from training.checksums import checksums, named_leaves
+from training.run_directory import saved_steps
 from training.state import nest
 
 
@@ -68,7 +68,8 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path, *, keep: int = 2, higher_is_better: bool = False):
         check_range("keep", keep, 1)
-        self.directory = Path(directory).absolute()
+        self.directory = remote.at(directory)
+        self._copied = remote.scheme(self.directory) == "s3"
         self._keep = keep
         self._sign = -1 if higher_is_better else 1
         self._scores: dict[int, float | None] = {}
@@ -76,9 +77,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a finished checkpoint, in order. Damaged ones are among them until they are read."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
+        return saved_steps(self.directory)
 
     def best_step(self) -> int | None:
         """The step with the best score, the later one of equals; None if no checkpoint has a score."""
@@ -131,6 +130,8 @@ class Checkpoints:
             metadata=ocp.args.JsonSave({"record": record, "crc32": _seal(record)}),
         )
         with _writing(self.directory):
+            if self._copied:
+                return self._copy(step, items)
             if self._manager is None:
                 options = ocp.CheckpointManagerOptions(
                     preservation_policy=_NewestAndBest(self._keep, self._best),
@@ -143,6 +144,20 @@ class Checkpoints:
                     item_handlers={"state": _writer(), "metadata": ocp.JsonCheckpointHandler()},
                 )
             self._manager.save(step, args=items, force=True)
+
+    def _copy(self, step: int, items: ocp.args.Composite) -> None:
+        """Makes a checkpoint on this machine, copies it to the object store, and takes away there what is superfluous."""
+        handler = ocp.CompositeCheckpointHandler(state=_writer(), metadata=ocp.JsonCheckpointHandler())
+        with tempfile.TemporaryDirectory(prefix="mixology-") as folder, ocp.Checkpointer(handler) as writer:
+            writer.save(Path(folder, "made"), args=items)
+            target = self.directory / str(step)
+            target.rmtree(missing_ok=True)  # what a copy that was cut off has left
+            remote.upload(Path(folder, "made"), target)
+        steps = self.steps()
+        kept = _kept(steps, self._keep, self._best)
+        for path in [self.directory / str(old) for old in steps if old not in kept]:
+            (path / remote.COMMITTED).unlink()
+            path.rmtree()
 
     def wait(self) -> None:
         """Returns when the checkpoint being written, if any, is on disk. Raises CheckpointError if that failed."""
@@ -311,9 +326,10 @@ class Checkpoints:
             partial_restore=partial,
         )
         try:
-            with _quiet_failure():
+            source = self.directory / str(step) / "state"
+            with quiet.failures(), remote.fetched(source) if self._copied else contextlib.nullcontext(source) as folder:
                 # The handler, not a checkpointer: its barriers would hang where only one process meets the damage.
-                return ocp.PyTreeCheckpointHandler().restore(self.directory / str(step) / "state", args=arguments)
+                return ocp.PyTreeCheckpointHandler().restore(folder, args=arguments)
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # a full device says nothing about the checkpoint
         except Exception as error:  # orbax raises bare Exceptions for truncated files
@@ -325,7 +341,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             names = itertools.chain([f"{step}.damaged"], (f"{step}.damaged-{i}" for i in itertools.count(2)))
             target = next(path for path in (self.directory / name for name in names) if not path.exists())
-            source.rename(target)
+            remote.move(source, target) if remote.is_address(source) else source.rename(target)
             say(f"checkpoint {step} is damaged, kept as {target.name} ({reason})")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
@@ -356,8 +372,13 @@ class _NewestAndBest:
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]  # the one just saved is the last
-        kept = {*steps[-self._keep :], self._best(steps)}
+        kept = _kept(steps, self._keep, self._best)
         return [step in kept for step in steps]
+
+
+def _kept(steps: Sequence[int], keep: int, best: Callable[[Sequence[int]], int | None]) -> set[int | None]:
+    """The newest and the best of the steps of checkpoints."""
+    return {*steps[-keep:], best(steps)}
 
 
 @contextlib.contextmanager
@@ -369,32 +390,6 @@ def _writing(directory: Path) -> Iterator[None]:
         full = "No space left on device" in str(error)
         reason = "there is no space left on the device" if full else _first_line(error)
         raise CheckpointError(f"cannot write a checkpoint to {directory}: {reason}") from error
-
-
-def _told_later(record: logging.LogRecord) -> bool:
-    """Whether a line of the log is to be printed: orbax's threads write pages on a failure that `wait` raises as one error."""
-    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-absl_logging.get_absl_logger().addFilter(_told_later)
-
-
-@contextlib.contextmanager
-def _quiet_failure() -> Iterator[None]:
-    """Drops what is printed by orbax's reads that are still under way when another one fails: pages of tracebacks."""
-    printed, hook = io.StringIO(), sys.unraisablehook
-    sys.unraisablehook = lambda _: None
-    try:
-        with contextlib.redirect_stderr(printed):
-            try:
-                yield
-            except Exception as error:
-                error.__traceback__ = None
-                gc.collect()
-                raise
-    finally:
-        sys.unraisablehook = hook
-    print(printed.getvalue(), end="", file=sys.stderr)
 
 
 def _types(tree: Any) -> dict[str, str]:

@@ -43,6 +43,7 @@ class TrainConfig:
       profile_step: the three steps from this one on are traced into the run's `profile/`; 0 is never.
       watchdog_minutes: that a process may be without a step, an evaluation, or a checkpoint, before it is named and the run is
         ended, to be run again; 0 is for ever.
+      data_workers: processes of each host that make the rows of training, in place of a thread; the rows are the same. 0 is none.
       init_from: whose weights to start from: a run, or "hf:" and a folder in Hugging Face's format; "" for none.
     """
 
@@ -61,6 +62,7 @@ class TrainConfig:
     keep: int = 2
     profile_step: int = 0
     watchdog_minutes: float = 0.0
+    data_workers: int = 0
     init_from: str = ""
 
     def __post_init__(self):
@@ -77,10 +79,13 @@ class TrainConfig:
             "profile_step",
             "z_loss",
             "watchdog_minutes",
+            "data_workers",
         ):
             check_range(f"train.{key}", getattr(self, key), 0)
         if self.batch_size % self.accumulation:
             raise UserError(f"train.batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}")
+        if self.carry and self.data_workers:
+            raise UserError("train.data_workers makes rows that stand alone, and train.carry has none: set it to 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +188,7 @@ def resolve(config: ConfigDict | Mapping[str, Any], with_data: bool = True) -> C
     name = raw["task"].get("name")
     if name is None:
         raise UserError("config.task.name is missing: it says which task to train on")
+    name = tasks.full(name)
     make = tasks.create if with_data else tasks.outline
     task = make(name, **{key: value for key, value in raw["task"].items() if key != "name"})
     model = section(ModelConfig, _fill(raw["model"], task), "config.model", _from_task(task.spec)).as_used()
@@ -226,7 +232,7 @@ def complete(raw: Mapping[str, Any], used: Mapping[str, Any]) -> dict[str, Any]:
     """
     standards = {
         "task": tasks.defaults(raw["task"]["name"]).to_dict()
-        if raw.get("task", {}).get("name") in tasks.names()
+        if raw.get("task", {}).get("name") in (*tasks.names(), used["task"]["name"])
         else {},
         "model": signatures.defaults(ModelConfig, FROM_TASK).to_dict(),
         "optimizer": signatures.defaults(OptimizerConfig).to_dict(),

@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from common import remote
 from common.console import say
 from common.errors import UserError
 from models import import_hf
@@ -90,7 +91,7 @@ def find(address: str) -> Source:
             None,
         )
         return Source(address, {key: value for key, value in model.items() if key not in FROM_TASK}, tokenizer)
-    if not Path(address).exists():
+    if not remote.at(address).exists():
         raise UserError(f"there is no run {address}; --init_from takes the directory of a run, or hf: and a folder")
     root, _ = _run(address)
     raw = read_config(root)
@@ -159,7 +160,7 @@ def read_weights(address: str, config: Config, built: Built) -> Weights:
 
 def _run(address: str) -> tuple[Path, int | None]:
     """The directory of a run and the step that is asked for."""
-    path = Path(address)
+    path = remote.at(address)
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         return path.parent.parent, int(path.name)
     return path, None

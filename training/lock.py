@@ -10,39 +10,42 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from common import lease, remote
 from common.errors import UserError
+from common.files import read_json
 
 FILE = ".lock"
 
 
 @contextlib.contextmanager
-def locked(directory: Path, what: str) -> Iterator[int]:
-    """Holds the lock of a directory, for this process and those that inherit the descriptor.
+def locked(directory: Path, what: str) -> Iterator[None]:
+    """Holds the lock of a directory.
 
     It is a lock of the operating system on the file `.lock`, which network file systems pass on to their other hosts, and which
     ends with the processes that hold it: what a dead process has left blocks nobody. The file says who holds it. Where a file
-    system has no locks, that is said, and there is none.
+    system has no locks, that is said, and there is none. On an object store it is another one, see `common.lease`.
 
     Args:
       directory: which exists and can be written.
       what: works there, for the message.
 
-    Yields:
-      the descriptor of the file.
-
     Raises:
       UserError: if another process holds it; the message says which.
     """
     path = directory / FILE
+    busy = lambda: UserError(f"another {what} is at work in {directory} ({_holder(path)}): wait for it or stop it")
+    if remote.is_address(directory):
+        with lease.held(path, _here(), busy):
+            yield
+        return
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another {what} is at work in {directory} ({_holder(path)}): wait for it or stop it"
-            ) from None
+            raise busy() from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
@@ -50,20 +53,17 @@ def locked(directory: Path, what: str) -> Iterator[int]:
                 f"{directory}: its file system has no locks; see to it that one {what} at a time works there",
                 file=sys.stderr,
             )
-        holder = {
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
         os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(holder).encode(), 0)
-        yield file
+        os.pwrite(file, json.dumps(_here()).encode(), 0)
+        yield
     finally:
         os.close(file)
 
 
 def held(directory: Path) -> bool:
     """Whether a process holds the lock of a directory."""
+    if remote.is_address(directory):
+        return lease.is_alive(directory / FILE)
     try:
         file = os.open(directory / FILE, os.O_RDWR)
     except OSError:
@@ -79,9 +79,18 @@ def held(directory: Path) -> bool:
     return False
 
 
+def _here() -> dict[str, Any]:
+    """Who this process is."""
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text())
+        holder = read_json(path)
         return f"process {holder['process']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, KeyError):
+    except (TypeError, KeyError):
         return "it has not said which"

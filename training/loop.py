@@ -12,8 +12,9 @@ from common import hosts
 from common.console import say
 from common.errors import UserError
 from data.loader import Loader, prefetch
+from data.workers import Workers
 from ops import dispatch
-from training import setup, unsplit
+from training import setup, sharding
 from training.actions import Action, Evaluate, Log, Profile, Save, every
 from training.checkpoints import Checkpoints
 from training.config import Config
@@ -119,7 +120,7 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
         task = config.task
         say(f"{task.name}: {task.num_examples('train'):,} rows of {task.spec.length} an epoch")
         say(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(built.mesh.shape)}\n{table}")
-        for warning in unsplit.warnings(unsplit.find(built)):
+        for warning in sharding.warnings(built.abstract["params"], built.metadata, built.mesh):
             say(warning)
         log, profile = Log(float(run.state["skipped"])), Profile(options.profile_step)
         evaluate, save = Evaluate(run, log, rows["valid"]), Save(log)
@@ -133,7 +134,7 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
         if run.step >= run.last:
             say(f"{directory.root} has its {run.step} steps already")
             evaluate.score(run)
-        with _prefetched(rows["train"], run.step) as batches:
+        with _prefetched(config, rows["train"], run.step) as batches:
             profile(run)  # which may begin with the first step
             while run.step < run.last and not run.stopping:
                 run.state, run.metrics = train_step(run.state, next(batches))
@@ -192,12 +193,18 @@ def _started(
 
 
 @contextlib.contextmanager
-def _prefetched(loader: Loader, start: int) -> Iterator[Iterator[dict[str, Any]]]:
+def _prefetched(config: Config, loader: Loader, start: int) -> Iterator[Iterator[dict[str, Any]]]:
+    if config.train.data_workers:
+        name, options = config.raw["task"]["name"], config.raw["task"]
+        options = {key: value for key, value in options.items() if key != "name"}
+        loader.workers = Workers(name, options, config.train.data_workers)
     stream = prefetch(loader, start)
     try:
         yield stream
     finally:
         stream.close()
+        if loader.workers is not None:
+            loader.workers.close()
 
 
 def diverged(workdir: str | Path, steps: int, metric: str) -> str | None:

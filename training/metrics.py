@@ -1,7 +1,8 @@
 """Metrics of a run: `metrics.jsonl` is the record, TensorBoard's event files beside it and the progress line are views.
 
 One line is one JSON object, {"step": 100, "split": "train", "loss": 2.5, ...}. JSON has no NaN and no infinity; they
-are the strings "NaN", "Infinity" and "-Infinity", which Python's and pandas' conversions to float understand.
+are the strings "NaN", "Infinity" and "-Infinity", which Python's and pandas' conversions to float understand. On an object store
+the record is in pieces (`common.appended`), and there are no event files.
 """
 
 import json
@@ -16,7 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from common.files import write_atomically
+from common import appended, remote
+from common.appended import Appended
 from data.metrics import LOSS, Metric
 from training.run_directory import RunDirectory, writing
 
@@ -69,13 +71,16 @@ class MetricWriter:
         self._file = None
         if jax.process_index() != 0:
             return
-        run = RunDirectory(Path(workdir))
+        run = RunDirectory(remote.at(workdir))
         kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step]
         self._earlier = {(line["split"], line["step"]) for line in kept}
         self._written = set()
         with writing(run.metrics):
-            write_atomically(run.metrics, "".join(_encode(line) for line in kept))
-            self._file = run.metrics.open("a")
+            appended.replace(run.metrics, "".join(_encode(line) for line in kept))
+            self._file = Appended(run.metrics)
+            self._events = None
+            if remote.is_address(run.root):
+                return
             # What another launch told of later steps is told again: TensorBoard is to forget it.
             again = any(run.root.glob("events.out.tfevents.*"))
             from tensorboardX import SummaryWriter  # which imports PyTorch, for seconds, where that is installed
@@ -102,31 +107,37 @@ class MetricWriter:
             raise ValueError(f"a metric cannot be named {clash.pop()!r}")
         values = {name: _number(name, value) for name, value in values.items()}
         self._written.add((split, step))
-        with writing(self._file.name):
+        with writing(self._file.path):
             self._file.write(_encode({"step": int(step), "split": split} | values))
-            self._file.flush()
-            for name, value in values.items():
+            for name, value in values.items() if self._events is not None else ():
                 self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def flush(self) -> None:
+        """Returns when what was recorded can be read: a checkpoint must not be ahead of the record."""
+        if self._file is not None:
+            with writing(self._file.path):
+                self._file.flush()
 
     def close(self) -> None:
         """Writes what is left. Raises a RunDirectoryError if that cannot be done."""
         if self._file is not None:
-            with writing(self._file.name):
+            with writing(self._file.path):
                 self._file.close()
-                self._events.close()
+                if self._events is not None:
+                    self._events.close()
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """The recorded metrics of a run in order. A line that a crash has cut is reported and left out."""
-    path = RunDirectory(Path(workdir)).metrics
-    lines = []
-    for number, text in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], start=1):
+    path = RunDirectory(remote.at(workdir)).metrics
+    lines = {}
+    for number, text in enumerate(appended.read(path), start=1):
         line = _decode(text)
         if line is None:
             print(f"{path}, line {number} is no metrics: ignored", file=sys.stderr)
         else:
-            lines.append(line)
-    return lines
+            lines.setdefault((line["split"], line["step"]), line)
+    return list(lines.values())
 
 
 class Progress:

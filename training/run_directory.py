@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from common import hosts, roll_call
+from common import hosts, remote, roll_call
 from common.errors import UserError
 from common.files import read_json, write_atomically
 from training.config import Config, complete, flatten
@@ -44,6 +45,7 @@ RESUMABLE = (
     "train.keep",
     "train.profile_step",
     "train.watchdog_minutes",
+    "train.data_workers",
 )
 
 
@@ -82,20 +84,23 @@ class RunDirectory:
         return self.root / "profile"
 
 
-def locate(workdir: str | Path) -> Path:
-    """The absolute path of a directory that a user has named, `~` expanded.
+def locate(workdir: str | Path, option: str = "--workdir") -> Path:
+    """The absolute path of a directory that a user has named, `~` expanded, or the address of one on an object store.
 
     Raises:
-      RunDirectoryError: for an empty name, and for an address of an object store, which is not written to.
+      RunDirectoryError: for an empty name.
+      UserError: for an address of a store that is not known, or whose package is not installed.
     """
     if not str(workdir).strip():
-        raise RunDirectoryError("--workdir is empty: give the directory of the run")
-    if "://" in str(workdir) or re.match(r"\w+:/[^/]", str(workdir)):
-        raise RunDirectoryError(f"--workdir={workdir} is an address; runs are written to directories of this machine")
+        raise RunDirectoryError(f"{option} is empty: give the directory of the run")
+    if re.match(r"\w+:/[^/]", str(workdir)):
+        raise RunDirectoryError(f"{option}={workdir} is like an address, which has two strokes: gs://BUCKET/FOLDER")
     try:
-        return Path(workdir).expanduser().absolute()
+        return remote.at(workdir)
+    except UserError as error:
+        raise RunDirectoryError(f"{option}: {error}") from None
     except RuntimeError as error:  # ~nobody
-        raise RunDirectoryError(f"--workdir={workdir}: {error}") from None
+        raise RunDirectoryError(f"{option}={workdir}: {error}") from None
 
 
 @contextlib.contextmanager
@@ -124,6 +129,11 @@ def open_run(
         data, or do not share the directory.
     """
     run, fingerprint = RunDirectory(locate(workdir)), config.task.fingerprint()
+    if remote.scheme(run.root) == "s3" and jax.process_count() > 1:
+        raise RunDirectoryError(
+            f"--workdir={workdir}: several processes write no checkpoint together to s3://; give one on gs:// or on a disk that "
+            "all see"
+        )
     hosts.agree("configuration and data", described(config, fingerprint), {"task": config.task.name})
     if jax.process_index() != 0:
         hosts.share(run.root)
@@ -156,11 +166,17 @@ def described(config: Config, fingerprint: str) -> dict[str, str]:
 
 def _make(run: RunDirectory) -> None:
     try:
+        if remote.is_address(run.root):
+            with remote.spoken(run.root):
+                mark = run.root / f".written-{uuid.uuid4().hex}"
+                mark.write_bytes(b"")
+                mark.unlink()
+            return
         run.root.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=run.root).close()
     except OSError as error:
         raise RunDirectoryError(
-            f"cannot write to {run.root} ({error.strerror}): choose another --workdir or make it writable"
+            f"cannot write to {run.root} ({error.strerror or error}): choose another --workdir or make it writable"
         ) from error
 
 
@@ -174,15 +190,26 @@ def _wait() -> None:
 def writing(path: Path) -> Iterator[None]:
     """Turns an error of the file system (a full disk, say) into a RunDirectoryError."""
     try:
-        yield
+        with remote.spoken(path):
+            yield
     except OSError as error:
         raise RunDirectoryError(f"cannot write to {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns an error of an object store (it cannot be reached, or lets nobody in) into a RunDirectoryError."""
+    try:
+        with remote.spoken(path):
+            yield
+    except OSError as error:
+        raise RunDirectoryError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def recorded_data(workdir: str | Path) -> str | None:
     """The fingerprint of the data of a run's last launch; None if there is no record of it, as in runs of older code, whose
     fingerprints (under "data") were made in another way."""
-    launches = read_json(RunDirectory(Path(workdir)).environment)
+    launches = read_json(RunDirectory(remote.at(workdir)).environment)
     recorded = [
         launch["fingerprint"] for launch in launches or () if isinstance(launch, dict) and "fingerprint" in launch
     ]
@@ -219,9 +246,10 @@ def check_data(workdir: Path, fingerprint: str, allow_other: bool) -> str | None
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """The configuration of the run in a directory. Raises RunDirectoryError if there is none."""
     run = RunDirectory(locate(workdir))
-    if not run.config.is_file():
-        raise RunDirectoryError(f"{run.root} is not a run directory: it has no config.json")
-    return read(run.config)
+    with reading(run.root):
+        if not run.config.is_file():
+            raise RunDirectoryError(f"{run.root} is not a run directory: it has no config.json")
+        return read(run.config)
 
 
 def environment() -> dict[str, Any]:
@@ -292,9 +320,17 @@ def _tell(run: RunDirectory, config: Config, changes: Mapping[str, Mapping[str, 
 
 def _newest(run: RunDirectory) -> int:
     """The step of the newest checkpoint; 0 without any."""
-    if not run.checkpoints.is_dir():
-        return 0
-    return max((int(path.name) for path in run.checkpoints.iterdir() if path.name.isdigit()), default=0)
+    return max(saved_steps(run.checkpoints), default=0)
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """The steps that have a finished checkpoint, in order: on an object store those that say so."""
+    if not checkpoints.is_dir():
+        return []
+    found = [path for path in checkpoints.iterdir() if path.name.isdigit() and path.is_dir()]
+    if remote.is_address(checkpoints):
+        found = [path for path in found if (path / remote.COMMITTED).exists()]
+    return sorted(int(path.name) for path in found)
 
 
 def read(path: Path) -> Any:

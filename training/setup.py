@@ -31,6 +31,7 @@ def build(config: Config, for_training: bool = True, devices: Sequence[jax.Devic
     """
     mesh = sharding.make_mesh(config.mesh, devices)
     check_capabilities(config)
+    check_shards(config, mesh.shape["sequence"])
     check_implementation(config)
     make_optimizer = None
     if for_training:
@@ -82,6 +83,26 @@ def check_capabilities(config: Config) -> None:
             raise UserError(
                 f"the rows of task {config.task.name!r} are padded, and mixer {name!r} has padding=False; choose another "
                 "mixer"
+            )
+
+
+def check_shards(config: Config, ways: int) -> None:
+    """Raises a UserError if the rows of the task cannot lie in shards on so many devices, or a mixer would gather them again."""
+    if ways == 1:
+        return
+    length = config.task.spec.length
+    if length % (2 * ways):
+        raise UserError(
+            f"mesh.sequence={ways} needs rows of a multiple of {2 * ways} positions (attention gives each device two pieces), "
+            f"and those of task {config.task.name!r} have {length}; change the task's length or mesh.sequence"
+        )
+    for name, mixer in config.model.sketches.items():
+        if not mixer.in_shards:
+            form = "causal" if mixer.causal else "two-sided"
+            raise UserError(
+                f"mesh.sequence={ways} is not for mixer {name!r}: its {form} form would gather whole sequences on every "
+                "device; leave mesh.sequence at 1 (data, fsdp and tensor split it), or choose a mixer that `python -m "
+                "models.catalogue` lists as in shards"
             )
 
 

@@ -5,6 +5,7 @@ names mean on a mesh; `jit` does the rest. All axes are of the type Auto: the co
 """
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,6 +19,9 @@ from models import partitioning
 from ops import dispatch, sequence
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+
+SMALL = 2**16  # bytes on a device of a parameter whose split is not worth a line
+LARGE = 2**20  # bytes of one that would be worth a rule of its own
 
 # logical axis -> the mesh axes that its size is divided by, in this order
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -91,7 +95,7 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> Partit
     stacked = len(shape) - len(axes)
     if stacked < 0:
         raise UserError(f"an array of shape {tuple(shape)} has fewer dimensions than axis names {tuple(axes)}")
-    used: set[str] = set()
+    taken: set[str] = set()
     entries: list[str | tuple[str, ...] | None] = [None] * stacked
     for axis, size in zip(axes, shape[stacked:], strict=True):
         if axis is not None and axis not in RULES:
@@ -99,12 +103,17 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> Partit
         entry = []
         for mesh_axis in RULES[axis] if axis is not None else ():
             ways = mesh.shape[mesh_axis]
-            if ways > 1 and mesh_axis not in used and size % ways == 0:
+            if ways > 1 and mesh_axis not in taken and size % ways == 0:
                 entry.append(mesh_axis)
-                used.add(mesh_axis)
+                taken.add(mesh_axis)
                 size //= ways
         entries.append(entry[0] if len(entry) == 1 else tuple(entry) or None)
     return PartitionSpec(*entries)
+
+
+def used(spec: PartitionSpec) -> set[str]:
+    """The mesh axes that an array is split over."""
+    return {axis for entry in spec if entry is not None for axis in (entry if isinstance(entry, tuple) else (entry,))}
 
 
 def sharding(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
@@ -159,16 +168,35 @@ def tracing(mesh: Mesh) -> Iterator[None]:
         def run(*arrays):
             in_specs = tuple(spec(axes, x.shape, mesh) for axes, x in zip(inputs, arrays, strict=True))
             found = jax.eval_shape(function, *arrays)
-            out_specs = jax.tree.map(lambda x: spec(output, x.shape, mesh), found)
+            if output and isinstance(output[0], tuple):
+                out_specs = tuple(spec(axes, x.shape, mesh) for axes, x in zip(output, found, strict=True))
+            else:
+                out_specs = jax.tree.map(lambda x: spec(output, x.shape, mesh), found)
             checked = {"check_vma": not kernel}  # what a kernel returns does not say over which axes it differs
-            return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arrays)
+            whole = function if kernel else differing(in_specs, out_specs)
+            return jax.shard_map(whole, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arrays)
+
+        def differing(in_specs, out_specs):
+            """The function of arguments that are marked as different wherever results are: the derivative of one that is the same
+            on several devices is then summed over them at the end, and not where it meets another, which may be in a loop."""
+            every = set().union(*map(used, jax.tree.leaves(out_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))))
+            missing = [tuple(sorted(every - used(spec))) for spec in in_specs]
+            mark = lambda x, axes: jax.lax.pcast(x, axes, to="varying") if axes else x
+            return lambda *arrays: function(*map(mark, arrays, missing))
 
         return function if mesh.size == 1 or sequence.is_inside() else run
 
     def place(function, arguments, axes, results):
-        of_leaf = lambda axes: lambda x: spec(axes, x.shape, mesh)
+        # Axes of one device are named, too: gradients are summed over all that are not.
+        alone = tuple(axis for axis in AXES if mesh.shape[axis] == 1)
+
+        def whole(axes, shape):
+            first, *rest = (() if entry is None else entry for entry in spec(axes, shape, mesh))
+            return PartitionSpec((*((first,) if isinstance(first, str) else first), *alone), *rest)
+
+        of_leaf = lambda axes: lambda x: whole(axes, x.shape)
         in_specs = {name: jax.tree.map(of_leaf(axes[name]), x) for name, x in arguments.items()}
-        out_specs = tuple(spec(axes, shape, mesh) for axes, shape in results)
+        out_specs = tuple(whole(axes, shape) for axes, shape in results)
         # Unchecked: else every loop from a state of zeros would have to say over which axes it will differ.
         shards = jax.shard_map(function, mesh=mesh, in_specs=(in_specs,), out_specs=out_specs, check_vma=False)
         return shards(dict(arguments))
@@ -180,3 +208,67 @@ def tracing(mesh: Mesh) -> Iterator[None]:
         stack.enter_context(dispatch.platform(platform))
         stack.enter_context(sequence.split_over(mesh.shape[sequence.AXIS], place))
         yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A parameter that a mesh axis does not split: its bytes on each device, and why.
+
+    Attributes:
+      name, shape, bytes: of the parameter, and what a device has of it.
+      axis: "fsdp" or "tensor".
+      reason: as a sentence's end.
+      indivisible: whether a size does not divide, and not a rule that is missing.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: float
+    axis: str
+    reason: str
+    indivisible: bool
+
+
+def left_whole(params: PyTree, metadata: PyTree, mesh: Mesh) -> list[Whole]:
+    """The parameters that `fsdp` or `tensor` does not split, those of the most bytes first.
+
+    Args:
+      params: tree of `jax.ShapeDtypeStruct` with shardings, as in `training.state.Built.abstract`.
+      metadata: of the same tree.
+      mesh: that they are split over.
+    """
+    found = []
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), fact in zip(leaves, jax.tree.leaves(metadata), strict=True):
+        taken = used(leaf.sharding.spec)
+        own = leaf.shape[len(leaf.shape) - len(fact.axes) :]
+        sizes = dict(zip(fact.axes, own, strict=True))
+        size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for axis in ("fsdp", "tensor"):
+            ways = mesh.shape[axis]
+            if ways == 1 or axis in taken or size < SMALL:
+                continue
+            meant = [name for name in sizes if name is not None and axis in RULES[name]]
+            if meant:
+                reason = ", ".join(f"{name}={sizes[name]}" for name in meant) + f" does not divide by {ways}"
+            elif any(length % ways == 0 for length in own) and size >= LARGE:
+                reason = f"no rule splits its axes ({', '.join(str(name) for name in fact.axes)})"
+            else:
+                continue
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            found.append(Whole(name, leaf.shape, size, axis, reason, bool(meant)))
+    return sorted(found, key=lambda whole: -whole.bytes)
+
+
+def warnings(params: PyTree, metadata: PyTree, mesh: Mesh) -> list[str]:
+    """A line for each size of a parameter that does not divide; the arguments are those of `left_whole`."""
+    groups: dict[tuple[str, str], list[Whole]] = {}
+    for one in left_whole(params, metadata, mesh):
+        if one.indivisible:
+            groups.setdefault((one.axis, one.reason), []).append(one)
+    lines = []
+    for (axis, reason), group in groups.items():
+        names = ", ".join(one.name for one in group[:2]) + (f" and {len(group) - 2} more" if len(group) > 2 else "")
+        size = sum(one.bytes for one in group) / 2**20
+        lines.append(f"mesh.{axis} leaves {names} whole ({size:.1f} MiB on each device): {reason}")
+    return lines

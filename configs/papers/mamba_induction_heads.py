@@ -4,7 +4,7 @@
     python -m evaluation.expect --workdir=runs/mamba_induction
     python eval.py --workdir=runs/mamba_induction --lengths=64,256,1024,4096,16384,65536
 
-size: paper, or small, for two CPU cores: the same with a tenth of the steps, 20,480.
+size: paper, or small, for two CPU cores: trained at length 64, by 2,000 steps of 32 rows with a learning rate of 3e-3.
 
 Expected: 100 % of the answers at the length of training, 256, and at all lengths up to 1,048,576 (table 11; rotary
 attention has 100, 83.6, 31.3, 8.6, 5.5 % at 256, 512, 1,024, 4,096 and 16,384). Compared is the length of training; the
@@ -25,8 +25,9 @@ from ml_collections import ConfigDict
 
 from configs import common, published
 
-EPOCH, BATCH_SIZE = 8192, 8
-SIZES = {"paper": (25 * EPOCH, 25), "small": (5 * EPOCH // 2, 5)}  # steps, evaluations
+EPOCH = 8192
+# length, steps, batch size, learning rate, evaluations
+SIZES = {"paper": (256, 25 * EPOCH, 8, 1e-3, 25), "small": (64, 2000, 32, 3e-3, 4)}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -36,15 +37,15 @@ def get_config(arg: str = "") -> ConfigDict:
       UserError: for a key or a value that does not exist.
     """
     choice = common.parse(arg, "configs/papers/mamba_induction_heads.py", size="paper")
-    steps, evaluations = common.choose("size", choice["size"], SIZES)
-    task = published.task("induction_heads")
+    length, steps, batch_size, rate, evaluations = common.choose("size", choice["size"], SIZES)
+    task = published.task("induction_heads", length=length)
     model = common.model(("mamba",), 64, 1)
     model.depth = 2
     config = common.experiment(
         task,
         model,
         common.optimizer(
-            1e-3,
+            rate,
             steps,
             "adam",
             schedule="constant",
@@ -53,9 +54,9 @@ def get_config(arg: str = "") -> ConfigDict:
             b2=0.999,
             clip_norm=0.0,
         ),
-        published.train(steps, BATCH_SIZE, evaluations),
+        published.train(steps, batch_size, evaluations),
     )
-    positions = BATCH_SIZE * task.length
+    positions = batch_size * task.length
     config.expect = published.expect(
         1.0,
         0.01,

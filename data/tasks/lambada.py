@@ -22,9 +22,9 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError, check_range
-from common.files import Folder, read_bytes
-from data import lra, metrics, tokenizers
-from data.rows import one_segment
+from common.files import Folder
+from data import lines, lra, metrics, tokenizers
+from data.rows import ending_row
 from data.task import MOST_IDS, Outline, Spec, Task
 
 # exp of the mean over rows of the nats of a word.
@@ -69,19 +69,8 @@ class Lambada(Task):
     ):
         check_range("length", length, 1, MOST_IDS)
         self._tokens = tokenizers.alone(tokenizer)
-        folder = pathlib.Path(data_dir or "")
-        names = sorted(path.name for path in folder.glob("*.jsonl")) if data_dir is not None else []
-        if file is None and len(names) != 1:
-            raise UserError(
-                f"data_dir={data_dir} holds {len(names)} .jsonl files: give the folder of the passages, or their name as file"
-            )
-        path = folder / (names[0] if file is None else file)
-        if not path.is_file():
-            raise UserError(f"there is no file {path}; the folder has {', '.join(names) or 'no .jsonl'}")
-        content = read_bytes(path)
-        self._texts = [
-            _passage(path, number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()
-        ]
+        path, content, found = lines.read(data_dir, file, "passages")
+        self._texts = [_passage(path, number, line) for number, line in found]
         if not self._texts:
             raise UserError(f"{path} holds no passage")
         self._rows = [self._ids(text) for text in self._texts]
@@ -108,14 +97,7 @@ class Lambada(Task):
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
         before, word = self._rows[index]
         length = self.spec.length
-        ids = np.concatenate([before, word])[-length - 1 :]
-        size = len(ids) - 1
-        row = {"inputs": np.zeros(length, np.int32), "targets": np.zeros(length, np.int32)}
-        row["weights"] = np.zeros(length, np.float32)
-        row["inputs"][:size] = ids[:-1]
-        asked = slice(size - len(word), size)
-        row["targets"][asked], row["weights"][asked] = ids[-len(word) :], 1
-        return row | one_segment(length, size)
+        return ending_row(np.concatenate([before, word])[-length - 1 :], len(word), length)
 
     def text_sizes(self, split: str) -> dict[str, int]:
         """What bits per byte are reckoned with."""

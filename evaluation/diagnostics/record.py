@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common import remote
 from common.errors import UserError
-from common.files import read_json
+from common.files import read_json, write_atomically
 from evaluation.diagnostics.plots import PLOTS
 from training.run_directory import writing
 
@@ -37,7 +38,7 @@ def check(folder: Path, origin: Mapping[str, Any]) -> None:
             if (there := found.get(key, here)) != here:
                 raise UserError(f"{file} is of {key} {there}, this is {key} {here}; move or delete {folder} to go on")
     for place in (folder.parent, folder):
-        if place.exists():
+        if place.exists() and not remote.is_address(folder):
             with writing(place):
                 tempfile.TemporaryFile(dir=place).close()
 
@@ -61,7 +62,8 @@ def save(result: dict[str, Any], folder: Path) -> str:
         plots, said = {}, f"numbers in {folder / FILE}; for plots of them: pip install matplotlib"
     else:
         plots, said = PLOTS, f"numbers and plots in {folder}"
-    with writing(folder), tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    beside = None if remote.is_address(folder) else folder.parent
+    with writing(folder), tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=beside) as temporary:
         made, before = Path(temporary, "made"), Path(temporary, "before")
         made.mkdir()
         (made / FILE).write_text(json.dumps(finite(result), indent=1, allow_nan=False))
@@ -69,6 +71,10 @@ def save(result: dict[str, Any], folder: Path) -> str:
             figure = plot(result)
             if figure is not None:
                 figure.savefig(made / f"{name}.png", dpi=120)
+        if beside is None:  # an object store, where the numbers, which come last, are those of all that is there
+            for path in sorted(made.iterdir(), key=lambda path: path.name == FILE):
+                write_atomically(folder / path.name, path.read_bytes())
+            return said
         if folder.exists():
             _keep_others(folder, made)
             folder.rename(before)

@@ -42,6 +42,7 @@ class BigBird(Mixer):
     uses_context = True
     paper = "Big Bird, arXiv 2007.14062"
     primitive = "attention"
+    sequence_parallel = ()  # keys are gathered along the length
     complexity = "T block (7 + random_blocks)"
     tiny = {"block": 2, "random_blocks": 2}
 

@@ -39,6 +39,7 @@ class DiagAttention(Mixer):
     bidirectional = True
     paper = "TransNormer (DiagAttention), arXiv 2210.10340"
     primitive = "block_attention"
+    sequence_parallel = ()  # blocks are cut along the length
     complexity = "T block"
     tiny = {"block": 7}
 

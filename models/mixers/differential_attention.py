@@ -44,6 +44,7 @@ class DifferentialAttention(Mixer):
     uses_context = True
     paper = "Differential Transformer, arXiv 2410.05258"
     primitive = "attention"
+    sequence_parallel = ("causal", "two-sided")
     complexity = "T^2"
     tiny = {"kv_heads": 2}
 

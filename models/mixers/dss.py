@@ -48,6 +48,7 @@ class DSS(Mixer):
     bidirectional = True
     paper = "DSS, arXiv 2203.14343"
     primitive = "long_convolution"
+    sequence_parallel = ()  # a Fourier transform is of the whole length
     complexity = "T log T"
     tiny = {"state": 8}
 

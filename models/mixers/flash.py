@@ -40,6 +40,7 @@ class Flash(Mixer):
     replaces_channel_mixer = True
     paper = "FLASH, arXiv 2202.10447"
     primitive = "linear_attention"
+    sequence_parallel = ()  # blocks are cut along the length
     complexity = "T chunk"
     tiny = {"chunk": 11, "key_size": 16}
 

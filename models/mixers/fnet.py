@@ -29,6 +29,7 @@ class FNet(Mixer):
     streaming = False
     paper = "FNet, arXiv 2105.03824"
     primitive = "fft"
+    sequence_parallel = ()  # a Fourier transform is of the whole length
     complexity = "T log T"
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, orthonormal: bool = True):

@@ -12,6 +12,7 @@ from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
 from models.norms import RMSNorm, rms_normalize
 from models.params import dense, ones, param, residual_output, time_scale, zeros
 from models.partitioning import constrain
+from ops import sequence
 from ops.attention import attention
 from ops.elementwise import gate
 from ops.projection import project
@@ -101,7 +102,7 @@ class ForgettingAttention(Mixer):
         if self.rotary_base is not None:
             q, k = (rotary(a, positions, base=self.rotary_base) for a in (q, k))
         log_f = jax.nn.log_sigmoid(project(x, self.w_f[...]).astype(jnp.float32) + self.b_f[...])
-        decay = jnp.cumsum(log_f, axis=1)
+        decay = sequence.cumulative(jax.lax.cumsum, jnp.add, log_f)
         if state is None:
             y = attention(q, k, v, decay=decay, segment_ids=segment_ids)
         else:

@@ -41,6 +41,7 @@ class GatedSlotAttention(Mixer):
 
     paper = "Gated Slot Attention, arXiv 2409.07146"
     primitive = "linear_attention"
+    sequence_parallel = ()  # its slots are scanned chunk by chunk
     complexity = "T slots"
     tiny = {"slots": 6}
 

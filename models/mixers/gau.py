@@ -44,6 +44,7 @@ class GatedAttentionUnit(Mixer):
     replaces_channel_mixer = True
     paper = "FLASH (GAU, FLASH-Quad), arXiv 2202.10447"
     primitive = "attention"
+    sequence_parallel = ("causal", "two-sided")
     complexity = "T^2"
     tiny = {"key_size": 16}
 

@@ -34,6 +34,7 @@ class GatedStateSpace(Mixer):
     replaces_channel_mixer = True
     paper = "GSS, arXiv 2206.13947"
     primitive = "long_convolution"
+    sequence_parallel = ()  # a Fourier transform is of the whole length
     complexity = "T log T"
     tiny = {"state": 8}
 

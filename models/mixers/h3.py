@@ -36,6 +36,7 @@ class H3(Mixer):
 
     paper = "H3, arXiv 2212.14052"
     primitive = "long_convolution"
+    sequence_parallel = ()  # a Fourier transform is of the whole length
     complexity = "T log T"
     tiny = {"state": 8, "head_size": 2}
 

@@ -36,6 +36,7 @@ class HiPPO(Mixer):
 
     paper = "HiPPO, arXiv 2008.07669"
     primitive = "hippo_memory"
+    sequence_parallel = ()  # no function of `ops` passes its memory on
     tiny = {"state": 8, "window": 8}
 
     def __init__(

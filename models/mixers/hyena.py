@@ -39,6 +39,7 @@ class Hyena(Mixer):
     packing = False
     paper = "Hyena, arXiv 2302.10866"
     primitive = "long_convolution"
+    sequence_parallel = ()  # a Fourier transform is of the whole length
     complexity = "T log T"
     tiny = {"order": 3, "filter_size": 16, "features": 5, "frequency": 1.0}
 

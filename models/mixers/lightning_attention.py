@@ -23,8 +23,8 @@ class LightningAttention(Mixer):
     chunked form is Lightning Attention-2, arXiv 2401.04658).
 
     lambda = exp(-2^(-8h/H) (1 - l / (L - 1) + 1e-5)) for head h = 1..H of layer l = 0..L-1, so that deep layers remember
-    longer; no other position signal, no denominator and no 1/sqrt(K). The norm is over all heads together. L counts the
-    layers of this mixer; MiniMax-01 counts the softmax layers among them as well.
+    longer; no other position signal, no denominator and no 1/sqrt(K). The norm is over all heads together. l and L count the
+    layers of this mixer, or all layers of the model, as MiniMax-01 does with its softmax attention.
 
     `form="minimax"` (MiniMax-01, arXiv 2501.08313): q, k and v are silu(W x), gate = sigmoid(W_g x), and the norm has a weight.
     `form="transnormer"` (TransNormerLLM, arXiv 2307.14995): v and gate are linear, the norm has none. TransNormerLLM also rotates
@@ -34,6 +34,7 @@ class LightningAttention(Mixer):
       heads: number of heads.
       head_channels: channels of a head; by default width / heads.
       form: "minimax" or "transnormer", as above.
+      counted: the layers that l and L count: "own", of this mixer, or "all".
     """
 
     uses_context = True
@@ -47,16 +48,20 @@ class LightningAttention(Mixer):
         rngs: nnx.Rngs,
         depth: int = 1,
         layers: int = 1,
+        blocks: int = 1,
         heads: int = 4,
         head_channels: int | None = None,
         form: str = "minimax",
+        counted: str = "own",
     ):
+        check_choice("counted", counted, ("own", "all"))
         check_choice("form", form, ("minimax", "transnormer"))
         at_least(1, heads=heads, head_channels=head_channels)
         size = head_size(width, heads, "width") if head_channels is None else head_channels
         self.head_channels = size
         inner = heads * size
-        self.layers = layers
+        self.counts_all = counted == "all"
+        self.layers = blocks if self.counts_all else layers
         self.sizes = (heads, size, size)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
         self.w_g = dense(rngs, (width, inner), ("embed", "heads"))
@@ -68,7 +73,8 @@ class LightningAttention(Mixer):
     ) -> tuple[Tokens, MatrixState | None, Any]:
         heads = self.sizes[0]
         slope = jnp.asarray(2.0 ** (-8 * np.arange(1, heads + 1) / heads), jnp.float32)
-        log_decay = -slope * (1 - context.layer / (self.layers - 1 + 1e-5) + 1e-5)
+        layer = context.block if self.counts_all else context.layer
+        log_decay = -slope * (1 - layer / (self.layers - 1 + 1e-5) + 1e-5)
         q, k, v = (constrain(a, "batch", "length", "heads", None) for a in project_each(x, self.w_qkv[...]))
         gate = constrain(project(x, self.w_g[...]), "batch", "length", "heads")
         q, k = silu(q), silu(k)

@@ -57,6 +57,7 @@ class Linformer(Mixer):
     Shared: ClassVar[type[nnx.Module]] = SharedProjection
     paper = "Linformer, arXiv 2006.04768"
     primitive = "attention"
+    sequence_parallel = ()  # keys are projected along the length
     complexity = "T rank"
     tiny = {"rank": 5, "sharing": "none"}
 

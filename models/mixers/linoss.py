@@ -36,6 +36,7 @@ class LinOSS(Mixer):
 
     paper = "LinOSS, arXiv 2410.03943"
     primitive = "block_recurrence"
+    sequence_parallel = ()  # no function of `ops` passes blocks of states on
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, state: int = 64, discretization: str = "im"):
         check_choice("discretization", discretization, ("im", "imex"))

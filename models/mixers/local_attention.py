@@ -86,6 +86,8 @@ class LocalAttention(SoftmaxAttention):
         )
         self.window = window
         self.sink_tokens = sink_tokens
+        # The first tokens of documents, which all see, are not passed on; scores of ALiBi are known for near keys.
+        self.sequence_parallel = () if sink_tokens else type(self).sequence_parallel
 
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids

@@ -41,6 +41,7 @@ class LogLinearAttention(Mixer):
     replaces_channel_mixer = True
     paper = "Log-Linear Attention, arXiv 2506.04761"
     primitive = "log_linear_attention"
+    sequence_parallel = ()  # its states are as many as the length has levels
     complexity = "T log T"
     tiny = {"state": 8, "heads": 2, "levels": 4}
 

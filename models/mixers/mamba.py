@@ -118,6 +118,7 @@ class Mamba(Mixer):
             self.d[...],
             initial_state=None if state is None else state["ssm"],
             segment_ids=segment_ids,
+            axis="mlp",
         )
         return project(silu_gate(z, o), self.w_out[...]), {"conv": taps, "ssm": h}
 

@@ -52,6 +52,7 @@ class Mega(Mixer):
     constant_carry = False  # on an instance: whether it has chunks
     paper = "MEGA, arXiv 2209.10655"
     primitive = "attention"
+    sequence_parallel = ()  # a Fourier transform is of the whole length
     complexity = "T^2 (T chunk)"
     tiny = {"key_size": 16, "ema_size": 4}
 

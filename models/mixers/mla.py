@@ -55,6 +55,7 @@ class MultiHeadLatentAttention(Mixer):
     constant_carry = False
     paper = "DeepSeek-V2 (MLA), arXiv 2405.04434"
     primitive = "attention"
+    sequence_parallel = ("causal", "two-sided")
     complexity = "T^2"
     # A piece of 11 tokens is expanded, one of a single token is not.
     tiny = {"q_rank": 8, "kv_rank": 16, "nope_channels": 4, "rotary_channels": 4, "value_channels": 6}

@@ -41,6 +41,7 @@ class MoBA(Mixer):
     constant_carry = False
     paper = "MoBA, arXiv 2502.13189"
     primitive = "selected_attention"
+    sequence_parallel = ()  # keys are chosen along the length
     complexity = "T (block top_k + T / block)"
     tiny = {"kv_heads": 2, "block": 3, "top_k": 3}
 

@@ -43,6 +43,7 @@ class Nystromformer(Mixer):
     position_aware = False
     paper = "Nystromformer, arXiv 2102.03902"
     primitive = "attention"
+    sequence_parallel = ()  # landmarks are means along the whole length
     complexity = "T landmarks"
     tiny = {"landmarks": 4, "kernel": 5}
 

@@ -45,6 +45,7 @@ class PaTHAttention(Mixer):
     constant_carry = False
     paper = "PaTH Attention, arXiv 2505.16381"
     primitive = "path_attention"
+    sequence_parallel = ()  # transitions are multiplied along the length
     complexity = "T^2"
     tiny = {"kv_heads": 2, "rank": 6, "forget_gate": True, "qk_norm": True}
 

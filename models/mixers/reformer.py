@@ -51,6 +51,7 @@ class Reformer(Mixer):
     random = True
     paper = "Reformer, arXiv 2001.04451"
     primitive = "attention"
+    sequence_parallel = ()  # keys are sorted along the length
     complexity = "T (log T + window) rounds"
     tiny = {"rounds": 3, "buckets": 2, "window": 9}
 

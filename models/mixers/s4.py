@@ -44,6 +44,7 @@ class S4(Mixer):
     bidirectional = True
     paper = "S4, arXiv 2111.00396"
     primitive = "long_convolution"
+    sequence_parallel = ()  # a Fourier transform is of the whole length
     complexity = "T log T"
     tiny = {"state": 8}
 

@@ -43,6 +43,7 @@ class S4D(Mixer):
     bidirectional = True
     paper = "S4D, arXiv 2206.11893"
     primitive = "long_convolution"
+    sequence_parallel = ()  # a Fourier transform is of the whole length
     complexity = "T log T"
     tiny = {"state": 8}
 

@@ -37,6 +37,7 @@ class SGConv(Mixer):
     packing = False
     paper = "SGConv, arXiv 2210.09298"
     primitive = "long_convolution"
+    sequence_parallel = ()  # a Fourier transform is of the whole length
     complexity = "T log T"
     tiny = {"kernel_size": 4}
 

@@ -50,6 +50,7 @@ class Sinkhorn(Mixer):
     random = True
     paper = "Sparse Sinkhorn Attention, arXiv 2002.11296"
     primitive = "attention"
+    sequence_parallel = ()  # blocks of keys are sorted along the length
     complexity = "T block + T^2 / block"
     tiny = {"block": 4}
 

@@ -39,6 +39,7 @@ class SLSTM(Mixer):
 
     paper = "xLSTM (sLSTM), arXiv 2405.04517"
     primitive = "lax.scan"
+    sequence_parallel = ()  # a nonlinear recurrence goes token by token
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class SparseAttention(Mixer):
     uses_context = True
     paper = "Sparse Transformer, arXiv 1904.10509"
     primitive = "attention"
+    sequence_parallel = ()  # keys are gathered along the length
     complexity = "T (stride + T summary / stride)"
     tiny = {"stride": 4, "summary": 2}
 

@@ -35,6 +35,7 @@ class StickBreakingAttention(Mixer):
     constant_carry = False
     paper = "Stick-breaking Attention, arXiv 2410.17980"
     primitive = "stick_breaking_attention"
+    sequence_parallel = ()  # sums of scores go along the keys
     complexity = "T^2"
     tiny = {"kv_heads": 2}
 

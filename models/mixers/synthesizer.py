@@ -45,6 +45,7 @@ class Synthesizer(Mixer):
     fixed_length = True
     paper = "Synthesizer, arXiv 2005.00743"
     primitive = "attention"
+    sequence_parallel = ()  # scores are a table of the whole length
     complexity = "T^2"
     tiny = {"logits": "dense+factorized_random+dot_product", "rank": 4}
 

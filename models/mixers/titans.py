@@ -40,6 +40,7 @@ class Titans(Mixer):
 
     paper = "Titans, arXiv 2501.00663"
     primitive = "momentum_delta_rule"
+    sequence_parallel = ()  # no function of `ops` passes its memory on
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class TTTLinear(Mixer):
 
     paper = "TTT-Linear, arXiv 2407.04620"
     primitive = "ttt_linear"
+    sequence_parallel = ()  # a nonlinear recurrence goes batch by batch
     tiny = {"mini_batch": 4}
 
     def __init__(

@@ -4,9 +4,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from common import remote
+from common.appended import Appended
 from common.errors import UserError
 from common.files import read_json
 from sweeps import jobs
@@ -24,11 +27,13 @@ class Local(Engine):
 
     poll = 0.1
     lasting = False
+    remote = True
     known_options = {}
 
     def check(self) -> None:
         self.workers = 1 if self.workers is None else self.workers
         self._processes: dict[str, tuple[subprocess.Popen, int]] = {}
+        self._logs: dict[str, Path] = {}  # of cells on an object store, which are copied there at their end
         if self.resources != ALONE:
             raise UserError(
                 "--hosts, --accelerators and --minutes are for engines with several machines; --engine=local has this one, which "
@@ -46,7 +51,10 @@ class Local(Engine):
             environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they may share a GPU
             if devices := self._share(worker, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")):
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        with (cell / LOG).open("ab") as output:
+        log = cell / LOG
+        if remote.is_address(cell):
+            log = Path(tempfile.mkstemp(prefix="mixology-", suffix=".log")[1])
+        with log.open("ab") as output:
             process = subprocess.Popen(
                 self.command(cell),
                 stdout=output,
@@ -59,6 +67,8 @@ class Local(Engine):
             with contextlib.suppress(ProcessLookupError):  # it has ended already
                 os.sched_setaffinity(process.pid, cores)
         self._processes[str(process.pid)] = process, worker
+        if remote.is_address(cell):
+            self._logs[str(process.pid)] = log
         return str(process.pid)
 
     def _share(self, worker: int, resources: list) -> list:
@@ -75,6 +85,10 @@ class Local(Engine):
         if code is None or held(jobs.folder(cell)):  # by one that another command left behind
             return Seen("running")
         jobs.write_exit_code(cell, code)
+        if (log := self._logs.pop(name, None)) is not None:
+            with contextlib.closing(Appended(cell / LOG, lasting=True)) as kept:
+                kept.write(log.read_text(errors="replace"))
+            log.unlink()
         return Seen("ended")
 
     def cancel(self, given: Mapping[str, Path]) -> None:

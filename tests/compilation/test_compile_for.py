@@ -11,7 +11,7 @@ import train as train_program
 from common.errors import UserError
 from compilation import commands, findings, report, steps, targets
 from ops import dispatch
-from training import command_line, config, unsplit
+from training import command_line, config, sharding
 
 
 def resolve(*settings: str, mixer: str = "retnet") -> config.Config:
@@ -99,13 +99,15 @@ def test_what_the_mesh_leaves_whole(found):
 
 def test_large_parameters_that_are_whole_are_said(here):
     chosen = resolve("mesh.data=2", "mesh.tensor=4", "model.width=128", "model.channel_size=1023", "train.batch_size=2")
-    whole = unsplit.find(steps.train(chosen, here).built)
+    built = steps.train(chosen, here).built
+    parts = built.abstract["params"], built.metadata, built.mesh
+    whole = sharding.left_whole(*parts)
     assert {(one.name.rpartition("/")[2], one.axis, one.reason) for one in whole} == {
         ("w_in", "tensor", "mlp=1023 does not divide by 4"),
         ("w_out", "tensor", "mlp=1023 does not divide by 4"),
     }
     assert whole[0].bytes == 4 * 2 * 128 * 2 * 1023
-    (line,) = unsplit.warnings(whole)  # as a run says where it begins
+    (line,) = sharding.warnings(*parts)  # as a run says where it begins
     assert line.startswith("mesh.tensor leaves ") and line.endswith(
         " (3.0 MiB on each device): mlp=1023 does not divide by 4"
     )

@@ -11,6 +11,7 @@ from compilation import hlo
 from models import mixer
 from ops.linear_recurrence import linear_recurrence
 from ops.long_convolution import long_convolution
+from ops.selective_scan import selective_scan
 from training import sharding
 
 
@@ -66,3 +67,39 @@ def test_a_kernel_runs_on_rows_and_channels_of_its_own(mesh):
     alone = sharding.make_mesh({}, jax.devices()[:1])
     for x, y in zip(run(alone, a, b), compiled(*split), strict=True):
         np.testing.assert_allclose(y, x, atol=1e-6)
+
+
+def test_a_selective_scan_sums_over_devices_once(mesh):
+    """Gradients of what all channels share are summed over the channels' devices behind the loop over chunks."""
+    names = ("x", "dt", "B", "C")
+
+    def run(mesh, A, arrays):
+        with sharding.tracing(mesh):
+            f = lambda A, arrays: selective_scan(
+                arrays["x"],
+                arrays["dt"],
+                A,
+                arrays["B"],
+                arrays["C"],
+                axis="mlp",
+                implementation="chunked",
+                chunk_size=4,
+            )[0]
+            y, vjp = jax.vjp(f, A, arrays)
+            return y, *vjp(jnp.cos(y))
+
+    random = np.random.default_rng(0)
+    arrays = {name: random.uniform(0.1, 1, (8, 16, 6 if name in "xdt" else 3)).astype(np.float32) for name in names}
+    A = -random.uniform(0.5, 2, (6, 3)).astype(np.float32)
+    place = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
+    rows = ("data", "fsdp")
+    split = {n: jax.device_put(x, place(rows, None, "tensor" if n in "xdt" else None)) for n, x in arrays.items()}
+    compiled = (
+        jax.jit(lambda A, arrays: run(mesh, A, arrays)).lower(jax.device_put(A, place("tensor")), split).compile()
+    )
+    sent = hlo.Program(compiled.as_text()).sent(dict(mesh.shape))
+    assert {one.kind for one in sent} == {"all-reduce"} and all(one.executions == 1 for one in sent)
+    alone = sharding.make_mesh({}, jax.devices()[:1])
+    expected, found = run(alone, A, arrays), compiled(jax.device_put(A, place("tensor")), split)
+    for x, y in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(y, x, atol=2e-6 * float(jnp.max(jnp.abs(x))))

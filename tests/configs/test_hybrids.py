@@ -30,7 +30,6 @@ RELEASED = {
 # What ours has more, where it differs, as the comments in configs/hybrids.py say.
 MORE = {
     "kimi_linear": 26 * 256,  # the bias of each router's choice, which there is no parameter
-    "minimax01": 6144,  # the norm of the head
 }
 # Places of the layers with full attention, or MLA.
 FULL = {

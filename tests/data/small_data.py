@@ -3,12 +3,14 @@
 import json
 import pathlib
 import struct
+import wave
 
 import numpy as np
 import pytest
 
 from common.errors import UserError
 from data import task
+from data.tasks import speech_commands
 
 REVIEWS = {
     "train": {"neg": ["bad bad film", "dull, bad \u00e9"], "pos": ["good film " * 3, "a good one"]},
@@ -90,6 +92,39 @@ def write_passages(folder: pathlib.Path) -> None:
     (folder / "passages.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def write_completions(folder: pathlib.Path) -> None:
+    """Three texts of SWDE's form."""
+    texts = [("Film: Alien\nBy: Ridley Scott\nYear: 1979\nDirector:", "Ridley Scott"), ("A: bcd\nE: f g\nA:", "bcd")]
+    texts.append(("it ends as it began, with a rose is a", "rose"))
+    lines = [
+        json.dumps({"doc_id": str(i), "text": f"{text} ", "value": value}) for i, (text, value) in enumerate(texts)
+    ]
+    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
+
+
+PLACES = "bathroom bedroom garden hallway kitchen office".split()
+NAMES = "Mary John Sandra Daniel".split()
+
+
+def write_facts(folder: pathlib.Path, stories: int = 20) -> None:
+    """bAbI's first task, in its files' format: people move, and every two moves one of them is asked for."""
+    rng = np.random.default_rng(6)
+    for split, count in (("train", stories), ("test", max(2, stories // 5))):
+        lines = []
+        for _ in range(count):
+            place, number = {}, 0
+            for _ in range(3):
+                for _ in range(2):
+                    number += 1
+                    name, where = str(rng.choice(NAMES)), str(rng.choice(PLACES))
+                    place[name] = where, number
+                    lines.append(f"{number} {name} {rng.choice(['moved', 'went back', 'journeyed'])} to the {where}.")
+                number += 1
+                name = str(rng.choice(sorted(place)))
+                lines.append(f"{number} Where is {name}? \t{place[name][0]}\t{place[name][1]}")
+        (folder / f"qa1_single-supporting-fact_{split}.txt").write_text("\n".join(lines) + "\n")
+
+
 def write_series(folder: pathlib.Path) -> None:
     """A data set of the UEA archive's format: 30 and 8 series of two channels, 3 to 5 long, of two classes."""
     rng = np.random.default_rng(4)
@@ -99,6 +134,21 @@ def write_series(folder: pathlib.Path) -> None:
             channels = [",".join(f"{v:.2f}" for v in rng.normal(size=3 + i % 3)) for _ in range(2)]
             lines.append(":".join([*channels, ("up", "down")[i % 2]]))
         (folder / f"Small_{split}.ts").write_text("\n".join(lines))
+
+
+def write_sounds(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Speech Commands of three recordings of 50 samples for each word, one for each split; returns them by their names."""
+    rng, sounds = np.random.default_rng(8), {}
+    for word in speech_commands.ALL:
+        (folder / word).mkdir()
+        for i in range(3):
+            sounds[f"{word}/{i}.wav"] = rng.integers(-3000, 3000, 50)
+            with wave.open(str(folder / word / f"{i}.wav"), "wb") as file:
+                file.setparams((1, 2, 16_000, 0, "NONE", ""))
+                file.writeframes(sounds[f"{word}/{i}.wav"].astype("<i2").tobytes())
+    for i, name in ((1, "validation_list.txt"), (2, "testing_list.txt")):
+        (folder / name).write_text("".join(f"{word}/{i}.wav\n" for word in speech_commands.ALL))
+    return sounds
 
 
 def write_table(folder: pathlib.Path) -> None:
@@ -111,6 +161,8 @@ def write_table(folder: pathlib.Path) -> None:
 # How a task's data_dir is filled, where it needs one.
 WRITERS = {
     "lambada": write_passages,
+    "completion": write_completions,
+    "speech_commands": write_sounds,
     "time_series": write_series,
     "forecasting": write_table,
     "mnist_pixels": write_clothes,
@@ -137,6 +189,10 @@ def options(name: str, folder: pathlib.Path) -> dict[str, str]:
         result["corpus"] = f"file:{folder / 'text.txt'}"
     if "cache_dir" in known:
         result["cache_dir"] = str(folder / "cache")
+    if "facts_dir" in known:
+        (folder / "facts").mkdir()
+        write_facts(folder / "facts")
+        result["facts_dir"] = str(folder / "facts")
     if name in WRITERS:
         (folder / "data").mkdir()
         WRITERS[name](folder / "data")

@@ -14,6 +14,8 @@ from data import corpora, task, tokenizers
 from data.loader import Loader, batch_shapes
 from tests.data.small_data import NO_OUTLINE, create, options, pseudo_text, reads_files
 
+MOST = 12  # files of a task that are changed
+
 
 @pytest.mark.parametrize("name", task.names())
 def test_hyperparameters_give_the_same_task_from_another_directory(name, tmp_path, monkeypatch):
@@ -137,6 +139,7 @@ def test_the_fingerprint_is_of_every_file_and_not_of_its_place(name, tmp_path):
     (tmp_path / "here").mkdir()
     given = options(name, tmp_path / "here")
     files = sorted(path for path in (tmp_path / "here").rglob("*") if path.is_file())
+    files = files[:: -(-len(files) // MOST)]
     before = create(name, **given).fingerprint()
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     moved = {key: value.replace(str(tmp_path / "here"), str(tmp_path / "there")) for key, value in given.items()}

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from data import task
 from data.loader import Loader, prefetch
 from data.task import Spec, Task
+from data.workers import Workers
 
 LENGTH, VOCAB = 4, 11
 
@@ -186,3 +188,18 @@ def test_prefetch_raises_the_error_where_the_batch_would_be():
     assert running() == 0
     with pytest.raises(StopIteration):
         next(ahead)
+
+
+def test_workers_make_the_same_batches():
+    """In the same order from any step; and what a task refuses in a worker is raised where it is asked for."""
+    name, options = "mqar", {"length": 32, "num_kv_pairs": 4}
+    alone = Loader(task.create(name, **options), "train", 8, 3, sharding("data"))
+    workers = Workers(name, options, 2)
+    try:
+        helped = Loader(alone.task, "train", 8, 3, sharding("data"), workers)
+        for step, batch in zip((5, 6, 7, 2), itertools.chain(itertools.islice(prefetch(helped, 5), 3), [helped[2]])):
+            assert_equal(alone[step], batch)
+        with pytest.raises(ValueError, match="split"):
+            workers.rows("nothing", [0], 0).result()
+    finally:
+        workers.close()

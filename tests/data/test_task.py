@@ -2,6 +2,7 @@
 
 import pytest
 
+from common.errors import UserError
 from data import task
 from data.task import Spec
 
@@ -41,3 +42,24 @@ def test_spec_refuses_what_makes_no_sense():
         Spec(2, None, 2, "casual_lm", 4)
     with pytest.raises(ValueError, match=r"length must be from 1 to .*, got 0"):
         Spec(2, None, 2, "causal_lm", 0)
+
+
+def test_a_file_of_ones_own_is_a_task(tmp_path, monkeypatch):
+    """By its path, from the current directory; what is not one is said."""
+    (tmp_path / "own.py").write_text(
+        "from data.task import Spec, Task\n\n\nclass Own(Task):\n    def __init__(self, length: int = 8):\n"
+        "        self.name = 'own'\n        self.spec = Spec(4, None, 2, 'classification', length)\n"
+    )
+    (tmp_path / "none.py").write_text("x = 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert task.full("own.py") == str(tmp_path / "own.py") and task.full("mqar") == "mqar"
+    assert task.defaults("own.py").to_dict() == {"length": 8}
+    assert task.find("own.py") is task.find(str(tmp_path / "own.py"))
+    with pytest.raises(UserError, match=r"no hyperparameter 'lenght'.*length"):
+        task.create("own.py", lenght=3)
+    for name, message in {
+        "nothing.py": "no file nothing.py",
+        "none.py": r"none\.py must define one subclass of Task",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            task.find(name)

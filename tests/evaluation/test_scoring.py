@@ -1,11 +1,15 @@
 """Scores of a checkpoint at several lengths, and the floors beside them."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 
 from common.errors import UserError
+from data import task as tasks
 from evaluation import scoring
+from evaluation.answers import Answers
 
 pytestmark = pytest.mark.xdist_group("evaluation")  # one worker trains the run
 
@@ -14,6 +18,23 @@ def floors(printed: str) -> list[list[str]]:
     """The lines of each table of floors, its heading first."""
     blocks = [block.splitlines() for block in printed.split("\n\n")]
     return [block for block in blocks if any("<--" in line for line in block)]
+
+
+def test_what_is_generated_contains_the_value(run, tmp_path):
+    """Values out of, and beside, what the model says when it is asked byte by byte."""
+    texts = ["the quick", "seven wizards jumps over", "q"]
+    answers = Answers(run, max_length=96)
+    said = answers.generate_until(
+        [SimpleNamespace(args=(text, {"until": ["\n"], "max_gen_toks": 48, "do_sample": False})) for text in texts]
+    )
+    wanted = [re.findall(r"\S\S+", said[0])[0][:6].upper(), "~~", re.findall(r"\S\S+", said[2])[-1][-4:]]
+    lines = [json.dumps({"text": text, "value": value}) for text, value in zip(texts, wanted)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    task = tasks.create("completion", data_dir=str(tmp_path), length=48)
+    found = scoring.score_task(run, task)
+    assert found.result["contains"] == pytest.approx(2 / 3) and found.result["row_accuracy"] <= 2 / 3
+    low, high = found.intervals["contains"]
+    assert low < 2 / 3 < high
 
 
 def test_lengths_and_floors(run, trained, capsys):

@@ -193,6 +193,7 @@ def test_which_architecture_a_model_is_written_as():
         ({"model_type": "nemotron_h", "hybrid_override_pattern": "M--"}, "an MLP or experts behind each mixer"),
         ({"model_type": "nemotron_h", "moe_latent_size": 64}, "moe_latent_size=64"),
         ({"model_type": "olmo_hybrid", "hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"model_type": "minimax", "mlp_beta_factor": 2.0}, "mlp_beta_factor=2.0"),
         ({"model_type": "kimi_linear", "mla_use_nope": False}, "mla_use_nope=False"),
         ({"model_type": "kimi_linear", "linear_attn_config": {"gate_lower_bound": -5.0}}, "linear_attn_config="),
     ],

@@ -176,6 +176,10 @@ def test_scaled_branches():
     f = plain.mixer(plain.mixer_norm(x), context=context)[0]
     h = 2 * x + 0.5 * f
     assert_close(scaled(x, context=context)[0], 2 * h + 1.5 * plain.channel_mixer(plain.channel_norm(h)))
+    n = plain.mixer_norm(x)  # "input": the norms are of the residual, too
+    h = plain.channel_norm(2 * n + plain.mixer(n, context=context)[0])
+    found = block(residual_scale=2.0, norm_position="input")(x, context=context)[0]
+    assert_close(found, 2 * h + plain.channel_mixer(h))
 
 
 @pytest.mark.usefixtures("unchecked")

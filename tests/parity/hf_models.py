@@ -289,4 +289,14 @@ MODELS = {  # model_type, options beside SIZES, how it is written
         | MLP,
         {},
     ),
+    "minimax": (
+        "minimax",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "num_local_experts": 5, "block_size": 8}
+        | {"num_experts_per_tok": 3, "num_hidden_layers": 4}
+        | {"layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"]}
+        | {f"{part}_alpha_factor": 1.7 for part in ("full_attn", "linear_attn", "mlp")}
+        | {f"{part}_beta_factor": 0.6 for part in ("full_attn", "linear_attn", "mlp")}
+        | MLP,
+        {},
+    ),
 }

@@ -48,8 +48,8 @@ def mixer(name: str, *, causal: bool = True, zeroed: tuple[str, ...] = (), **hyp
     """Builds a mixer whose parameters are all off their initial values, but for those in `zeroed`, which are 0.
 
     Returns:
-      the mixer as a function of (arguments, **call) that gives its outputs, and the arguments: the input "x" and every
-      parameter by name.
+      the mixer as a function of (arguments, **call) that gives its outputs (or, by its number, another `result` of the call), and
+      the arguments: the input "x" and every parameter by name.
     """
     module = mixers.create(name, WIDTH, rngs=nnx.Rngs(0), causal=causal, **hyperparameters)
     graph, params = nnx.split(module)
@@ -59,9 +59,9 @@ def mixer(name: str, *, causal: bool = True, zeroed: tuple[str, ...] = (), **hyp
         moved = np.asarray(value[...]) + 0.1 * normal(*value.shape, seed=seed)
         arguments[".".join(path)] = np.zeros_like(moved) if ".".join(path) in zeroed else moved
 
-    def function(arguments, **call):
+    def function(arguments, result=0, **call):
         state = nnx.from_flat_state([(path, value.replace(arguments[".".join(path)])) for path, value in flat])
-        return nnx.merge(graph, state)(arguments["x"], **call)[0]
+        return nnx.merge(graph, state)(arguments["x"], **call)[result]
 
     return function, arguments
 

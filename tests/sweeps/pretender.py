@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 
-from data.metrics import bits_per
+from data.metrics import ACCURACY, bits_per
 from sweeps import cells, jobs
 from sweeps.engine import Engine, Seen
 from sweeps.request import Request
@@ -74,6 +74,17 @@ class Pretender(Engine):
         result = {"task": "text", **bits_per("byte").describe(), "data": cell.data}
         result |= {"floors": {"uniform": 8.0, "5-gram": 3.5}, "length": 16, "steps": 4, "step": 4}
         scores = {str(n): None if n > 40 else value + n / 1000 for n in {16, *cell.lengths}}
+        grid = [
+            {
+                "settings": {"length": 24},
+                **bits_per("byte").describe(),
+                "score": value + 0.5,
+                "floors": {"5-gram": 3.5},
+            },
+            {"settings": {"length": 99}, "score": None},
+            {"settings": {"scored": "all"}, **ACCURACY.describe(), "score": value / 10, "floors": {"a": 0.1, "b": 0.2}},
+        ]
+        result |= {"asked": list(cell.score), "grid": grid if cell.score else []}
         (cell.workdir / "result.json").write_text(json.dumps(result | {"valid": value, "test": scores}))
 
 

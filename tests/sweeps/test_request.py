@@ -82,7 +82,7 @@ def test_lengths():
         ("--over corpus=\"'file:a,b',auto\"", "corpus='file:a,b' goes into the experiment file's argument"),
         ("--set train.steps=1", "needs an axis"),
         ("--ov seed=0", "--ov"),
-        ("--over seed=0 --workdir=gs://bucket/sweep", "address"),
+        ("--over seed=0 --workdir=az://bucket/sweep", "address"),
         ("--over mixer=mambo", "mambo"),
         ("--over train.stpes=3", "train.steps"),
     ],

@@ -84,6 +84,8 @@ def test_a_comma_in_a_value(text, tmp_path):
         ({"train.stpes": "3"}, {}, "train.stpes"),
         ({"seed": "x"}, {}, "seed"),
         ({"seed": "0"}, {"settings": {"model.mixer.gla.heads": "2"}}, "no cell has the mixer"),
+        ({"seed": "0"}, {"score": ("task.lenght=24",)}, "no hyperparameter 'lenght'; did you mean 'length'"),
+        ({"seed": "0"}, {"score": ("length=24",)}, "--score takes task.KEY=VALUE"),
     ],
 )
 def test_bad_requests(text, tmp_path, axes, options, message):
@@ -94,7 +96,8 @@ def test_bad_requests(text, tmp_path, axes, options, message):
 def test_a_sweep_and_its_report(text, tmp_path, capsys, monkeypatch, no_plots):
     """Failures are told and the rest goes on; what is finished is not run again; the report has everything."""
     monkeypatch.chdir(tmp_path)
-    asked = request(text, tmp_path, {"mixer": "mamba,gla,lru,fnet", "seed": "0,1,8,9"}, lengths=(32, 48))
+    score = ("task.length=24,99",)
+    asked = request(text, tmp_path, {"mixer": "mamba,gla,lru,fnet", "seed": "0,1,8,9"}, lengths=(32, 48), score=score)
     engine = Pretender(asked.workdir)
     assert sweep.run(asked, engine, ["--over", "x=(1,2),3"], retries=0) == STOPPED
     assert len(engine.ran) == 12, "fnet is not causal: its cells are not run"
@@ -116,13 +119,23 @@ def test_a_sweep_and_its_report(text, tmp_path, capsys, monkeypatch, no_plots):
     assert "`mixer=gla,seed=8`: bits_per_byte on the validation split is nan" in diverged
     assert f"python {ROOT}/eval.py --lengths=16,32 --workdir=runs/mixer=gla-$seed" in report, "at 48 there is no score"
     assert "for seed in 0 1 8 9; do" in report
+    assert f"&&\n  python {ROOT}/eval.py --set task.length=24,99 --workdir=runs/mixer=gla-$seed\ndone" in report
+    settings = report[report.index("### test bits per byte by settings of the task") : report.index("## Diverged")]
+    assert f"|  | length=24 |\n| --- | ---: |\n| `gla` | 3.5500 ± {half:.4f} |" in settings, "at 99 there is no score"
+    assert "| *best floor* | *3.5000* |" in settings and "### test accuracy, % by settings of the task" in settings
+    assert (
+        f"|  | scored=all |\n| --- | ---: |\n| `gla` | 30.50 ± {10 * half:.2f} |" in settings and "*20.00*" in settings
+    )
     lines = list(csv.DictReader((asked.workdir / "results.csv").open()))
     assert [line["status"] for line in lines[:4]] == ["finished", "finished", "diverged", "unfinished"]
     assert float(lines[0]["test"]) == 4.016 and float(lines[0]["test_at_32"]) == 4.032 and lines[0]["step"] == "4"
+    assert float(lines[0]["bits_per_byte with length=24"]) == 4.5 and float(lines[0]["accuracy with scored=all"]) == 0.4
     assert len(lines) == 16 and "test_at_48" not in lines[0] and "nan" in lines[2]["error"]
     assert lines[8]["error"] == "ValueError: it broke" and int(lines[8]["parameters"]) > 0
     other = dataclasses.replace(asked, lengths=(64,))
     assert cells.plan(other)[0].todo() == ("score",), "trained, to be scored at another length"
+    other = dataclasses.replace(asked, score=("task.length=24",))
+    assert cells.plan(other)[0].todo() == ("score",), "and under other settings"
     capsys.readouterr()
     assert sweep.status(asked.workdir) == STOPPED
     shown = " ".join(capsys.readouterr().out.split())
@@ -203,7 +216,7 @@ def test_a_fault_in_a_cell(text, tmp_path, monkeypatch, capsys):
 
 def test_plots(text, tmp_path, monkeypatch):
     asked = request(text, tmp_path, {"mixer": "mamba,gla", "seed": "0,1"}, lengths=(32,))
-    grid = cells.plan(asked)
+    grid = cells.plan(dataclasses.replace(asked, score=("task.length=24",)))
     for cell in grid:
         Pretender().finish(cell)
     groups = rows.sections(rows.rows(grid))
@@ -211,8 +224,9 @@ def test_plots(text, tmp_path, monkeypatch):
     assert plots.save(groups, asked.workdir) == "no plots: pip install matplotlib"
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
-    assert plots.save(groups, asked.workdir) == "plots: quality.png, learning.png, lengths.png"
-    assert all((asked.workdir / f"{name}.png").stat().st_size > 10_000 for name in ("quality", "learning", "lengths"))
+    assert plots.save(groups, asked.workdir) == "plots: quality.png, learning.png, lengths.png, settings.png"
+    names = ("quality", "learning", "lengths", "settings")
+    assert all((asked.workdir / f"{name}.png").stat().st_size > 10_000 for name in names)
 
 
 def test_intervals():
@@ -235,6 +249,8 @@ def test_from_end_to_end(text, tmp_path, monkeypatch):
         "seed=5",
         f"--workdir={tmp_path / 'sweep'}",
         "--lengths=32",
+        "--score",
+        "task.length=24,99999",
     ]
     arguments += ["--set", f"corpus=file:{text.name}", *(f"{key}={value}" for key, value in settings.items())]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "MIXOLOGY_CACHE": str(tmp_path / "cache")}
@@ -244,6 +260,9 @@ def test_from_end_to_end(text, tmp_path, monkeypatch):
     assert run.returncode == 0, run.stderr + ((folder / "log.txt").read_text() if folder.exists() else "")
     result = json.loads((folder / "result.json").read_text())
     assert result["step"] in (2, 4) and set(result["test"]) == {"16", "32"} and result["floors"]["uniform"] == 8
+    there, missing = result["grid"]
+    assert there["settings"] == {"length": 24} and there["floors"]["uniform"] == 8 and 0 < there["score"] < 10
+    assert missing == {"settings": {"length": 99999}, "score": None}
     assert "`gla`" in (tmp_path / "sweep" / "report.md").read_text()
     (cell,) = cells.plan(entry.requested(entry.parser().parse_args(arguments)))
     assert cell.config == json.loads((folder / "config.json").read_text()) and cell.data == result["data"]

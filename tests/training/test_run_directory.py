@@ -164,9 +164,7 @@ def test_one_writer(tmp_path):
     open_run(tmp_path, CONFIG)
 
 
-@pytest.mark.parametrize(
-    "workdir", ["", "  ", "gs://bucket/run", "s3://bucket/run", "gs:/bucket/run", "~nobody_here/run"]
-)
+@pytest.mark.parametrize("workdir", ["", "  ", "az://bucket/run", "gs://bucket", "gs:/bucket/run", "~nobody_here/run"])
 def test_workdirs_that_are_none(workdir):
     with pytest.raises(RunDirectoryError, match="--workdir"):
         locate(workdir)

@@ -1,0 +1,69 @@
+"""Rows made by processes: for tasks whose rows one thread does not make as fast as a device takes them.
+
+A row is a pure function of (seed, split, index), so it does not matter which process makes it: the batches, their order and what
+a run resumes with are those without workers. Each worker builds the task anew, by its name and hyperparameters, and makes the
+rows of whole batches, several steps ahead.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data import task as tasks
+
+PARENT = 1.0  # seconds between two looks whether the process that they work for is there
+
+_task: tasks.Task | None = None  # of a worker
+
+
+class Workers:
+    """Processes that make rows.
+
+    Args:
+      name, hyperparameters: of the task, as `data.task.create` takes them.
+      count: of the processes.
+    """
+
+    def __init__(self, name: str, hyperparameters: Mapping[str, Any], count: int):
+        self.count = count
+        # Not forked: JAX has threads. Each process imports the task, and no device.
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            count,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(name, dict(hyperparameters), os.getpid()),
+        )
+
+    def rows(self, split: str, indices: Sequence[int], seed: int) -> concurrent.futures.Future:
+        """The rows to come: a dict of arrays [len(indices), ...], by key. Errors are those of the task."""
+        return self._pool.submit(_rows, split, list(indices), seed)
+
+    def close(self) -> None:
+        """Ends the processes; rows that are not begun are not made."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(name: str, hyperparameters: Mapping[str, Any], parent: int) -> None:
+    global _task
+    for number in (signal.SIGINT, signal.SIGTERM):  # they end with the process that they work for, which saves first
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    _task = tasks.create(name, **hyperparameters)
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT)
+    os._exit(1)
+
+
+def _rows(split: str, indices: Sequence[int], seed: int) -> dict[str, np.ndarray]:
+    made = [_task.example(split, index, seed) for index in indices]
+    return {key: np.stack([row[key] for row in made]) for key in made[0]}

@@ -1,0 +1,54 @@
+"""What the law does not say of the indexer: what it is where it leaves nothing out, and what its loss moves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models import mixer as mixers
+from models.mixer import Context
+from tests.tolerance import assert_close
+
+INDEXER = {"w_qi", "w_ki", "w_w", "ki_norm"}
+X = np.random.default_rng(0).standard_normal((2, 12, 16)).astype(np.float32)
+IDS = np.array([[1] * 7 + [2] * 5, [0] * 2 + [3] * 9 + [0]], np.int32)
+
+
+def build(**options):
+    options = {"kv_heads": 2, "index_heads": 3, "index_channels": 4, "index_rotated": 2} | options
+    return mixers.create("indexed_attention", 16, rngs=nnx.Rngs(0), **options)
+
+
+def test_short_documents():
+    """With as many keys as there are, it is attention."""
+    model = build(top_k=9)
+    plain = mixers.create("attention", 16, rngs=nnx.Rngs(1), kv_heads=2)
+    for name in ("w_q", "w_k", "w_v", "w_o"):
+        getattr(plain, name)[...] = getattr(model, name)[...]
+    found, expected = jax.jit(lambda: [m(X, segment_ids=IDS)[0] for m in (model, plain)])()
+    assert_close(found, expected)
+
+
+def test_loss():
+    """The objective has gradients to the indexer alone, the output to all but it; padding and other documents count nowhere."""
+    graph, params = nnx.split(build(top_k=4, index_loss=3.0))
+
+    def run(params, x, ids):
+        context = Context(key=jax.random.key(0))
+        y, _, _, scalars = nnx.merge(graph, params)(x, segment_ids=ids, context=context)
+        return jnp.sum(y**2), scalars["objective"], scalars["index_kl"]
+
+    @jax.jit
+    def both(params):
+        (_, objective, divergence), pull_back = jax.vjp(lambda params: run(params, X, IDS), params)
+        alone = [(7, run(params, X[:1, :7], None)[2]), (5, run(params, X[:1, 7:], None)[2])]
+        alone.append((9, run(params, X[1:, 2:11], None)[2]))
+        return objective, divergence, alone, pull_back((1.0, 0.0, 0.0))[0], pull_back((0.0, 1.0, 0.0))[0]
+
+    objective, divergence, alone, of_output, of_objective = both(params)
+    assert divergence > 0
+    assert_close(divergence, sum(count * found for count, found in alone) / 21)
+    assert_close(objective, 3 * divergence)
+    for gradients, moved in ((of_output, False), (of_objective, True)):
+        for path, gradient in nnx.to_flat_state(gradients):
+            assert np.any(gradient[...]) == ((path[0] in INDEXER) == moved), path
