@@ -225,7 +225,14 @@ MODELS = {  # model_type, options beside SIZES, how it is written
     ),
     "falcon_h1": (
         "falcon_h1",
-        {"num_attention_heads": 4, "num_key_value_heads": 2, "mamba_d_ssm": 40, "mamba_n_heads": 4, "mamba_d_state": 6}
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 12,
+            "mamba_d_ssm": 40,
+            "mamba_n_heads": 4,
+            "mamba_d_state": 6,
+        }
         | {"mamba_n_groups": 2, "mamba_chunk_size": 8, "lm_head_multiplier": 0.7, "embedding_multiplier": 1.3}
         | {"mlp_multipliers": [0.6, 1.4], "key_multiplier": 0.37, "attention_in_multiplier": 0.8}
         | {"attention_out_multiplier": 1.2, "ssm_multipliers": [0.5, 1.5, 0.7, 1.1, 0.3], "ssm_in_multiplier": 1.25}

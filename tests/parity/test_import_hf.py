@@ -173,7 +173,7 @@ def test_defaults(kind):
         *("rms_norm", "ssm_cfg", "embeddings_scale_by_sqrt_dim", "sliding_window_pattern", "full_attention_interval"),
         *("use_sliding_window", "block_ff_dim", "tie_embedding", "mamba_inner_layernorms", "normalization_function"),
         *("sliding_window", "hybrid_override_pattern", "linear_attn_config", "first_k_dense_replace", "mla_use_nope"),
-        *("moe_layer_freq", "moe_router_activation_func", "num_nextn_predict_layers"),
+        *("moe_layer_freq", "moe_router_activation_func", "num_nextn_predict_layers", "head_dim"),
     }
     older -= set(options)
     derived = {  # which the class fills in from others

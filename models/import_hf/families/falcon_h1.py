@@ -25,6 +25,7 @@ DEFAULTS = state_space.DEFAULTS | {
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
+    "head_dim": None,  # of published files
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
@@ -61,10 +62,12 @@ def _config(get: Options) -> ModelConfig:
         norm = "none"
     else:
         norm = "ungated" if get("mamba_norm_before_gate") else "gated"
-    scale = max(1, width // get("num_attention_heads")) ** -0.5 * get("key_multiplier")
+    size = get.or_else("head_dim", max(1, width // get("num_attention_heads")))
     inner = get("mamba_d_ssm") if get.options.get("mamba_d_ssm", 0) is not None else None
     mixer = {
-        "attention": transformer.hyperparameters(get, get.rotary(), qkv_bias=bias, bias=bias, scale=scale),
+        "attention": transformer.hyperparameters(
+            get, get.rotary(), qkv_bias=bias, bias=bias, scale=size**-0.5 * get("key_multiplier")
+        ),
         "mamba2": state_space.hyperparameters(
             get, inner, output_norm=norm, scales=_factors(*get.or_else("ssm_multipliers", (1,) * 5))
         ),
@@ -91,8 +94,8 @@ def _config(get: Options) -> ModelConfig:
 def _options(config: ModelConfig) -> dict[str, Any]:
     attention, ssm = (config.mixer[name] for name in NAMES)
     found = transformer.options(config, attention) | state_space.options(ssm, config.width)
-    del found["head_dim"], found["mamba_expand"]
-    root = (config.width // attention["heads"]) ** -0.5
+    del found["mamba_expand"]
+    root = attention["head_channels"] ** -0.5
     inputs, outputs = (config.parallel[f"{side}_scale"] or (1.0, 1.0) for side in ("input", "output"))
     return found | {
         "attention_bias": attention["bias"],
@@ -128,6 +131,6 @@ ARCHITECTURE = Architecture(
     _tensors,
     frozenset(NAMES),
     DEFAULTS,
-    state_space.NEUTRAL,
+    state_space.NEUTRAL | {"attn_layer_indices", "mamba_use_mlp", "mlp_expansion_factor"},
     all_mixers=True,
 )
