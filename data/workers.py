@@ -43,17 +43,22 @@ class Workers:
 
     def rows(self, split: str, indices: Sequence[int], seed: int) -> concurrent.futures.Future:
         """The rows to come: a dict of arrays [len(indices), ...], by key. Errors are those of the task."""
-        return self._pool.submit(_rows, split, list(indices), seed)
+        # A process may be started here, and inherits that these signals wait: it ends with the one it works for, which saves.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            return self._pool.submit(_rows, split, list(indices), seed)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
-        """Ends the processes; rows that are not begun are not made."""
+        """Ends the processes, whatever they are making."""
+        for process in list((self._pool._processes or {}).values()):  # they heed no gentler signal
+            process.kill()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin(name: str, hyperparameters: Mapping[str, Any], parent: int) -> None:
     global _task
-    for number in (signal.SIGINT, signal.SIGTERM):  # they end with the process that they work for, which saves first
-        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     _task = tasks.create(name, **hyperparameters)
 

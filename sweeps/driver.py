@@ -13,11 +13,11 @@ from common import appended
 from common.console import say
 from common.errors import UserError
 from common.files import make_directory
+from common.lock import locked
 from sweeps import jobs
 from sweeps.cells import Cell
 from sweeps.engine import Engine, Seen
 from sweeps.jobs import Submitted
-from training.lock import locked
 from training.stopping import GracefulStop
 
 BY_A_STOP = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)

@@ -15,12 +15,12 @@ from common import hosts
 from common.command import STOPPED
 from common.console import say
 from common.errors import UserError
+from common.lock import locked
 from data.task import REAL
 from sweeps import failures, jobs, result
 from sweeps.cells import Cell
 from training import command_line, config, loop
 from training.actions import Action, every
-from training.lock import locked
 
 CODES = {"finished": 0, "diverged": 1, "failed": 1, "interrupted": STOPPED, "lost": STOPPED}
 

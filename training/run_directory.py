@@ -24,8 +24,8 @@ from jax.experimental import multihost_utils
 from common import hosts, remote, roll_call
 from common.errors import UserError
 from common.files import read_json, write_atomically
+from common.lock import locked
 from training.config import Config, complete, flatten
-from training.lock import locked
 from training.optimizer import schedule
 
 # Keys (with all below them) that a run may be resumed with other values of. Of these, `steps` (through the schedule),

@@ -14,7 +14,7 @@ from models.mixer import Context, Ids, Mixer, Scalars, Tokens, check_rotated, he
 from models.norms import LayerNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
-from ops import dispatch
+from ops.products import factor_dtype, product
 from ops.projection import project
 from ops.rotary import rotary
 from ops.selected_attention import over_queries, select, selected_attention, spans
@@ -57,6 +57,7 @@ class IndexedAttention(Mixer):
     random = True
     paper = "DeepSeek-V3.2 (DSA), arXiv 2512.02556"
     primitive = "selected_attention"
+    sequence_parallel = ()  # keys are chosen along the length
     complexity = "T top_k + T^2 index_heads index_channels"
     tiny = {"kv_heads": 2, "top_k": 10, "index_heads": 3, "index_channels": 4, "index_rotated": 2}
 
@@ -146,20 +147,14 @@ class IndexedAttention(Mixer):
     def loss(self, q, k, log, qi, ki, w, chosen, valid) -> Scalars:
         """The divergence of the softmax over the chosen keys' index scores from the heads' mean attention to them."""
         q, k, log = jax.lax.stop_gradient((q, k, log))
-        wide = jnp.promote_types(q.dtype, jnp.float32)
 
         def one(block):
             q, log, qi, w, chosen = block
             (B, C, H, K), n = q.shape, chosen.shape[-1]
             pick = lambda a: spans(a, jnp.maximum(chosen, 0).reshape(B, C * n), 1).reshape(B, C, n, *a.shape[2:])
             seen = chosen >= 0
-            s = jnp.einsum(
-                "bcgrk,bcngk->bcgrn",
-                q.reshape(B, C, self.kv_heads, -1, K),
-                pick(k),
-                precision=dispatch.matmul_precision(q.dtype),
-                preferred_element_type=wide,
-            )
+            q = q.reshape(B, C, self.kv_heads, -1, K)
+            s = product("bcgrk,bcngk->bcgrn", q, pick(k), factor_dtype(q))
             p = jnp.exp(self.scale * s.reshape(B, C, H, n) - log[..., None])
             p = jnp.mean(jnp.where(seen[:, :, None], p, 0), 2)
             scores = index_scores(qi, w, pick(ki))
@@ -180,8 +175,6 @@ def index_scores(
     q: Float[Array, "B C I D"], w: Float[Array, "B C I"], k: Float[Array, "B ... D"]
 ) -> Float[Array, "B C N"]:
     """sum_j w_j relu(q_j . k), in float32; the keys are the same for all queries, or each query has its own. Zeros are +0."""
-    precision, wide = dispatch.matmul_precision(q.dtype), jnp.promote_types(q.dtype, jnp.float32)
-    keys = "bnd" if k.ndim == 3 else "bcnd"
-    s = jax.nn.relu(jnp.einsum(f"bcid,{keys}->bcin", q, k, precision=precision, preferred_element_type=wide))
-    s = jnp.einsum("bci,bcin->bcn", w.astype(wide), s, precision=jax.lax.Precision.HIGHEST)
+    s = jax.nn.relu(product(f"bcid,{'bnd' if k.ndim == 3 else 'bcnd'}->bcin", q, k, factor_dtype(q, k)))
+    s = product("bci,bcin->bcn", w, s)
     return jnp.where(s == 0, 0.0, s)

@@ -50,6 +50,7 @@ class LaCT(Mixer):
 
     paper = "LaCT, arXiv 2505.23884"
     primitive = "large_chunk_ttt"
+    sequence_parallel = ()  # its memory is updated piece by piece
     complexity = "T (window + chunk)"
     # Orthogonal steps are left out where outputs are compared to rounding, which they make some hundred times as large.
     tiny = {"memory_heads": 2, "chunk": 5, "window": 3, "rank": 3, "qk_norm": True, "orthogonal": False}

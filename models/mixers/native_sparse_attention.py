@@ -45,6 +45,7 @@ class NativeSparseAttention(Mixer):
     constant_carry = False
     paper = "Native Sparse Attention (NSA), arXiv 2502.11089"
     primitive = "selected_attention"
+    sequence_parallel = ()  # keys are chosen along the length
     complexity = "T (T / block + block count + window)"
     tiny = {"kv_heads": 2, "block": 3, "count": 5, "window": 4}
 

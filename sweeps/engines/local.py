@@ -12,10 +12,10 @@ from common import remote
 from common.appended import Appended
 from common.errors import UserError
 from common.files import read_json
+from common.lock import FILE, held
 from sweeps import jobs
 from sweeps.cells import LOG
 from sweeps.engine import ALONE, Engine, Seen
-from training.lock import FILE, held
 
 
 class Local(Engine):

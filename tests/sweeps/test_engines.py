@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from common.lock import held
 from sweeps import driver, jobs
 from sweeps.cells import Cell
 from sweeps.driver import drive
@@ -21,7 +22,6 @@ from sweeps.engine import Engine, Resources, Seen
 from sweeps.engines.commands import Commands
 from sweeps.engines.local import Local
 from sweeps.jobs import Submitted
-from training.lock import held
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ CELL = f"""
 import os, pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from sweeps import jobs
-from training.lock import locked
+from common.lock import locked
 cell = pathlib.Path(sys.argv[1])
 text = (cell / "text.py").read_text()
 if "EARLY" in text:

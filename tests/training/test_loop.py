@@ -310,3 +310,15 @@ def test_command_line_errors(text, tmp_path):
         assert result.returncode != 0
         assert message in result.stderr
         assert "Traceback" not in result.stderr, result.stderr
+
+
+@pytest.mark.thorough
+def test_rows_of_workers(text, tmp_path):
+    """Begun with processes that make the rows and gone on with without them, a run has the numbers of one that never had them."""
+    stop = Action(every(6), lambda run: run.stop())
+    assert not loop.train(resolve(small(text, data_workers=2)), tmp_path / "run", stop).finished
+    for workdir in ("run", "alone"):
+        assert loop.train(resolve(small(text)), tmp_path / workdir).finished
+    assert losses(tmp_path / "run") == losses(tmp_path / "alone")
+    with pytest.raises(UserError, match=r"train\.data_workers"):
+        resolve(small(text, data_workers=-1))

@@ -10,6 +10,7 @@ import pytest
 from common import appended, lease, remote
 from common.errors import UserError
 from common.files import read_json, write_atomically
+from common.lock import locked
 from configs import lm
 from evaluation import scoring
 from evaluation.loading import load
@@ -19,7 +20,6 @@ from training import loop
 from training.actions import Action, every
 from training.checkpoints import Checkpoints
 from training.config import resolve
-from training.lock import locked
 from training.metrics import read_metrics
 
 pytestmark = pytest.mark.cloud
