@@ -99,6 +99,8 @@ def table(points: Sequence[Point], best: Sequence[Point], scale: float) -> str:
 
 def draw(points: Sequence[Point], best: Sequence[Point], example: Mapping, path: Path) -> None:
     """Writes the picture."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     from data.metrics import Display
     from sweeps import plots
 
@@ -121,7 +123,10 @@ def draw(points: Sequence[Point], best: Sequence[Point], example: Mapping, path:
         axis.axhline(scale * value, color="grey", lw=0.8, ls="--", zorder=0)
         options = {"ha": "right", "va": "bottom", "fontsize": 7, "color": "grey"}
         axis.text(0.99, scale * value, name, transform=axis.get_yaxis_transform(), **options)
-    axis.set_xscale("log", base=2)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set(xlabel="carry, bytes per sequence", ylabel=f"test {metric.label}")
     axis.set_title(f"{example['task']}, length {example['length']}; bars: range over seeds", fontsize=10)
     axis.grid(alpha=0.3)

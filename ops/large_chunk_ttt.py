@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from ops import chunks, segments
 from ops.chunks import matmul, transpose
+from ops.products import factor_dtype
 
 # Five steps of Newton-Schulz (Muon) as in the authors' code, a X + (b A + c A^2) X with A = X X^T.
 _NEWTON_SCHULZ = (
@@ -82,8 +83,9 @@ def large_chunk_ttt(
       segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
 
     Returns:
-      y in v's dtype, zero on padding, and the final state, float32. Everything is computed in float32 (float64 if any of q, k, v
-      is). The scan over chunks keeps the state at the start of each for the backward pass.
+      y in v's dtype, zero on padding, and the final state, float32 (float64 if any of q, k, v is). Training is in this type; what
+      a query reads is made by products of the inputs' type. The scan over chunks keeps the state at the start of each for the
+      backward pass.
 
     Raises:
       ValueError: if shapes disagree, or a state comes without positions.
@@ -98,6 +100,7 @@ def large_chunk_ttt(
     if initial_state is not None and positions is None:
         raise ValueError("a state needs the positions of its tokens")
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
+    apply = functools.partial(_apply, factor_dtype(q, k, v))
     as_wide = functools.partial(jax.tree.map, lambda a: a.astype(dtype))
     weights = as_wide(weights)
     state = as_wide(empty_state(weights, batch) if initial_state is None else initial_state)
@@ -106,7 +109,7 @@ def large_chunk_ttt(
     block_size = min(chunk_size, length)
     step = functools.partial(_step, orthogonal, chunk_size, _norms(weights))
     if segment_ids is None and initial_state is None:
-        block = functools.partial(_aligned_block, step)
+        block = functools.partial(_aligned_block, step, apply)
         xs = (*(chunks.split(x, block_size) for x in xs), jnp.arange(-(-length // block_size)))
     else:
         if positions is None:
@@ -114,22 +117,22 @@ def large_chunk_ttt(
         begin = positions == 0
         if segment_ids is not None:
             begin |= segments.is_start(segment_ids)
-        block = functools.partial(_block, step, weights)
+        block = functools.partial(_block, step, apply, weights)
         flags = (begin, begin | (positions % chunk_size == 0))
         xs = tuple(chunks.split(x, block_size) for x in (*xs, *(flag[..., None] for flag in flags)))
     state, y = jax.lax.scan(jax.checkpoint(block, prevent_cse=False), state, xs)
     return segments.zero_padding(chunks.join(y, length), segment_ids).astype(v.dtype), state
 
 
-def _aligned_block(step, state, x):
+def _aligned_block(step, apply, state, x):
     """A block [B, H, C, ...] that is a chunk."""
     q, k, v, rates, momentum, n = x
     weights, last = jax.lax.cond(n > 0, step, lambda state: (state.weights, state.step), state)
     state = State(weights, last, _gradient(weights, k, v, rates), jnp.sum(momentum, (-2, -1)))
-    return state, _apply(weights, q)
+    return state, apply(weights, q)
 
 
-def _block(step, fresh, state, x):
+def _block(step, apply, fresh, state, x):
     """A block [B, H, C, ...] of at most as many tokens as a chunk has.
 
     The first of them go on with the chunk in the state, those behind a border belong to the next chunk of the same segment, and
@@ -144,7 +147,7 @@ def _block(step, fresh, state, x):
         gradient=jax.tree.map(jnp.add, state.gradient, gradient(state.weights, first)),
         momentum=state.momentum + count(first),
     )
-    y = _apply(state.weights, q)
+    y = apply(state.weights, q)
 
     def across(y):
         following, of_step = step(going_on)
@@ -154,7 +157,7 @@ def _block(step, fresh, state, x):
         nothing = jax.tree.map(jnp.zeros_like, new)
         begins = State(new, nothing, gradient(new, here & begun), count(here))
         end = jax.tree.map(functools.partial(_pick, first[..., -1], begun[..., -1]), going_on, then, begins)
-        return end, _pick(first, begun, y, _apply(following, q), _apply(new, q))
+        return end, _pick(first, begun, y, apply(following, q), apply(new, q))
 
     return jax.lax.cond(jnp.all(first), lambda y: (going_on, y), across, y)
 
@@ -165,8 +168,9 @@ def _pick(first, begun, going_on, following, fresh):
     return jnp.where(first, going_on, jnp.where(begun, fresh, following))
 
 
-def _apply(weights, x):
-    return matmul(jax.nn.silu(matmul(x, weights.w_0)) * matmul(x, weights.w_2), weights.w_1)
+def _apply(factors, weights, x):
+    gate, up = matmul(x, weights.w_0, factors), matmul(x, weights.w_2, factors)
+    return matmul(jax.nn.silu(gate) * up, weights.w_1, factors)
 
 
 def _gradient(weights, k, v, rates):

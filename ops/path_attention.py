@@ -27,8 +27,9 @@ from jaxtyping import Array, Float, Int
 from common.errors import UserError
 from ops import chunks, dispatch, segments
 from ops.attention import merge
-from ops.attention_blocks import FLOOR, MASKED, at, dot, exp_below, from_blocks, labels_to_blocks, put, to_blocks, wide
+from ops.attention_blocks import FLOOR, MASKED, at, exp_below, from_blocks, labels_to_blocks, put, to_blocks, wide
 from ops.chunks import matmul, transpose
+from ops.products import factor_dtype, product
 from ops.triangular import solve_unit_lower
 
 _CHUNK = 64
@@ -115,18 +116,19 @@ def path_attention(
     if form == "reference":
         return _by_tokens(scale, q, k, v, w, beta, decay, segment_ids)
 
-    dtype = wide(q, k, v, w)
+    dtype, factors = wide(q, k, v, w), factor_dtype(q, k, v)
     size = chunks.fit(chunk_size or _CHUNK, T)
     in_blocks = lambda a: to_blocks(a, G, size)
     from_rows = lambda a: from_blocks(a, (B, T, H, a.shape[-1]), G)
     values, decays = in_blocks(v), None if decay is None else in_blocks(decay.astype(dtype))
     ids = labels_to_blocks(segment_ids, H, G, size), labels_to_blocks(segment_ids, G, G, size)
     maps = (in_blocks(a.astype(dtype)) for a in (q, k, w, beta))
-    y, log, queries, keys, through = _inside(scale, *maps, values, decays, *ids)
+    y, log, queries, keys, through = _inside(scale, factors, *maps, values, decays, *ids)
     parts = [(y, log)]
     if len(through) > 1:
         first = _first_chunks(segment_ids, size, T)
-        parts.append(_across(scale, _Blocks(queries, keys.astype(k.dtype), values, through, decays, *ids, first)))
+        blocks = _Blocks(queries, keys.astype(k.dtype), values, through, decays, *ids, first)
+        parts.append(_across(scale, factors, blocks))
     y, log = merge([(from_rows(y), from_rows(log[..., None])[..., 0]) for y, log in parts])
     queries, keys, through = _to_the_ends(queries, keys, through)
     return Path(y.astype(v.dtype), log, from_rows(queries), from_blocks(keys, k.shape, G), through)
@@ -151,7 +153,7 @@ def _by_tokens(scale, q, k, v, w, beta, decay, segment_ids):
         s = scale * jnp.einsum("bgrk,btgk->bgrt", q, keys, **dtypes)
         s = s + c[..., None] - jnp.moveaxis(decay, 1, -1)
         mask = (jnp.arange(T) <= t) & (ids == segment[:, None])
-        y, log = _softmax(s, mask[:, None, None], jnp.moveaxis(v, 1, 2))
+        y, log = _softmax(s, mask[:, None, None], jnp.moveaxis(v, 1, 2), dtype)
         return (keys, through), (y, log, jnp.einsum("bgrk,bgkl->bgrl", q, through, **dtypes))
 
     time_first = lambda a: jnp.moveaxis(a.astype(dtype), 1, 0)
@@ -167,17 +169,17 @@ def _identity(k, dtype):
     return jnp.broadcast_to(jnp.eye(k.shape[-1], dtype=dtype), (k.shape[0], k.shape[2], k.shape[-1], k.shape[-1]))
 
 
-def _softmax(s, mask, v):
+def _softmax(s, mask, v, factors):
     """Softmax attention with scores [..., rows, keys] and values [..., keys, V], and the log-sum-exp of each row."""
     s = jnp.where(mask, s, MASKED)
     top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=FLOOR))
     p = exp_below(s, top)
     total = jnp.sum(p, axis=-1, keepdims=True)
-    return matmul(p, v.astype(p.dtype)) / total, (top + jnp.log(total))[..., 0]
+    return matmul(p, v, factors) / total, (top + jnp.log(total))[..., 0]
 
 
-@jax.checkpoint
-def _inside(scale, q, k, w, beta, v, decay, segment_ids, key_segment_ids):
+@functools.partial(jax.checkpoint, static_argnums=(0, 1))
+def _inside(scale, factors, q, k, w, beta, v, decay, segment_ids, key_segment_ids):
     """Attention inside the chunks; queries carried to their starts, keys to their ends, and the maps of whole chunks."""
     size = w.shape[-2]
     weighted, strict = beta[..., None] * w, chunks.lower(size, strict=True)
@@ -185,13 +187,13 @@ def _inside(scale, q, k, w, beta, v, decay, segment_ids, key_segment_ids):
     solved = solve_unit_lower(overlaps, jnp.concatenate([written, weighted], -1))
     written, read = solved[..., :size], solved[..., size:]
     past = jnp.tile(chunks.lower(size), (q.shape[-2] // size, 1))
-    q_w = jnp.where(past, matmul(q, transpose(w)), 0)
-    s = scale * (matmul(q, transpose(k)) - matmul(q_w, written))
+    q_w = jnp.where(past, matmul(q, transpose(w), factors), 0)
+    s = scale * (matmul(q, transpose(k), factors) - matmul(q_w, written, factors))
     if decay is not None:
         s = s + _differences(decay, decay, size)
-    y, log = _softmax(s, past if segment_ids is None else past & _same(segment_ids, key_segment_ids), v)
+    y, log = _softmax(s, past if segment_ids is None else past & _same(segment_ids, key_segment_ids), v, factors)
     through = jnp.eye(w.shape[-1], dtype=w.dtype) - matmul(transpose(w), read)
-    return y, log, q - matmul(q_w, read), k - matmul(transpose(written), w), through
+    return y, log, q - matmul(q_w, read, factors), k - matmul(transpose(written), w), through
 
 
 def _same(segment_ids, key_segment_ids):
@@ -220,10 +222,10 @@ def _to_the_ends(queries, keys, through):
     return matmul(queries, before), matmul(keys, transpose(behind)), whole
 
 
-def _scores(scale, x, q, i, j):
+def _scores(scale, factors, x, q, i, j):
     """Scores of chunk i's queries, carried to the end of chunk j, for the keys of chunk j; and which of them are seen."""
     k = at(x.k, j)
-    s = scale * dot("bgik,bgjk->bgij", q.astype(k.dtype), k)
+    s = scale * product("bgik,bgjk->bgij", q, k, factors)
     if x.decay is not None:
         s = s + _differences(at(x.decay, i), at(x.decay, j), k.shape[-2])
     if x.segment_ids is None:
@@ -231,13 +233,13 @@ def _scores(scale, x, q, i, j):
     return jnp.where(_same(at(x.segment_ids, i), at(x.key_segment_ids, j)), s, MASKED)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _across(scale, x):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _across(scale, factors, x):
     """Attention of each chunk's queries to the keys of the chunks before it, and its log-sum-exp."""
-    return _across_forward(scale, x)[0]
+    return _across_forward(scale, factors, x)[0]
 
 
-def _across_forward(scale, x):
+def _across_forward(scale, factors, x):
     rows, dtype = x.q.shape[:-1], x.q.dtype
     pairs = np.array([(i, j) for i in range(1, len(x.q)) for j in range(i - 1, -1, -1)], np.int32)
 
@@ -245,11 +247,11 @@ def _across_forward(scale, x):
         i, j = pair
 
         def visit(q, y, top, total):
-            s, v = _scores(scale, x, q, i, j), at(x.v, j)
+            s, v = _scores(scale, factors, x, q, i, j), at(x.v, j)
             new = jnp.maximum(top, jnp.max(s, axis=-1))
             p, shrink = exp_below(s, new[..., None]), jnp.exp(top - new)
-            y = y * shrink[..., None] + dot("bgij,bgjv->bgiv", p.astype(v.dtype), v)
-            return dot("bgik,bgkl->bgil", q, at(x.through, j)), y, new, total * shrink + jnp.sum(p, axis=-1)
+            y = y * shrink[..., None] + product("bgij,bgjv->bgiv", p, v, factors)
+            return product("bgik,bgkl->bgil", q, at(x.through, j)), y, new, total * shrink + jnp.sum(p, axis=-1)
 
         old = tuple(at(a, i) for a in carry)
         new = jax.lax.cond(j >= x.first[i], visit, lambda *old: old, *old)
@@ -262,7 +264,7 @@ def _across_forward(scale, x):
     return (y, top + jnp.log(total)), (x, y, top, total)
 
 
-def _across_backward(scale, saved, cotangents):
+def _across_backward(scale, factors, saved, cotangents):
     (x, y, top, total), (dy, dlog) = saved, cotangents
     mean = jnp.sum(y * dy, axis=-1) - dlog
     size = x.k.shape[-2]
@@ -274,7 +276,7 @@ def _across_backward(scale, saved, cotangents):
         def carry_on(n, carry):
             q, carried = carry
             j = i - 1 - n
-            return dot("bgik,bgkl->bgil", q, at(x.through, j)), put(carried, q, j)
+            return product("bgik,bgkl->bgil", q, at(x.through, j)), put(carried, q, j)
 
         _, carried = jax.lax.fori_loop(0, i - first, carry_on, (at(x.q, i), jnp.zeros_like(x.q)))
         top_i, total_i, mean_i, dy_i = (at(a, i) for a in (top, total, mean, dy))
@@ -282,16 +284,17 @@ def _across_backward(scale, saved, cotangents):
         def visit(j, carry):
             dq, dk, dv, dthrough, ddecay = carry
             q, k, v = at(carried, j), at(x.k, j), at(x.v, j)
-            p = exp_below(_scores(scale, x, q, i, j), top_i[..., None]) / total_i[..., None]
-            ds = p * (dot("bgiv,bgjv->bgij", dy_i, v.astype(dy_i.dtype)) - mean_i[..., None])
+            p = exp_below(_scores(scale, factors, x, q, i, j), top_i[..., None]) / total_i[..., None]
+            ds = p * (product("bgiv,bgjv->bgij", dy_i, v, factors) - mean_i[..., None])
             if ddecay is not None:
                 of_keys = jnp.sum(ds.reshape(*ds.shape[:2], -1, size, size), axis=3).reshape(ds.shape[:3])
                 ddecay = put(ddecay, at(ddecay, i) + jnp.sum(ds, axis=-1), i)
                 ddecay = put(ddecay, at(ddecay, j) - of_keys, j)
-            dthrough = put(dthrough, at(dthrough, j) + dot("bgik,bgil->bgkl", q, dq), j)
-            dv = put(dv, at(dv, j) + dot("bgij,bgiv->bgjv", p, dy_i), j)
-            dk = put(dk, at(dk, j) + scale * dot("bgij,bgik->bgjk", ds, q), j)
-            dq = dot("bgil,bgkl->bgik", dq, at(x.through, j)) + scale * dot("bgij,bgjk->bgik", ds, k.astype(ds.dtype))
+            dthrough = put(dthrough, at(dthrough, j) + product("bgik,bgil->bgkl", q, dq), j)
+            dv = put(dv, at(dv, j) + product("bgij,bgiv->bgjv", p, dy_i, factors), j)
+            dk = put(dk, at(dk, j) + scale * product("bgij,bgik->bgjk", ds, q, factors), j)
+            dq = product("bgil,bgkl->bgik", dq, at(x.through, j))
+            dq = dq + scale * product("bgij,bgjk->bgik", ds, k, factors)
             return dq, dk, dv, dthrough, ddecay
 
         dq_i, *rest = jax.lax.fori_loop(first, i, visit, (jnp.zeros_like(at(dq, i)), *rest))

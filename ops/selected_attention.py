@@ -18,11 +18,9 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from common.errors import UserError
 from ops import dispatch
-from ops.attention_blocks import FLOOR, exp_below
+from ops.attention_blocks import FLOOR, MASKED, exp_below
 from ops.products import factor_dtype, product
 from ops.segments import expand, zero_padding
-
-_MASKED = -1e30  # below FLOOR, so that the weights of a query that sees nothing are exp(_MASKED - FLOOR) = 0
 
 
 @dispatch.primitive("reference", "blockwise", matmul="blockwise")
@@ -161,13 +159,12 @@ def selected_attention(
 
     def attend(q, k, v, visible, products):
         """q [B, C, G, X, Y, K]; k, v and visible [B, C, G, X, 1, M] as `products` has them."""
-        dot = lambda form, a, b: product(form, a, b, factor_dtype(a, b))
-        s = jnp.where(visible, scale * dot(products[0], q, k), _MASKED)
+        s = jnp.where(visible, scale * product(products[0], q, k, factor_dtype(q, k)), MASKED)
         top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=FLOOR))
         p = exp_below(s, top)
         total = jnp.sum(p, axis=-1, keepdims=True)
         total = jnp.where(total > 0, total, 1.0)
-        y = dot(products[1], p.astype(v.dtype), v) / total
+        y = product(products[1], p, v, factor_dtype(v)) / total
         return y.astype(v.dtype), (top + jnp.log(total))[..., 0]
 
     def masked(block):

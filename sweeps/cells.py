@@ -282,7 +282,11 @@ def _sized(request: Request, values: Mapping[str, str], resolved: config.Config)
 def _as_asked(resolved: config.Config, raw: Mapping[str, Any]) -> ModelConfig:
     """The model without what follows from its width, and is another at another width."""
     from_task = (*config.LEFT_TO_TASK, "loss")
-    given = {key: value for key, value in raw["model"].items() if value is not None or key not in from_task}
+    given = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in raw["model"].items()
+        if value is not None or key not in from_task
+    }
     return dataclasses.replace(
         resolved.model, **given | {key: getattr(resolved.model, key) for key in ("prefix", "pattern", "suffix")}
     )

@@ -153,7 +153,8 @@ class IndexedAttention(Mixer):
             (B, C, H, K), n = q.shape, chosen.shape[-1]
             pick = lambda a: spans(a, jnp.maximum(chosen, 0).reshape(B, C * n), 1).reshape(B, C, n, *a.shape[2:])
             seen = chosen >= 0
-            s = product("bcgrk,bcngk->bcgrn", q.reshape(B, C, self.kv_heads, -1, K), pick(k), factor_dtype(q, k))
+            q = q.reshape(B, C, self.kv_heads, -1, K)
+            s = product("bcgrk,bcngk->bcgrn", q, pick(k), factor_dtype(q))
             p = jnp.exp(self.scale * s.reshape(B, C, H, n) - log[..., None])
             p = jnp.mean(jnp.where(seen[:, :, None], p, 0), 2)
             scores = index_scores(qi, w, pick(ki))
@@ -174,8 +175,6 @@ def index_scores(
     q: Float[Array, "B C I D"], w: Float[Array, "B C I"], k: Float[Array, "B ... D"]
 ) -> Float[Array, "B C N"]:
     """sum_j w_j relu(q_j . k), in float32; the keys are the same for all queries, or each query has its own. Zeros are +0."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    keys = "bnd" if k.ndim == 3 else "bcnd"
-    s = jax.nn.relu(product(f"bcid,{keys}->bcin", q, k, factor_dtype(q, k)))
-    s = jnp.einsum("bci,bcin->bcn", w.astype(wide), s, precision=jax.lax.Precision.HIGHEST)
+    s = jax.nn.relu(product(f"bcid,{'bnd' if k.ndim == 3 else 'bcnd'}->bcin", q, k, factor_dtype(q, k)))
+    s = product("bci,bcin->bcn", w, s)
     return jnp.where(s == 0, 0.0, s)

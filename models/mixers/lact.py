@@ -96,9 +96,8 @@ class LaCT(Mixer):
             self.w_0, self.w_2, self.up_0, self.up_2 = down(), down(), up(), up()
         self.rank = rank
         self.w_1 = param(rngs, normal(hidden**-0.5), (memory_heads, hidden, memory), axes)
-        small = normal(
-            0.02 * (base_width / width) ** 0.5
-        )  # the authors', at the width that a wider model is scaled from
+        # The authors', at the width that a wider model is scaled from.
+        small = normal(0.02 * (base_width / width) ** 0.5)
         self.w_rate = param(rngs, small, (width, memory_heads, 3), ("embed", "heads", None))
         self.b_rate = time_scale(rngs, inverse_softplus(constant(0.001)), (memory_heads, 3), ("heads", None))
         self.w_momentum = param(rngs, small, (width, memory_heads), ("embed", "heads")) if momentum else None
@@ -164,12 +163,12 @@ class LaCT(Mixer):
 
     def first(self) -> FastWeights:
         """W before the first token."""
-        w_0, w_2 = self.w_0[...], self.w_2[...]
+        w_0, w_1, w_2 = (w[...].astype(jnp.float32) for w in (self.w_0, self.w_1, self.w_2))
         if self.rank is not None:
-            w_0, w_2 = (matmul(w, up[...]) for w, up in ((w_0, self.up_0), (w_2, self.up_2)))
-            half = 0.5 * jnp.eye(*w_0.shape[1:], dtype=w_0.dtype)
+            w_0, w_2 = (matmul(w, up[...].astype(jnp.float32)) for w, up in ((w_0, self.up_0), (w_2, self.up_2)))
+            half = 0.5 * jnp.eye(*w_0.shape[1:])
             w_0, w_2 = w_0 + half, w_2 + half
-        return FastWeights(*(w.astype(jnp.float32) for w in (w_0, self.w_1[...], w_2)))
+        return FastWeights(w_0, w_1, w_2)
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         near = (batch, self.window - 1, self.heads, self.w_o.shape[0] // self.heads)

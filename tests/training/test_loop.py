@@ -233,7 +233,7 @@ def test_a_full_disk_is_one_error(text, tmp_path, monkeypatch):
         def flush(self):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        name = "metrics.jsonl"
+        path = pathlib.Path("metrics.jsonl")
         close = flush
 
     def fill(run):
