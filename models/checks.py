@@ -1,7 +1,4 @@
-"""The checks of hyperparameters, where a mixer is built: each raises a `UserError` that names the one to change.
-
-`head_size` and `check_rotated` of `models.mixer` belong to them.
-"""
+"""The checks of hyperparameters, where a mixer is built: each raises a `UserError` that names the one to change."""
 
 import contextlib
 import math
@@ -87,3 +84,38 @@ def about(what: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
+
+
+def head_size(total: int, heads: int, what: str, key: str = "heads") -> int:
+    """total / heads.
+
+    Args:
+      total: number of channels (or of heads) to be divided.
+      heads: number of equal parts.
+      what: the total in words, such as "width", for the message.
+      key: the hyperparameter that `heads` is.
+
+    Raises:
+      UserError: if it is not whole.
+    """
+    if heads < 1 or total < 1 or total % heads:
+        raise UserError(f"{what} {total} cannot be divided into {heads} {key}; change it or `{key}`")
+    return total // heads
+
+
+def check_rotated(size: int, what: str = "the size of a rotated head", key: str = "heads") -> None:
+    """Raises a UserError if `size` channels cannot be rotated in pairs; `what` and `key` as in `head_size`."""
+    if size % 2:
+        raise UserError(f"{what} must be even, since channels are rotated in pairs, got {size}; change `{key}`")
+
+
+def grouped_heads(width: int, heads: int, kv_heads: int | None, head_channels: int | None) -> tuple[int, int]:
+    """The channels of a head, width / heads by default, and the number of key-value heads, by default that of query heads.
+
+    Raises:
+      UserError: if `heads` does not divide the width that is theirs, or `kv_heads` does not divide `heads`.
+    """
+    size = head_size(width, heads, "width") if head_channels is None else head_channels
+    kv_heads = heads if kv_heads is None else kv_heads
+    head_size(heads, kv_heads, "the number of query heads", "kv_heads")
+    return size, kv_heads

@@ -373,29 +373,6 @@ def locate(
     return after, runs, positions
 
 
-def head_size(total: int, heads: int, what: str, key: str = "heads") -> int:
-    """total / heads.
-
-    Args:
-      total: number of channels (or of heads) to be divided.
-      heads: number of equal parts.
-      what: the total in words, such as "width", for the message.
-      key: the hyperparameter that `heads` is.
-
-    Raises:
-      UserError: if it is not whole.
-    """
-    if heads < 1 or total < 1 or total % heads:
-        raise UserError(f"{what} {total} cannot be divided into {heads} {key}; change it or `{key}`")
-    return total // heads
-
-
-def check_rotated(size: int, what: str = "the size of a rotated head", key: str = "heads") -> None:
-    """Raises a UserError if `size` channels cannot be rotated in pairs; `what` and `key` as in `head_size`."""
-    if size % 2:
-        raise UserError(f"{what} must be even, since channels are rotated in pairs, got {size}; change `{key}`")
-
-
 _PLUGINS = Plugins("mixer", "models.mixers", Mixer, SURROUNDINGS)
 
 

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.checks import scaled
-from models.mixer import head_size
+from models.checks import head_size, scaled
 from models.params import conv_taps, dense
 from models.partitioning import constrain
 from ops.elementwise import silu

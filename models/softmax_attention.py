@@ -9,8 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from common.errors import UserError, check_choice
-from models.checks import at_least, finite, positive
-from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
+from models.checks import at_least, check_rotated, finite, grouped_heads, positive
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
@@ -87,9 +87,7 @@ class SoftmaxAttention(Mixer):
             raise UserError("`qk_norm_span` is of the norms of queries and keys: set `qk_norm`, too")
         if not 0 <= rotary_fraction <= 1:
             raise UserError(f"`rotary_fraction` must be between 0 and 1, got {rotary_fraction}")
-        size = head_size(width, heads, "width") if head_channels is None else head_channels
-        kv_heads = heads if kv_heads is None else kv_heads
-        head_size(heads, kv_heads, "the number of query heads", "kv_heads")
+        size, kv_heads = grouped_heads(width, heads, kv_heads, head_channels)
         if positions == "rotary" and rotary_fraction == 1:
             check_rotated(size, key="heads" if head_channels is None else "head_channels")
         self.causal = causal

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least
-from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size
+from models.mixer import Context, Ids, Mixer, Tokens
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops import segments

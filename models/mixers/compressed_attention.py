@@ -6,10 +6,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.checks import at_least, positive
+from models.checks import at_least, head_size, positive
 from models.key_blocks import block_buffers, complete_blocks
 from models.kv_cache import check_capacity
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm, rms_normalize
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.checks import positive
+from models.checks import head_size, positive
 from models.kernel_attention import kernel_attention
-from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
+from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.projection import project, project_each

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least, scaled
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size, scaled
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_of, residual_output, step_bias, time_scale, uniform
 from models.short_convolution import ConvolvedProjection, convolve

@@ -6,8 +6,8 @@ import numpy as np
 from flax import nnx
 
 from common.errors import UserError
-from models.checks import at_least
-from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
+from models.checks import at_least, check_rotated, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import rms_normalize
 from models.params import normal, param, xavier_uniform
 from models.partitioning import constrain

@@ -8,9 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.checks import at_least, positive
+from models.checks import at_least, check_rotated, head_size, positive
 from models.kv_cache import buffers, extend, held
-from models.mixer import Context, Ids, Mixer, Tokens, check_rotated, head_size
+from models.mixer import Context, Ids, Mixer, Tokens
 from models.norms import rms_normalize
 from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError, check_choice
+from models.checks import head_size
 from models.kernel_attention import kernel_attention
-from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
+from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.delta_rule import delta_rule

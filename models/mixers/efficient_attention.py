@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.checks import head_size
 from models.kernel_attention import running_scale, segment_scale, two_sided
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops import segments

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least, positive
+from models.checks import at_least, check_rotated, grouped_heads, positive
 from models.kv_cache import buffers, extend, held, of_document
-from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm, rms_normalize
 from models.params import dense, ones, param, residual_output, time_scale, zeros
 from models.partitioning import constrain
@@ -68,9 +68,7 @@ class ForgettingAttention(Mixer):
     ):
         at_least(1, heads=heads, head_channels=head_channels)
         positive(rotary_base=rotary_base)
-        size = head_size(width, heads, "width") if head_channels is None else head_channels
-        kv_heads = heads if kv_heads is None else kv_heads
-        head_size(heads, kv_heads, "the number of query heads", "kv_heads")
+        size, kv_heads = grouped_heads(width, heads, kv_heads, head_channels)
         if rotary:
             check_rotated(size, key="heads" if head_channels is None else "head_channels")
         self.kv_heads, self.head_channels = kv_heads, size

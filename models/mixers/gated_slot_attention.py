@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.checks import at_least, positive
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size, positive
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least, positive, scaled
-from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
+from models.checks import at_least, head_size, positive, scaled
+from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain

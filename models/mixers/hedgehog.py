@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least
+from models.checks import at_least, head_size
 from models.kernel_attention import kernel_attention
-from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
+from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.params import constant, dense, param, residual_output
 from models.partitioning import constrain
 from ops.projection import project, project_blocks, project_each

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.checks import head_size
 from models.lower_bounds import LowerBounds
-from models.mixer import Context, Ids, MatrixState, Mixer, Tokens, head_size
+from models.mixer import Context, Ids, MatrixState, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain

@@ -6,8 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.checks import at_least, scaled
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size, scaled
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import conv_taps, dense, ones, param, residual_output, step_bias, time_scale, zeros
 from models.partitioning import constrain

@@ -8,9 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.checks import at_least, positive
+from models.checks import at_least, check_rotated, grouped_heads, positive
 from models.kv_cache import buffers, extend, held
-from models.mixer import Context, Ids, Mixer, Scalars, Tokens, check_rotated, head_size
+from models.mixer import Context, Ids, Mixer, Scalars, Tokens
 from models.norms import LayerNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
@@ -81,9 +81,7 @@ class IndexedAttention(Mixer):
         at_least(1, index_heads=index_heads, index_channels=index_channels)
         at_least(0, index_rotated=index_rotated, index_loss=index_loss)
         positive(rotary_base=rotary_base)
-        size = head_size(width, heads, "width") if head_channels is None else head_channels
-        kv_heads = heads if kv_heads is None else kv_heads
-        head_size(heads, kv_heads, "the number of query heads", "kv_heads")
+        size, kv_heads = grouped_heads(width, heads, kv_heads, head_channels)
         check_rotated(size, key="heads" if head_channels is None else "head_channels")
         check_rotated(index_rotated, "the rotated part of an index key", "index_rotated")
         if index_rotated > index_channels:

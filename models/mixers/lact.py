@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least, positive, scaled
-from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
+from models.checks import at_least, check_rotated, head_size, positive, scaled
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm, l2_normalize
 from models.params import constant, dense, inverse_softplus, normal, ones, param, residual_output, time_scale, zeros
 from models.partitioning import constrain

@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from common.errors import check_choice
-from models.checks import at_least
-from models.mixer import Context, Ids, MatrixState, Mixer, Tokens, head_size
+from models.checks import at_least, head_size
+from models.mixer import Context, Ids, MatrixState, Mixer, Tokens
 from models.norms import RMSNorm, rms_normalize
 from models.params import dense, residual_output
 from models.partitioning import constrain

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError, check_choice
-from models.checks import at_least
+from models.checks import at_least, head_size
 from models.kernel_attention import two_sided
-from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.mixer import Context, Ids, Mixer, Tokens
 from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least, scaled
+from models.checks import at_least, head_size, scaled
 from models.kv_cache import check_capacity
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import conv_taps, dense, log_of, ones, param, residual_output, step_bias, time_scale, uniform, zeros
 from models.partitioning import constrain

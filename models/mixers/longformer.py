@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.checks import at_least
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.attention import attention, attention_with_logsumexp, merge

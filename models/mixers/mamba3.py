@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.checks import at_least, positive, scaled
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size, positive, scaled
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import constant, dense, ones, param, residual_output, step_bias, time_scale
 from models.partitioning import constrain

@@ -8,9 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import check_choice
-from models.checks import at_least, positive
+from models.checks import at_least, check_rotated, head_size, positive
 from models.kv_cache import buffers, extend, held
-from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.checks import at_least, scaled
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size, scaled
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import layer_normalize
 from models.params import constant, conv_taps, normal, ones, param, zeros
 from models.partitioning import constrain

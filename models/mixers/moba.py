@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least, positive
+from models.checks import at_least, check_rotated, grouped_heads, positive
 from models.key_blocks import block_buffers, complete_blocks
 from models.kv_cache import buffers, extend, held
-from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, residual_output
 from models.partitioning import constrain
 from ops.projection import project
@@ -60,9 +60,7 @@ class MoBA(Mixer):
     ):
         at_least(1, heads=heads, head_channels=head_channels, block=block, top_k=top_k)
         positive(rotary_base=rotary_base)
-        size = head_size(width, heads, "width") if head_channels is None else head_channels
-        kv_heads = heads if kv_heads is None else kv_heads
-        head_size(heads, kv_heads, "the number of query heads", "kv_heads")
+        size, kv_heads = grouped_heads(width, heads, kv_heads, head_channels)
         check_rotated(size, key="heads" if head_channels is None else "head_channels")
         self.kv_heads, self.head_channels = kv_heads, size
         self.block, self.top_k, self.rotary_base = block, top_k, rotary_base

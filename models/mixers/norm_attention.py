@@ -7,8 +7,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
+from models.checks import check_rotated, head_size
 from models.kernel_attention import kernel_attention
-from models.mixer import Ids, MatrixState, Mixer, Tokens, check_rotated, head_size
+from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.norms import rms_normalize
 from models.params import normal, param, xavier_uniform
 from models.partitioning import constrain

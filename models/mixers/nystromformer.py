@@ -6,8 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.checks import at_least
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least
+from models.checks import at_least, grouped_heads
 from models.kv_cache import buffers, extend, held, nan_if_overfull, of_document, replace
-from models.mixer import Ids, Mixer, Tokens, head_size
-from models.norms import l2_normalize, rms_normalize
-from models.params import conv_taps, dense, ones, param, residual_output, time_scale, zeros
+from models.mixer import Ids, Mixer, Tokens
+from models.norms import RMSNorm, l2_normalize
+from models.params import conv_taps, dense, param, residual_output, time_scale, zeros
 from models.partitioning import constrain
 from ops.attention import attention_with_logsumexp, merge
 from ops.elementwise import silu
@@ -64,9 +64,7 @@ class PaTHAttention(Mixer):
         qk_norm: bool = False,
     ):
         at_least(1, heads=heads, head_channels=head_channels, rank=rank)
-        size = head_size(width, heads, "width") if head_channels is None else head_channels
-        kv_heads = heads if kv_heads is None else kv_heads
-        head_size(heads, kv_heads, "the number of query heads", "kv_heads")
+        size, kv_heads = grouped_heads(width, heads, kv_heads, head_channels)
         self.kv_heads, self.head_channels, self.conv_size, self.rank = kv_heads, size, conv_size, rank
         self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_k = dense(rngs, (width, kv_heads, size), ("embed", "kv_heads", None))
@@ -78,8 +76,8 @@ class PaTHAttention(Mixer):
         self.b_beta = param(rngs, zeros, (kv_heads,), (None,), decay=False, keep_float32=True)
         self.w_f = dense(rngs, (width, heads), ("embed", "heads")) if forget_gate else None
         self.b_f = time_scale(rngs, zeros, (heads,), ("heads",)) if forget_gate else None
-        weight = lambda: param(rngs, ones, (size,), (None,), decay=False, keep_float32=True) if qk_norm else None
-        self.q_weight, self.k_weight = weight(), weight()
+        self.q_norm = RMSNorm(size, rngs=rngs) if qk_norm else None
+        self.k_norm = RMSNorm(size, rngs=rngs) if qk_norm else None
         self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
 
     def mix(
@@ -88,8 +86,8 @@ class PaTHAttention(Mixer):
         q = constrain(project(x, self.w_q[...]), "batch", "length", "heads", None)
         k = constrain(project(x, self.w_k[...]), "batch", "length", "kv_heads", None)
         v = constrain(project(x, self.w_v[...]), "batch", "length", "kv_heads", None)
-        if self.q_weight is not None:
-            q, k = ((rms_normalize(a) * w[...]).astype(a.dtype) for a, w in ((q, self.q_weight), (k, self.k_weight)))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         u = project(x if self.w_1 is None else project(x, self.w_1[...]), self.w_2[...])
         taps = None if state is None else of_document(state, "conv", segment_ids)
         u, taps = short_convolution(u, self.taps[...], initial_state=taps, segment_ids=segment_ids)

@@ -8,9 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import check_choice
-from models.checks import at_least
+from models.checks import at_least, head_size
 from models.kernel_attention import kernel_attention, running_scale, segment_scale
-from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.mixer import Context, Ids, Mixer, Tokens
 from models.params import dense, param, residual_output
 from models.partitioning import constrain
 from ops import segments

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.checks import at_least
+from models.checks import at_least, head_size
 from models.kernel_attention import kernel_attention
-from models.mixer import Context, Ids, MatrixState, Mixer, Tokens, head_size
+from models.mixer import Context, Ids, MatrixState, Mixer, Tokens
 from models.norms import l2_normalize
 from models.params import dense, normal, ones, param, residual_output, zeros
 from models.partitioning import constrain

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least
+from models.checks import at_least, head_size
 from models.kernel_attention import kernel_attention, quadratic
-from models.mixer import Ids, MatrixState, Mixer, Tokens, head_size
+from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.norms import LayerNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.checks import at_least
+from models.checks import at_least, head_size
 from models.kv_cache import buffers, extend, held
-from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.mixer import Context, Ids, Mixer, Tokens
 from models.norms import rms_normalize
 from models.params import dense, residual_output
 from models.partitioning import constrain

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.checks import at_least, scaled
-from models.mixer import Ids, MatrixState, Mixer, Tokens, check_rotated, head_size
+from models.checks import at_least, check_rotated, head_size, scaled
+from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.norms import rms_normalize
 from models.params import param, xavier_uniform
 from models.partitioning import constrain

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.checks import at_least, scaled
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size, scaled
+from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, normal, param, residual_output, time_scale, zeros
 from models.partitioning import constrain
 from ops.elementwise import gelu

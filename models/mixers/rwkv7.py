@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
 
-from models.checks import at_least
-from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size
+from models.mixer import Context, Ids, Mixer, Tokens
 from models.norms import l2_normalize, layer_normalize
 from models.params import constant, param, zeros
 from models.partitioning import constrain

@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import UserError
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.params import constant, dense, log_step, normal, param, time_scale
 from models.partitioning import constrain
 from ops import segments

@@ -8,9 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from common.errors import UserError
-from models.checks import at_least, positive
+from models.checks import at_least, head_size, positive
 from models.kv_cache import buffers, extend, held
-from models.mixer import Context, Ids, Mixer, Tokens, head_size
+from models.mixer import Context, Ids, Mixer, Tokens
 from models.params import dense, normal, param, residual_output
 from models.partitioning import constrain
 from ops.attention import attention

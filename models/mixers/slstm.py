@@ -8,8 +8,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Int
 
-from models.checks import at_least
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import at_least, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import layer_normalize
 from models.params import conv_taps, normal, ones, param, zeros
 from models.partitioning import constrain

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least
+from models.checks import at_least, grouped_heads
 from models.kv_cache import buffers, extend, held
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
@@ -53,9 +53,7 @@ class StickBreakingAttention(Mixer):
         qk_norm: bool = False,
     ):
         at_least(1, heads=heads, head_channels=head_channels)
-        size = head_size(width, heads, "width") if head_channels is None else head_channels
-        kv_heads = heads if kv_heads is None else kv_heads
-        head_size(heads, kv_heads, "the number of query heads", "kv_heads")
+        size, kv_heads = grouped_heads(width, heads, kv_heads, head_channels)
         self.kv_heads, self.head_channels = kv_heads, size
         self.remainder, self.attend_current = remainder, attend_current
         self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common.errors import UserError
-from models.checks import at_least
+from models.checks import at_least, head_size
 from models.kv_cache import buffers, extend, held
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.mixer import Ids, Mixer, Tokens
 from models.params import dense, normal, param, residual_output, zeros
 from models.partitioning import constrain
 from ops import segments

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import scaled
-from models.mixer import Ids, Mixer, Tokens, head_size
+from models.checks import head_size, scaled
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_uniform, param, residual_output, time_scale, zeros
 from models.short_convolution import ConvolvedProjection, convolve

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import at_least, positive
-from models.mixer import Ids, Mixer, Tokens, check_rotated, head_size
+from models.checks import at_least, check_rotated, head_size, positive
+from models.mixer import Ids, Mixer, Tokens
 from models.norms import LayerNorm
 from models.params import conv_taps, dense, normal, ones, param, residual_output, zeros
 from models.partitioning import constrain

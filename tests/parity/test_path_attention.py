@@ -19,7 +19,7 @@ def test_layer(kv_heads, rank, gate):
         q, k, v = (torch.einsum("btd,dhk->bthk", a["x"], a[f"w_{n}"]) for n in "qkv")
         if gate:
             rms = lambda z: z / (z.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-            q, k = rms(q) * a["q_weight"], rms(k) * a["k_weight"]
+            q, k = rms(q) * a["q_norm.weight"], rms(k) * a["k_norm.weight"]
         u = a["x"] @ a["w_2"] if rank is None else a["x"] @ a["w_1"] @ a["w_2"]
         u = functional.conv1d(functional.pad(u.mT, (2, 0)), a["taps"].T[:, None], groups=u.shape[2]).mT
         w = functional.silu(u).unflatten(2, (kv_heads, -1))
