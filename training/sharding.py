@@ -173,8 +173,16 @@ def tracing(mesh: Mesh) -> Iterator[None]:
             else:
                 out_specs = jax.tree.map(lambda x: spec(output, x.shape, mesh), found)
             checked = {"check_vma": not kernel}  # what a kernel returns does not say over which axes it differs
-            whole = function if kernel else differing(in_specs, out_specs)
+            whole = (summed if kernel else differing)(in_specs, out_specs)
             return jax.shard_map(whole, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arrays)
+
+        def summed(in_specs, out_specs):
+            """The function, and the sums of its results over axes that split arguments and not the result."""
+            every = set().union(*map(used, in_specs))
+            is_spec = lambda x: isinstance(x, PartitionSpec)
+            missing = jax.tree.map(lambda spec: tuple(sorted(every - used(spec))), out_specs, is_leaf=is_spec)
+            add = lambda x, axes: jax.lax.psum(x, axes) if axes else x
+            return lambda *arrays: jax.tree.map(add, function(*arrays), missing)
 
         def differing(in_specs, out_specs):
             """The function of arguments that are marked as different wherever results are: the derivative of one that is the same

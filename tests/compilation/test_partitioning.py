@@ -69,8 +69,9 @@ def test_a_kernel_runs_on_rows_and_channels_of_its_own(mesh):
         np.testing.assert_allclose(y, x, atol=1e-6)
 
 
-def test_a_selective_scan_sums_over_devices_once(mesh):
-    """Gradients of what all channels share are summed over the channels' devices behind the loop over chunks."""
+@pytest.mark.parametrize("form", ["chunked", "pallas"])
+def test_a_selective_scan_sums_over_devices_once(mesh, form):
+    """Gradients of what all channels share are summed over the channels' devices behind the loop over chunks, or the kernel."""
     names = ("x", "dt", "B", "C")
 
     def run(mesh, A, arrays):
@@ -82,7 +83,7 @@ def test_a_selective_scan_sums_over_devices_once(mesh):
                 arrays["B"],
                 arrays["C"],
                 axis="mlp",
-                implementation="chunked",
+                implementation=form,
                 chunk_size=4,
             )[0]
             y, vjp = jax.vjp(f, A, arrays)
