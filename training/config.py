@@ -79,9 +79,9 @@ class TrainConfig:
             "profile_step",
             "z_loss",
             "watchdog_minutes",
-            "data_workers",
         ):
             check_range(f"train.{key}", getattr(self, key), 0)
+        check_range("train.data_workers", self.data_workers, 0, 1024)  # all are started at once
         if self.batch_size % self.accumulation:
             raise UserError(f"train.batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}")
         if self.carry and self.data_workers:

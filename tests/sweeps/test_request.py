@@ -70,6 +70,7 @@ def test_lengths():
         ("--over mixer=gla,lru --best_of=,", "--best_of takes different names"),
         ("--over mixer=gla,lru --best_of=mixer,mixer", "--best_of takes different names"),
         ("--over train.steps=0,-1", "none of the cells can be run; train.steps=0: train.steps must be"),
+        ("--over train.data_workers=99999999", "train.data_workers must be from 0 to 1024"),
         ("--over train.steps=99999999999", "train.steps must be from 1 to 2147483647"),
         ("--cancel --workdir=runs/never", "holds no cells of a sweep"),
         ("--over seed=0 --workers=0", "--workers must be at least 1"),
