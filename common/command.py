@@ -84,12 +84,14 @@ def start(distributed: bool | Mapping[str, Any] = False, platform: str | None = 
     import jax
     from absl import flags, logging
 
-    from common import compilation_cache
+    from common import allocator, compilation_cache
 
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     logging.set_verbosity(logging.WARNING)  # checkpointing tells of every file that it touches
     if platform is not None:
         jax.config.update("jax_platforms", platform)
+    if allocator.only_cpu(jax.config.jax_platforms):
+        allocator.keep_freed_memory()
     if cache:
         compilation_cache.use()
     if options.get("distributed"):

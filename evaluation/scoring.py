@@ -116,7 +116,7 @@ def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: i
     """Scores a checkpoint on a task; for the arguments see `score`.
 
     Raises:
-      UserError: if the model cannot answer the task, see `check_fits`; if nothing is scored.
+      UserError: if the model cannot answer the task, see `check_fits`; if nothing is scored, or scores are no numbers.
     """
     check_fits(run, task)
     config, spec = run.config, task.spec
@@ -140,6 +140,11 @@ def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: i
         stream.close()
     rows = min(count, number * size)
     sums = {name: np.concatenate([one[name] for one in found])[:rows].astype(np.float64) for name in found[0]}
+    if bad := int(np.isnan(sums["nats"]).sum()):
+        raise UserError(
+            f"the model's scores are no numbers (NaN) in {bad:,} of {rows:,} rows: its training diverged, or it does not stand "
+            f"rows of {spec.length:,} positions; take another checkpoint, or another length"
+        )
     if task.new_tokens:
         sums["contained"] = completions.contained(run, task, split, rows)
     if not sums["weight"].sum():
@@ -186,6 +191,8 @@ def floors(task: tasks.Task, split: str, rows: int) -> dict[str, float] | None:
 def check_fits(run: LoadedRun, task: tasks.Task) -> None:
     """Raises a UserError if a model cannot answer a task: its head, its inputs, its vocabulary, or what its mixers can do."""
     model, spec, own = run.config.model, task.spec, run.config.task
+    if task.new_tokens:
+        completions.check(run, task)
     if own is not None and (spec, task.name) == (own.spec, own.name):
         return
     cannot = f"this model cannot answer task {task.name!r}"

@@ -1,5 +1,6 @@
 """Any task and any setting on a checkpoint: what is scored, what is refused, and what is written."""
 
+import dataclasses
 import json
 
 import jax
@@ -90,6 +91,28 @@ def test_word_problems_by_sequence_and_last_position(words, capsys):
     first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test, length 6")]
     assert first.startswith("test, length 6, 16 of 1,000 rows: accuracy") and "row accuracy" in second
     assert second.startswith(f"test, length 6, 16 of 1,000 rows: row accuracy {100 * right.all(1).mean():.2f} %")
+
+
+def test_nothing_is_scored_where_one_setting_is_refused(words, capsys):
+    for name, values in (("word_problem,flip_flop", []), ("word_problem", ["task.length=6,-1"])):
+        with pytest.raises(UserError, match=r"flip_flop: this model cannot|length=-1: "):
+            grids.score_settings(words, settings.asked(words, name, values, "", []), batches=1)
+    assert not capsys.readouterr().out
+
+
+def test_a_key_that_is_set_twice():
+    """A task's own word goes before that to all, whatever their order."""
+    parse = lambda *asked: settings.parse(asked, ["passkey", "mqar"])
+    with pytest.raises(UserError, match=r"--set task\.length is given twice: write its values once, with commas"):
+        parse("task.length=64", "task.length=128")
+    for asked in (("task.length=64", "mqar.length=32"), ("mqar.length=32", "task.length=64")):
+        assert parse(*asked) == {"passkey": {"length": [64]}, "mqar": {"length": [32]}}
+
+
+def test_scores_that_are_no_numbers(words):
+    spoilt = dataclasses.replace(words, params=jax.tree.map(lambda leaf: leaf * np.nan, words.params))
+    with pytest.raises(UserError, match=r"no numbers \(NaN\) in 8 of 8 rows"):
+        scoring.score_task(spoilt, words.config.task, batches=1)
 
 
 def test_tasks_that_do_not_fit(words, run):
