@@ -75,6 +75,11 @@ class LoadedRun:
         """The `config.json` of a checkpoint in Hugging Face's format; of a run nothing."""
         return json.loads((self.workdir / "config.json").read_text()) if self.config.task is None else {}
 
+    @functools.cached_property
+    def steps(self) -> dict[Any, Any]:
+        """Compiled functions of the model that are used again, by what they are of."""
+        return {}
+
     @property
     def ends(self) -> list[int]:
         """The tokens that end a text; of a run none."""

@@ -131,8 +131,12 @@ def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: i
     found, stream = [], prefetch(loader)
     try:
         with run.computing():
-            score = in_pieces(run, task) or row_sums(run.built, spec.metrics, config.train.compute_dtype)
-            pending = None
+            # The settings of a grid mostly differ in what the model does not see.
+            kind = spec.metrics, spec.objective, spec.length, spec.segmented
+            if kind not in run.steps:
+                own = in_pieces(run, task)
+                run.steps[kind] = own or row_sums(run.built, spec.metrics, config.train.compute_dtype)
+            score, pending = run.steps[kind], None
             for _ in range(number):
                 sums = score(run.params, next(stream))
                 if pending is not None:

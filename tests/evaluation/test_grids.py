@@ -139,6 +139,8 @@ def test_long_rows_are_read_in_pieces(words, run, tmp_path, monkeypatch):
     small_data.write_passages(tmp_path)
     passages = tasks.create("lambada", data_dir=str(tmp_path), length=60)
     whole = [scoring.score_task(run, passages), scoring.score_task(words, MostlyZeros())]
+    run.steps.clear()
+    words.steps.clear()
     monkeypatch.setattr(scoring, "LONG", 0)
     monkeypatch.setattr(scoring, "PIECE", 5)
     pieces = [scoring.score_task(run, passages), scoring.score_task(words, MostlyZeros())]
@@ -152,6 +154,8 @@ def test_long_rows_are_read_in_pieces(words, run, tmp_path, monkeypatch):
         right
     )
     # What needs the row whole has it.
+    run.steps.clear()
+    words.steps.clear()
     (at,) = settings.asked(run, "language_model", ["task.positions=3+9"], "", [])
     assert scoring.in_pieces(run, tasks.create(at.task, **at.options)) is None
     assert scoring.in_pieces(run, run.config.task) is not None
