@@ -182,7 +182,8 @@ def in_cache(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         if not full and not (
-            error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and _below(error.filename, path.parent)
+            error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+            and _below(error.filename, path.parent)
         ):
             raise
         raise UserError(

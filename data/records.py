@@ -146,7 +146,7 @@ class FileRecords(Records):
         held_out = {split: value for split, value in self.held_out.items() if value and share(value) is None}
         splits = {split: files(where, self.endings) for split, where in {"train": path, **held_out}.items()}
         listing = {split: flat.listing(found) for split, found in splits.items()}
-        return Sources(splits, listing, max(1, sum(size for _, size, _ in listing["train"])))
+        return Sources(splits, listing, max(1, sum(size for _, size, *_ in listing["train"])))
 
 
 def files(path: str, endings: tuple[str, ...]) -> list[pathlib.Path]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from models.sequence_model import SequenceModel
 from ops import dispatch
 from training import setup, sharding, state
 from training.checkpoints import Checkpoints
-from training.config import SECTIONS, Config, TrainConfig, resolve
+from training.config import Config, TrainConfig, resolve
 from training.optimizer import OptimizerConfig
 from training.run_directory import RunDirectory, check_data, described, locate, read_config
 
@@ -81,17 +81,7 @@ def configuration(workdir: str | Path, with_data: bool = True, **sections: Any) 
     Raises:
       UserError: if the directory holds no run, its `config.json` is damaged, or its data is not here.
     """
-    root = locate(workdir)
-    raw = read_config(root)
-    damaged = not isinstance(raw, dict) or [
-        name for name in SECTIONS if name != "seed" and not isinstance(raw.get(name), Mapping)
-    ]
-    if damaged:
-        what = "is no object" if damaged is True else f"has no section {' and no section '.join(damaged)}"
-        raise UserError(
-            f"{RunDirectory(root).config} is damaged: it {what}; give back the one that the run was made with"
-        )
-    return resolve({**raw, **sections}, with_data)
+    return resolve({**read_config(workdir), **sections}, with_data)
 
 
 def load(
@@ -148,7 +138,10 @@ def load_hf(directory: str | Path) -> LoadedRun:
     if file.is_file():
         import tokenizers  # slow to import
 
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the package raises plain exceptions for files that it cannot read
+            raise UserError(f"{file} is no tokenizer that can be read ({error})") from error
     say(f"{directory}: a {checkpoint.hf_config['model_type']} model")
     return LoadedRun(config, built, params, directory, 0, "", tokenizer=tokenizer)
 

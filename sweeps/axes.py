@@ -7,7 +7,6 @@ pow2:A..B        the powers of two from A to B
 log:A..B         any value of a range: how many are drawn is said once, for all such axes
 """
 
-import importlib.util
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, check_range
+from common.plugins import program
 from sweeps.request import split_values
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -113,11 +113,7 @@ def listed(file: str) -> list[dict[str, str]]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"--cells={file}: there is no such file")
-    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location(path.stem, path))
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "cells", None)):
-        raise UserError(f"--cells={file}: it defines no function cells()")
-    found = module.cells()
+    found = program(path, "cells", f"--cells={file}")()
     if not isinstance(found, Sequence) or not found or not all(isinstance(item, Mapping) for item in found):
         raise UserError(f"--cells={file}: cells() is to return a list of dicts, at least one")
     if len({tuple(item) for item in found}) > 1:

@@ -234,12 +234,21 @@ def _architecture(hf: Mapping[str, Any], where: pathlib.Path) -> Architecture:
 def _described(directory: pathlib.Path) -> tuple[dict[str, Any], Architecture, ModelConfig]:
     """What config.json says: its content, the architecture, and our configuration."""
     path = directory / "config.json"
-    try:
-        hf = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
+    hf = _json(path)
     architecture = _architecture(hf, directory)
     return hf, architecture, architecture.config(Options(hf, path, architecture))
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    """What a file of a checkpoint holds. Raises a UserError if it cannot be read, or holds no JSON object."""
+    content = read_bytes(path)
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds no object")
+    return found
 
 
 def _with_stored_head(
@@ -305,7 +314,10 @@ def _view(values: Mapping[str, np.ndarray], part: Part, config: ModelConfig) -> 
 def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """The file of every tensor."""
     if (directory / INDEX).exists():
-        names = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+        pieces = _json(directory / INDEX).get("weight_map")
+        if not isinstance(pieces, dict) or not all(isinstance(name, str) for name in pieces.values()):
+            raise UserError(f"{directory / INDEX} is damaged: it says of no tensor, as weight_map, in which file it is")
+        names = sorted(set(pieces.values()))
     else:
         names = [WEIGHTS]
     files = {}
