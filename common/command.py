@@ -20,6 +20,16 @@ STOPPED = hosts.AGAIN
 DAY = 86_400  # seconds
 
 
+class _Once(argparse.Action):
+    """Stores the value of an option that is given once at most: a second value would silently take the place of the first."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if self.dest in parser._given:
+            raise argparse.ArgumentError(self, "it is given twice; keep one")
+        parser._given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """A command line without abbreviations, whose errors are `UserError`s and whose help begins with the module's docstring."""
 
@@ -30,6 +40,15 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **options,
         )
+
+        self._given: set[str] = set()
+        for name in (None, "store"):
+            self.register("action", name, _Once)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's. Raises a UserError for an option of one value that is given twice, too."""
+        self._given.clear()
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
         """Raises a UserError."""

@@ -44,9 +44,10 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
     for axis in sizes:
         if axis not in AXES:
             raise UserError(f"there is no mesh axis {axis!r}; {near(axis, AXES)}")
-    if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes.values())
+    if not whole or list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         text = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
-        raise UserError(f"sizes of the mesh are 1 or more, and one of them may be -1; got {text}")
+        raise UserError(f"sizes of the mesh are whole numbers of 1 or more, and one of them may be -1; got {text}")
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -36,7 +36,8 @@ def test_statuses(capsys, monkeypatch):
 def test_the_parser_raises_user_errors():
     parser = command.Parser("What it does.", prog="program")
     parser.add_argument("--length", type=int)
-    for arguments in (["--length=x"], ["--lengt=3"], ["16"], ["--length"]):
+    assert parser.parse_args(["--length=3"]).length == parser.parse_args(["--length=3"]).length == 3
+    for arguments in (["--length=x"], ["--lengt=3"], ["16"], ["--length"], ["--length=3", "--length=4"]):
         with pytest.raises(UserError, match=r"program --help tells"):
             parser.parse_args(arguments)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import ml_dtypes
 import numpy as np
@@ -80,6 +81,16 @@ def test_bfloat16_and_pieces(directory, tmp_path):
     copy = load_file(tmp_path / "copy" / "model.safetensors")
     for name, tensor in tensors.items():
         assert copy[name].dtype == tensor.dtype and copy[name].tobytes() == tensor.tobytes()
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("config.json", "[]"), ("config.json", "{"), ("model.safetensors.index.json", '{"weight_map": [1]}')],
+)
+def test_damaged_files(directory, name, content):
+    (directory / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(directory / name))):
+        import_hf.load(directory)
 
 
 def test_an_existing_directory_is_left_alone(directory):
