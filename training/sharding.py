@@ -44,9 +44,10 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
     for axis in sizes:
         if axis not in AXES:
             raise UserError(f"there is no mesh axis {axis!r}; {near(axis, AXES)}")
-    if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes.values())
+    if not whole or list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         text = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
-        raise UserError(f"sizes of the mesh are 1 or more, and one of them may be -1; got {text}")
+        raise UserError(f"sizes of the mesh are whole numbers of 1 or more, and one of them may be -1; got {text}")
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -181,8 +182,16 @@ def tracing(mesh: Mesh) -> Iterator[None]:
             else:
                 out_specs = jax.tree.map(lambda x: of_axes(output, x.shape), found)
             checked = {"check_vma": not kernel}  # what a kernel returns does not say over which axes it differs
-            of_device = function if kernel else differing(in_specs, out_specs)
+            of_device = (summed if kernel else differing)(in_specs, out_specs)
             return jax.shard_map(of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arrays)
+
+        def summed(in_specs, out_specs):
+            """The function, and the sums of its results over axes that split arguments and not the result."""
+            every = set().union(*map(used, in_specs))
+            is_spec = lambda x: isinstance(x, PartitionSpec)
+            missing = jax.tree.map(lambda spec: tuple(sorted(every - used(spec))), out_specs, is_leaf=is_spec)
+            add = lambda x, axes: jax.lax.psum(x, axes) if axes else x
+            return lambda *arrays: jax.tree.map(add, function(*arrays), missing)
 
         def differing(in_specs, out_specs):
             """The function of arguments that are marked as different wherever results are: the derivative of one that is the same

