@@ -81,9 +81,11 @@ class Cell:
     def differences(self) -> dict[str, tuple[Any, Any]]:
         """By key, what the run in its directory has been asked for and what the cell asks for, where these differ in what
         decides the numbers. Empty without a run."""
-        recorded = read_json(RunDirectory(self.workdir).config)
+        recorded = read_json(path := RunDirectory(self.workdir).config)
         if recorded is None:
             return {}
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("task"), dict):
+            raise UserError(f"{path} is no configuration of a run: give it back, or the sweep another --workdir")
         old, new = config.flatten(config.complete(recorded, self.config)), config.flatten(self.config)
         different = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
         return {key: (old.get(key), new.get(key)) for key in different if _is_decisive(key)}
@@ -112,7 +114,9 @@ class Cell:
     def result(self) -> dict[str, Any] | None:
         """What `sweeps.result.write` has found for the run that has ended well; None before."""
         found = read_json(self.workdir / RESULT)
-        if found is None or found["steps"] != self.steps or not {str(n) for n in self.lengths} <= set(found["test"]):
+        if not isinstance(found, dict) or not {"steps", "valid", "test", "length"} <= found.keys():
+            return None
+        if found["steps"] != self.steps or not {str(n) for n in self.lengths} <= set(found["test"]):
             return None
         if found.get("asked", []) != list(self.score):
             return None
@@ -154,9 +158,15 @@ def load(workdir: str | Path) -> Cell:
     workdir = run_directory.locate(workdir)
     kept = read_json(jobs.folder(workdir) / "cell.json")
     if kept is None:
-        raise UserError(f"{workdir} is no cell of a sweep: it has no job/cell.json")
-    kept |= {key: tuple(kept.get(key, ())) for key in ("arguments", "lengths", "score")}
-    return Cell(workdir=workdir, **kept)
+        raise UserError(f"{workdir} is no cell of a sweep: it has no job/cell.json that can be read")
+    try:
+        kept |= {key: tuple(kept.get(key, ())) for key in ("arguments", "lengths", "score")}
+        return Cell(workdir=workdir, **kept)
+    except (AttributeError, TypeError):
+        raise UserError(
+            f"{workdir}/job/cell.json is none of this version of the program: give the command of its sweep again, which "
+            "writes it anew"
+        ) from None
 
 
 def here(sweep: Path) -> list[Cell]:

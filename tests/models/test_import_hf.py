@@ -286,3 +286,21 @@ def test_every_size_has_a_ratio():
         for size in range(1, 3 * width):
             assert scaled(width, expand=size / width) == size
     assert scaled(85, expand=1.1) == 93 and scaled(10, expand=0.99) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", r"config\.json is no JSON"),
+        ("config.json", "[1]", r"config\.json is no JSON object but '\[1\]'"),
+        ("model.safetensors.index.json", "{", r"index\.json is no JSON"),
+        ("model.safetensors.index.json", "{}", r"index\.json has no 'weight_map'"),
+    ],
+)
+def test_files_that_are_damaged(name, content, message, tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "mamba", "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1}'
+    )
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        import_hf.load(tmp_path)
