@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from models.sequence_model import SequenceModel
 from ops import dispatch
 from training import setup, sharding, state
 from training.checkpoints import Checkpoints
-from training.config import SECTIONS, Config, TrainConfig, resolve
+from training.config import Config, TrainConfig, resolve
 from training.optimizer import OptimizerConfig
 from training.run_directory import RunDirectory, check_data, described, locate, read_config
 
@@ -110,17 +110,7 @@ def configuration(workdir: str | Path, with_data: bool = True, **sections: Any) 
     Raises:
       UserError: if the directory holds no run, its `config.json` is damaged, or its data is not here.
     """
-    root = locate(workdir)
-    raw = read_config(root)
-    damaged = not isinstance(raw, dict) or [
-        name for name in SECTIONS if name != "seed" and not isinstance(raw.get(name), Mapping)
-    ]
-    if damaged:
-        what = "is no object" if damaged is True else f"has no section {' and no section '.join(damaged)}"
-        raise UserError(
-            f"{RunDirectory(root).config} is damaged: it {what}; give back the one that the run was made with"
-        )
-    return resolve({**raw, **sections}, with_data)
+    return resolve({**read_config(workdir), **sections}, with_data)
 
 
 def load(
