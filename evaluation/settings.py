@@ -86,11 +86,12 @@ def parse(asked: Sequence[str], names: Sequence[str], option: str = "--set") -> 
       by task and key the values, of the key's type.
 
     Raises:
-      UserError: for what is none of this, an unknown task or key, or a value of another type.
+      UserError: for what is none of this, an unknown task or key, one that is there twice, or a value of another type.
     """
     for name in names:
         tasks.find(name)
     found: dict[str, dict[str, list[Any]]] = {name: {} for name in names}
+    given: set[str] = set()
     for item in asked:
         place, separator, text = item.partition("=")
         owner, dot, key = place.partition(".")
@@ -102,8 +103,11 @@ def parse(asked: Sequence[str], names: Sequence[str], option: str = "--set") -> 
             annotations = {k: p.annotation for k, p in inspect.signature(tasks.find(name)).parameters.items()}
             if key not in annotations:
                 raise UserError(f"task {name!r} has no hyperparameter {key!r}; {near(key, annotations)}")
+            if place in given:
+                raise UserError(f"{option} has {place} twice; values with commas make a grid")
             values = [_value(f"{option} {place}", part.strip(), annotations[key]) for part in text.split(",")]
             found[name][key] = list(dict.fromkeys(values))
+        given.add(place)
     return found
 
 
