@@ -18,6 +18,7 @@ from common.errors import UserError, check_range
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # for what is imported from here on
 
 STOPPED = hosts.AGAIN
+DAY = 86_400  # seconds
 
 
 class _Once(argparse.Action):
@@ -99,18 +100,20 @@ def start(distributed: bool | Mapping[str, Any] = False, platform: str | None = 
     given = {key: options[key] for key in roll_call.NAMES if options.get(key) is not None}
     if given and not options.get("distributed"):
         raise UserError(f"--{next(iter(given))} is for one of several processes: give --distributed, too")
-    seconds = options.get("start_seconds") or roll_call.START
-    check_range("--start_seconds", seconds, 1)
+    seconds = roll_call.START if options.get("start_seconds") is None else options["start_seconds"]
+    check_range("--start_seconds", seconds, 1, DAY)
     # The help of a command is there at once: what takes seconds to import comes after the command line has been read.
     import jax
     from absl import flags, logging
 
-    from common import compilation_cache
+    from common import allocator, compilation_cache
 
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     logging.set_verbosity(logging.WARNING)  # checkpointing tells of every file that it touches
     if platform is not None:
         jax.config.update("jax_platforms", platform)
+    if allocator.only_cpu(jax.config.jax_platforms):
+        allocator.keep_freed_memory()
     if cache:
         compilation_cache.use()
     if options.get("distributed"):

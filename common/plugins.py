@@ -75,7 +75,7 @@ class Plugins:
 
     def _find(self, name: str) -> type:
         file = f"{self.package.replace('.', '/')}/{name}.py"
-        if name.endswith(".py"):
+        if name.endswith(".py") and self.root is not None:
             module, file = _loaded(name), name
         elif name in self.names():
             module = importlib.import_module(f"{self.package}.{name}")

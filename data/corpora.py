@@ -97,7 +97,14 @@ def load(
     """
     cache = cache_folder(cache_dir)
     data_dir = None if data_dir is None else absolute(data_dir)
-    kind, _, rest = name.partition(":")
+    kind, separator, rest = name.partition(":")
+    if "://" in name or ("://" in (data_dir or "") and kind != "tfds"):
+        raise UserError(
+            f"corpus={name!r}{f' in {data_dir}' if data_dir else ''} is at an address, and is read from files of this machine: "
+            "copy them here, or mount the bucket"
+        )
+    if separator and not rest and kind in READERS.names():
+        raise UserError(f"corpus={name!r} names no file: give its path, as in corpus='{kind}:PATH'")
     if name in ARCHIVES:
         return _archived(name, pathlib.Path(data_dir) if data_dir else cache / name, cache)
     if data_dir is not None and kind != "tfds":

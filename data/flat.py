@@ -13,7 +13,7 @@ import json
 import mmap
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -230,6 +230,18 @@ def listing(files: Iterable[pathlib.Path]) -> list[tuple[str, int, int, int]]:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
         found.append((str(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
     return found
+
+
+def check_apart(splits: Mapping[str, Iterable[pathlib.Path]]) -> None:
+    """Raises a UserError where a file of train is one of another split, too: what is learned would be what is scored."""
+    learned = {os.path.realpath(file) for file in splits["train"]}
+    for split, files in splits.items():
+        for file in files if split != "train" else ():
+            if os.path.realpath(file) in learned:
+                raise UserError(
+                    f"{file} is of train and of {split}: name the files of train so that it is not among them, or have it in "
+                    "another folder"
+                )
 
 
 def kept(

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,33 @@ class LoadedRun:
         if self.tokenizer is not None:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
         return None if self.config.task is None else encode(self.config.task, text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids.
+
+        Raises:
+          UserError: where the model is of no text, or of one whose tokenizer is not there.
+        """
+        if self.config.task is not None:
+            return self.config.task.decode(ids)
+        if self.tokenizer is None:
+            raise UserError(f"{self.workdir} has no tokenizer.json, which says what text its tokens are")
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """The `config.json` of a checkpoint in Hugging Face's format; of a run nothing."""
+        return json.loads((self.workdir / "config.json").read_text()) if self.config.task is None else {}
+
+    @functools.cached_property
+    def steps(self) -> dict[Any, Any]:
+        """Compiled functions of the model that are used again, by what they are of."""
+        return {}
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a text; of a run none."""
+        return ids_of(self.facts.get("eos_token_id"))
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -140,10 +169,15 @@ def load_hf(directory: str | Path) -> LoadedRun:
 
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the package raises plain exceptions for files that it cannot read
-            raise UserError(f"{file} is no tokenizer that can be read ({error})") from error
+        except Exception as error:  # the library has no class of its own for it
+            raise UserError(f"{file} is no file of a tokenizer: {error}") from None
     say(f"{directory}: a {checkpoint.hf_config['model_type']} model")
     return LoadedRun(config, built, params, directory, 0, "", tokenizer=tokenizer)
+
+
+def ids_of(value: int | list[int] | None) -> list[int]:
+    """What a key of `config.json` for one token or several holds."""
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def encode(task: Task, text: str) -> list[int] | None:

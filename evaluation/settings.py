@@ -78,7 +78,7 @@ def parse(asked: Sequence[str], names: Sequence[str], option: str = "--set") -> 
     """What `--set` asks of each task.
 
     Args:
-      asked: `task.KEY=VALUE,VALUE,...` for all tasks that are asked, or `NAME.KEY=...` for one of them.
+      asked: `task.KEY=VALUE,VALUE,...` for all tasks that are asked, or `NAME.KEY=...` for one of them, which goes before.
       names: of the tasks.
       option: that asks, for messages.
 
@@ -86,13 +86,15 @@ def parse(asked: Sequence[str], names: Sequence[str], option: str = "--set") -> 
       by task and key the values, of the key's type.
 
     Raises:
-      UserError: for what is none of this, an unknown task or key, one that is there twice, or a value of another type.
+      UserError: for what is none of this or is said twice, an unknown task or key, or a value of another type.
     """
     for name in names:
         tasks.find(name)
     found: dict[str, dict[str, list[Any]]] = {name: {} for name in names}
-    given: set[str] = set()
-    for item in asked:
+    places = [item.partition("=")[0] for item in asked]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise UserError(f"{option} {twice[0]} is given twice: write its values once, with commas between")
+    for item in sorted(asked, key=lambda item: not item.startswith("task.")):
         place, separator, text = item.partition("=")
         owner, dot, key = place.partition(".")
         if not (separator and dot and key):
@@ -103,11 +105,8 @@ def parse(asked: Sequence[str], names: Sequence[str], option: str = "--set") -> 
             annotations = {k: p.annotation for k, p in inspect.signature(tasks.find(name)).parameters.items()}
             if key not in annotations:
                 raise UserError(f"task {name!r} has no hyperparameter {key!r}; {near(key, annotations)}")
-            if place in given:
-                raise UserError(f"{option} has {place} twice; values with commas make a grid")
             values = [_value(f"{option} {place}", part.strip(), annotations[key]) for part in text.split(",")]
             found[name][key] = list(dict.fromkeys(values))
-        given.add(place)
     return found
 
 

@@ -112,7 +112,7 @@ class Cell:
     def result(self) -> dict[str, Any] | None:
         """What `sweeps.result.write` has found for the run that has ended well; None before."""
         found = read_json(self.workdir / RESULT)
-        if not isinstance(found, dict) or not {"steps", "test", "length"} <= set(found):
+        if not isinstance(found, dict) or not {"steps", "valid", "test", "length"} <= found.keys():
             return None
         if found["steps"] != self.steps or not {str(n) for n in self.lengths} <= set(found["test"]):
             return None
@@ -156,9 +156,15 @@ def load(workdir: str | Path) -> Cell:
     workdir = run_directory.locate(workdir)
     kept = read_json(jobs.folder(workdir) / "cell.json")
     if kept is None:
-        raise UserError(f"{workdir} is no cell of a sweep: it has no job/cell.json")
-    kept |= {key: tuple(kept.get(key, ())) for key in ("arguments", "lengths", "score")}
-    return Cell(workdir=workdir, **kept)
+        raise UserError(f"{workdir} is no cell of a sweep: it has no job/cell.json that can be read")
+    try:
+        kept |= {key: tuple(kept.get(key, ())) for key in ("arguments", "lengths", "score")}
+        return Cell(workdir=workdir, **kept)
+    except (AttributeError, TypeError):
+        raise UserError(
+            f"{workdir}/job/cell.json is none of this version of the program: give the command of its sweep again, which "
+            "writes it anew"
+        ) from None
 
 
 def here(sweep: Path) -> list[Cell]:

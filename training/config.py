@@ -69,8 +69,7 @@ class TrainConfig:
         check_choice("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         dispatch.check(self.implementation)
         for key in ("steps", "batch_size", "accumulation", "loss_chunks", "keep"):
-            check_range(f"train.{key}", getattr(self, key), 1)
-        check_range("train.steps", self.steps, 1, 2**31 - 1)  # they are counted in 32 bits
+            check_range(f"train.{key}", getattr(self, key), 1, 2**31 - 1)  # steps are int32
         for key in (
             "log_every",
             "eval_every",
@@ -79,9 +78,9 @@ class TrainConfig:
             "profile_step",
             "z_loss",
             "watchdog_minutes",
-            "data_workers",
         ):
             check_range(f"train.{key}", getattr(self, key), 0)
+        check_range("train.data_workers", self.data_workers, 0, 1024)  # all are started at once
         if self.profile_step > self.steps:
             raise UserError(
                 f"train.profile_step={self.profile_step} is behind the last of train.steps={self.steps}; lower it"

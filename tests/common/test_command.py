@@ -54,3 +54,11 @@ def test_the_parser_raises_user_errors():
     for arguments in (["--length=x"], ["--lengt=3"], ["16"], ["--length"], ["--length=3", "--length=4"]):
         with pytest.raises(UserError, match=r"program --help tells"):
             parser.parse_args(arguments)
+
+
+def test_how_long_processes_wait_for_each_other_is_a_time():
+    for seconds in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="--start_seconds must be from 1 to 86400"):
+            command.start({"distributed": True, "start_seconds": seconds})
+    with pytest.raises(UserError, match="--process_id is for one of several processes: give --distributed"):
+        command.start({"distributed": False, "process_id": "1"})
