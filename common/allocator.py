@@ -21,7 +21,7 @@ _PARAMETERS = {
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to; without effect with another C library. What the environment variable GLIBC_TUNABLES says takes precedence."""
+    """Tells glibc to; without effect with another C library. What the variable GLIBC_TUNABLES says takes precedence."""
     if not sys.platform.startswith("linux") or (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is None:
         return
     chosen = os.environ.get("GLIBC_TUNABLES", "")
