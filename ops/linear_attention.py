@@ -51,8 +51,8 @@ def linear_attention(
       initial_state: state before the first token; zeros if None. It belongs to the first token's segment.
       segment_ids: 0 is padding; the state restarts where the id changes.
       implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own gradient),
-        "chunked" (matmuls over chunks of tokens, own gradient), or "auto": sequential on a CPU for heads up to 64 x 64,
-        else chunked.
+        "chunked" (matmuls over chunks of tokens, own gradient), or "auto": sequential on a CPU for heads up to 64 x 64 whose
+        channels decay by themselves, and for others up to 16 x 32; else chunked.
       chunk_size: tokens per chunk of the chunked form, a power of two; None for the default.
 
     Returns:
@@ -68,7 +68,9 @@ def linear_attention(
         return _over_shards(q, k, v, log_decay, bonus, initial_state, segment_ids, options)
     batch, length, heads, key_size = q.shape
     value_size = v.shape[-1]
-    policy = "sequential" if on_cpu() and key_size * value_size <= 64 * 64 else "chunked"
+    # What decays by channel costs the chunked form exponentials of every pair of tokens, or nearly so.
+    largest = 64 * 64 if log_decay is not None and log_decay.ndim == 4 else 16 * 32
+    policy = "sequential" if on_cpu() and key_size * value_size <= largest else "chunked"
     implementation = choose("linear_attention", implementation, policy)
 
     dtype = jnp.result_type(q, k, v, jnp.float32)
