@@ -52,8 +52,9 @@ def linear_attention(
       segment_ids: 0 is padding; the state restarts where the id changes.
       implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own gradient),
         "chunked" (matmuls over chunks of tokens, own gradient), "pallas" (a TPU kernel of the same, for decays that channels
-        share, without float64; interpreted elsewhere), or "auto": sequential on a CPU for heads up to 64 x 64, the kernel on a
-        TPU where it applies and the piece has a chunk, else chunked.
+        share, without float64; interpreted elsewhere), or "auto": sequential on a CPU for heads up to 64 x 64 whose channels
+        decay by themselves, and for others up to 16 x 32, the kernel on a TPU where it applies and the piece has a chunk, else
+        chunked.
       chunk_size: tokens per chunk of the chunked form and of the kernel, a power of two; None for the default.
 
     Returns:
@@ -72,7 +73,9 @@ def linear_attention(
     dtype = jnp.result_type(q, k, v, jnp.float32)
     g = _with_all_axes(log_decay, length, dtype)
     offered = ("reference", "sequential", "chunked") + ("pallas",) * pallas_linear_attention.supports(q, v, g)
-    policy = "sequential" if on_cpu() and key_size * value_size <= 64 * 64 else "chunked"
+    # What decays by channel costs the chunked form exponentials of every pair of tokens, or nearly so.
+    largest = 64 * 64 if log_decay is not None and log_decay.ndim == 4 else 16 * 32
+    policy = "sequential" if on_cpu() and key_size * value_size <= largest else "chunked"
     if current_platform() == "tpu" and "pallas" in offered and length >= pallas_linear_attention.CHUNK:
         policy = "pallas"
     implementation = choose("linear_attention", implementation, policy, offered)

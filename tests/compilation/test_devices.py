@@ -18,7 +18,7 @@ TPU = {
     "mamba": ("selective_scan", "pallas"),
     "s4d": (None, None),  # a long convolution, which has no forms
 }
-GPU = {"attention": ("attention", "library"), "s5": ("linear_recurrence", "associative")}
+GPU = {"attention": ("attention", "library"), "s5": ("linear_recurrence", "blocked")}
 
 
 def compiled(name: str, devices: str) -> findings.Findings:
