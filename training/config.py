@@ -69,7 +69,8 @@ class TrainConfig:
         check_choice("train.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         dispatch.check(self.implementation)
         for key in ("steps", "batch_size", "accumulation", "loss_chunks", "keep"):
-            check_range(f"train.{key}", getattr(self, key), 1, 2**31 - 1)  # steps are int32
+            check_range(f"train.{key}", getattr(self, key), 1)
+        check_range("train.steps", self.steps, 1, 2**31 - 1)  # they are counted in 32 bits
         for key in (
             "log_every",
             "eval_every",
