@@ -69,7 +69,7 @@ def test_a_kernel_runs_on_rows_and_channels_of_its_own(mesh):
         np.testing.assert_allclose(y, x, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["chunked", "pallas"])
+@pytest.mark.parametrize("form", ["chunked", "blocked", "pallas"])
 def test_a_selective_scan_sums_over_devices_once(mesh, form):
     """Gradients of what all channels share are summed over the channels' devices behind the loop over chunks, or the kernel."""
     names = ("x", "dt", "B", "C")
