@@ -18,8 +18,8 @@ WORKDIR ?= runs/first
 
 .PHONY: train test thorough parity aot slurm ray hosts harness cloud lint clean
 
-# XLA hands large temporaries back to the system after every step; glibc can be told to keep them (some 10 % faster on a CPU).
-train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
+# Large pages, which glibc takes from its environment only; the rest is in common/allocator.py.
+train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 train: $(VENV)/.installed
 	$(BIN)/python train.py --config=configs/lm.py --workdir=$(WORKDIR) $(ARGS)
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample="KING HENRY:" --length=400

@@ -78,7 +78,7 @@ def parse(asked: Sequence[str], names: Sequence[str], option: str = "--set") -> 
     """What `--set` asks of each task.
 
     Args:
-      asked: `task.KEY=VALUE,VALUE,...` for all tasks that are asked, or `NAME.KEY=...` for one of them.
+      asked: `task.KEY=VALUE,VALUE,...` for all tasks that are asked, or `NAME.KEY=...` for one of them, which goes before.
       names: of the tasks.
       option: that asks, for messages.
 
@@ -86,12 +86,15 @@ def parse(asked: Sequence[str], names: Sequence[str], option: str = "--set") -> 
       by task and key the values, of the key's type.
 
     Raises:
-      UserError: for what is none of this, an unknown task or key, or a value of another type.
+      UserError: for what is none of this or is said twice, an unknown task or key, or a value of another type.
     """
     for name in names:
         tasks.find(name)
     found: dict[str, dict[str, list[Any]]] = {name: {} for name in names}
-    for item in asked:
+    places = [item.partition("=")[0] for item in asked]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise UserError(f"{option} {twice[0]} is given twice: write its values once, with commas between")
+    for item in sorted(asked, key=lambda item: not item.startswith("task.")):
         place, separator, text = item.partition("=")
         owner, dot, key = place.partition(".")
         if not (separator and dot and key):

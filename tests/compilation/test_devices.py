@@ -10,8 +10,9 @@ pytestmark = pytest.mark.aot
 
 # The smallest of each: a mixer, a primitive that it uses, and the form of it that accelerators get.
 TPU = {
-    "attention": ("attention", "blockwise"),
-    "retnet": ("linear_attention", "chunked"),
+    "attention": ("attention", "splash"),
+    "retnet": ("linear_attention", "pallas"),
+    "gla": ("linear_attention", "chunked"),
     "delta_net": ("delta_rule", "chunked"),
     "s5": ("linear_recurrence", "pallas"),
     "mamba": ("selective_scan", "pallas"),
@@ -50,6 +51,8 @@ def test_tpu(name):
     found = compiled(name, "v5e:2x2")
     assert found.device == "TPU v5 lite" and found.devices == 4
     check(found, *TPU[name])
+    if name == "attention":
+        assert sum("splash" in kernel.name for kernel in found.kernels) >= 3  # forward, and both of the backward pass
 
 
 @pytest.mark.parametrize("name", GPU)
