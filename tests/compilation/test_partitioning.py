@@ -112,7 +112,7 @@ def test_attention_by_a_kernel_runs_on_rows_and_heads_of_its_own(mesh):
         np.testing.assert_allclose(y, x, atol=2e-6 * float(jnp.max(jnp.abs(x))))
 
 
-@pytest.mark.parametrize("form", ["chunked", "pallas"])
+@pytest.mark.parametrize("form", ["chunked", "blocked", "pallas"])
 def test_a_selective_scan_sums_over_devices_once(mesh, form):
     """Gradients of what all channels share are summed over the channels' devices behind the loop over chunks, or the kernel."""
     names = ("x", "dt", "B", "C")

@@ -92,7 +92,7 @@ def assert_close(actual, expected, tolerance, message):
         assert error <= tolerance * scale, f"{message}, {name}: {error} against {scale}"
 
 
-@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "pallas"])
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "blocked", "pallas"])
 def test_against_a_loop(implementation, expected, monkeypatch):
     """Values, final states and all gradients, with NaN on padding; 13 tokens are several chunks, or blocks of 8, and a rest."""
     monkeypatch.setattr(pallas_selective_scan, "BLOCK", 8)
@@ -192,8 +192,8 @@ def test_bfloat16(implementation):
 
 
 def test_the_kernel_is_taken_where_it_fits():
-    """On TPUs alone; of channels that fill registers, of states that are not too many, and not in double precision."""
-    cases = [("tpu", 256, 16, "pallas"), ("gpu", 256, 16, "chunked"), ("cpu", 256, 16, "sequential")]
+    """On TPUs; of channels that fill registers, of states that are not too many, and not in double precision."""
+    cases = [("tpu", 256, 16, "pallas"), ("gpu", 256, 16, "blocked"), ("cpu", 256, 16, "sequential")]
     for platform, width, states, form in [*cases, ("tpu", 192, 16, "chunked"), ("tpu", 256, 65, "chunked")]:
         shapes = [(2, 8, width)] * 2 + [(width, states)] + [(2, 8, states)] * 2
         with dispatch.platform(platform), dispatch.implementation("auto") as choice:
