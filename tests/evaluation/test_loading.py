@@ -44,7 +44,7 @@ def test_a_run_that_cannot_be_used(copied, tmp_path):
     workdir = copied()
     for content, message in [
         ('{"task": ', "cannot be read as JSON"),
-        ("[]", "config.json is damaged: it is no object"),
+        ("[]", "config.json is damaged: it has no section task and no section model"),
         ('{"seed": 0, "task": 3, "train": {}}', "has no section task and no section model"),
         (
             '{"seed": 0, "task": {}, "model": {}, "optimizer": {}, "train": {}, "mesh": {}}',
