@@ -146,6 +146,10 @@ def check(action: str, options: dict) -> None:
     if action == "score":
         check_choice("--split", options["split"], Task.splits)
         check_range("--batches", options["batches"], 0)
+        if options["output"] is not None and not (options["task"] or options["set"] or options["suite"]):
+            raise UserError("--output is where grids are written: it goes with --task, --set or --suite")
+        if options["lengths"] and any(item.partition("=")[0].endswith(".length") for item in options["set"]):
+            raise UserError("--lengths and --set task.length say the same: keep one")
         settings.check(options["task"], options["set"], options["suite"], own=not options["hf"])
 
 

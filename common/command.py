@@ -6,6 +6,7 @@ before the end and to be run again (EX_TEMPFAIL of sysexits.h, by which schedule
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -60,10 +61,11 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main(arguments)`, whose result is the exit status (None for 0). Does not return.
 
-    A `UserError` is printed as one message and ends with status 1. Ctrl-C, where nothing has to be saved, ends with
+    A `UserError` is printed as one message and ends with status 1. Ctrl-C and SIGTERM, where nothing has to be saved, end with
     `STOPPED`. Every other exception keeps its traceback. One of several processes tells the others why it ends, and they
     end, too.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = main(sys.argv[1:])
         hosts.leave()

@@ -350,7 +350,7 @@ def saved_steps(checkpoints: Path) -> list[int]:
     """The steps that have a finished checkpoint, in order: on an object store those that say so."""
     if not checkpoints.is_dir():
         return []
-    found = [path for path in checkpoints.iterdir() if path.name.isdigit() and path.is_dir()]
+    found = [path for path in checkpoints.iterdir() if re.fullmatch("[0-9]+", path.name) and path.is_dir()]
     if remote.is_address(checkpoints):
         found = [path for path in found if (path / remote.COMMITTED).exists()]
     return sorted(int(path.name) for path in found)
