@@ -197,8 +197,8 @@ def plan(request: Request) -> list[Cell]:
         if "." in key and not any(f"--config.{key}=" in argument for row in arguments for argument in row):
             raise UserError(f"no cell has the mixer that {key} is set for")
     asked = [_raw(row) for row in arguments]  # what is misspelt is found before anything is built
-    for name in dict.fromkeys(raw["task"]["name"] for raw in asked):
-        settings.parse(request.score, [name], "--score")
+    distinct = {json.dumps(raw["task"], sort_keys=True): raw["task"] for raw in asked}
+    settings.check_some(request.score, list(distinct.values()), "--score")
     cells, described = [], {}
     for values, row, raw in zip(combinations, arguments, asked):
         key = json.dumps({key: value for key, value in values.items() if key != "seed"})

@@ -112,6 +112,14 @@ def test_a_key_that_is_set_twice():
         assert parse(*asked) == {"passkey": {"length": [64]}, "mqar": {"length": [32]}}
 
 
+def test_settings_that_no_task_of_several_takes():
+    sections = [{"name": "mqar", "num_kv_pairs": pairs} for pairs in (4, 8)]
+    settings.check_some(["task.length=20"], sections, "--score")  # the first takes it
+    settings.check_some([], sections, "--score")
+    with pytest.raises(UserError, match=r"--score \{'length': 9\}: length=9 must be even"):
+        settings.check_some(["task.length=20,9"], sections, "--score")
+
+
 def test_scores_that_are_no_numbers(words):
     spoilt = dataclasses.replace(words, params=jax.tree.map(lambda leaf: leaf * np.nan, words.params))
     with pytest.raises(UserError, match=r"no numbers \(NaN\) in 8 of 8 rows"):
