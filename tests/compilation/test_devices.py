@@ -11,13 +11,14 @@ pytestmark = pytest.mark.aot
 # The smallest of each: a mixer, a primitive that it uses, and the form of it that accelerators get.
 TPU = {
     "attention": ("attention", "splash"),
-    "retnet": ("linear_attention", "chunked"),
+    "retnet": ("linear_attention", "pallas"),
+    "gla": ("linear_attention", "chunked"),
     "delta_net": ("delta_rule", "chunked"),
     "s5": ("linear_recurrence", "pallas"),
     "mamba": ("selective_scan", "pallas"),
     "s4d": (None, None),  # a long convolution, which has no forms
 }
-GPU = {"attention": ("attention", "library"), "s5": ("linear_recurrence", "associative")}
+GPU = {"attention": ("attention", "library"), "s5": ("linear_recurrence", "blocked")}
 
 
 def compiled(name: str, devices: str) -> findings.Findings:

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from compilation import hlo
 from models import mixer
 from ops.attention import attention
+from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
 from ops.long_convolution import long_convolution
 from ops.selective_scan import selective_scan
@@ -68,6 +69,26 @@ def test_a_kernel_runs_on_rows_and_channels_of_its_own(mesh):
     alone = sharding.make_mesh({}, jax.devices()[:1])
     for x, y in zip(run(alone, a, b), compiled(*split), strict=True):
         np.testing.assert_allclose(y, x, atol=1e-6)
+
+
+def test_linear_attention_by_a_kernel_runs_on_rows_and_heads_of_its_own(mesh):
+    """Nothing is sent between devices but what is summed for a decay that all rows share; numbers are those of one device."""
+
+    def run(mesh, g, *arrays):
+        with sharding.tracing(mesh):
+            f = lambda g, q, k, v: linear_attention(q, k, v, g, implementation="pallas", chunk_size=16)
+            (y, state), vjp = jax.vjp(f, g, *arrays)
+            return y, state, *vjp((jnp.cos(y), state))
+
+    g, arrays = np.float32([-0.1, -0.2]), np.random.default_rng(0).standard_normal((3, 4, 24, 2, 4)).astype(np.float32)
+    place = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+    split = jax.device_put(g, sharding.replicated(mesh)), *(jax.device_put(x, place) for x in arrays)
+    compiled = jax.jit(lambda *x: run(mesh, *x)).lower(*split).compile()
+    sent = hlo.Program(compiled.as_text()).sent(dict(mesh.shape))
+    assert max(one.bytes for one in sent) <= 2 * 24 * 4  # the decays of heads, or of their tokens
+    alone = sharding.make_mesh({}, jax.devices()[:1])
+    for x, y in zip(run(alone, g, *arrays), compiled(*split), strict=True):
+        np.testing.assert_allclose(y, x, atol=2e-6 * float(jnp.max(jnp.abs(x))))
 
 
 def test_attention_by_a_kernel_runs_on_rows_and_heads_of_its_own(mesh):
