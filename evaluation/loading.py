@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from models.sequence_model import SequenceModel
 from ops import dispatch
 from training import setup, sharding, state
 from training.checkpoints import Checkpoints
-from training.config import Config, TrainConfig, resolve
+from training.config import Config, TrainConfig, complete, flatten, resolve
 from training.optimizer import OptimizerConfig
 from training.run_directory import RunDirectory, check_data, described, locate, read_config
 
@@ -125,7 +125,8 @@ def load(
       alone: take one device, for what has one row.
 
     Raises:
-      UserError: if the directory holds no run, or its data is another or not here.
+      UserError: if the directory holds no run, its data is another or not here, or its `config.json` is of another model than its
+        checkpoint.
       CheckpointError: if there is no such intact checkpoint.
     """
     run = RunDirectory(locate(workdir))
@@ -137,6 +138,7 @@ def load(
     other = check_data(run.root, data, allow_other_data)
     built = setup.build(config, for_training=False, devices=jax.local_devices()[:1] if alone else None)
     restored = checkpoints.restore_params(built.abstract["params"], which)
+    _check_model(config, restored.metadata.get("config"), run.config)
     say(f"{run.root}: checkpoint of step {restored.step}")
     return LoadedRun(config, built, restored.state, run.root, restored.step, data, other)
 
@@ -186,6 +188,19 @@ def encode(task: Task, text: str) -> list[int] | None:
         return task.encode(text).tolist()
     except UserError:
         return None
+
+
+def _check_model(config: Config, trained: Mapping[str, Any] | None, file: Path) -> None:
+    """Raises a UserError where a run's `config.json` has another model than its checkpoint was trained with: one whose parameters
+    have the same shapes would be scored as if nothing was."""
+    if trained is None:
+        return
+    then, now = (flatten(raw["model"]) for raw in (complete(trained, config.raw), config.raw))
+    if different := [key for key in sorted({*then, *now}) if then.get(key, "absent") != now.get(key, "absent")]:
+        told = ", ".join(f"model.{key}: {then.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}" for key in different)
+        raise UserError(
+            f"{file} has another model than the checkpoint was trained with ({told}): give back the one of the run"
+        )
 
 
 def _which(checkpoint: str, checkpoints: Checkpoints, root: Path) -> str | int:

@@ -72,6 +72,16 @@ def test_a_configuration_of_older_code(copied, trained):
     assert load(workdir, "latest").config.raw == load(trained, "latest").config.raw
 
 
+def test_a_configuration_of_another_model(copied):
+    """Its parameters have the same shapes, and its numbers would be others."""
+    workdir = copied()
+    raw = json.loads((workdir / "config.json").read_text())
+    raw["model"]["logit_scale"] = 2.0
+    (workdir / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"than the checkpoint was trained with \(model\.logit_scale: 1\.0 -> 2\.0\)"):
+        load(workdir)
+
+
 def test_other_data(shorter, trained, capsys):
     """It is refused, by its fingerprints and with the option to go on; going on is said and recorded."""
     own, here = load(trained).data, configuration(shorter).task.fingerprint()
