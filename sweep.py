@@ -16,7 +16,6 @@ are still at work: run the same command again.
 """
 
 import argparse
-import signal
 
 from common import command
 from common.errors import check_range
@@ -78,7 +77,6 @@ def main(arguments: list[str]) -> int:
     from sweeps import cells, driver, engine, request, runner, sweep
     from training import run_directory
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end a sweep in the same way
     if options.cell is not None:
         cell = cells.load(options.cell)
         command.start(distributed=cell.hosts > 1)

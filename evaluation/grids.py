@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.files import write_atomically, write_figure
 from data import task as tasks
 from evaluation import report
+from evaluation.diagnostics.record import finite
 from evaluation.loading import LoadedRun
 from evaluation.scoring import Scored, check_fits, score_task
 from evaluation.settings import Setting
@@ -134,7 +135,7 @@ def _write(folder, run, cells, split):
     names = "_".join(dict.fromkeys(Path(setting.task).stem for setting, _ in cells))[:40]
     stem = f"step{run.step}-{split}-{names}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
     try:
-        write_atomically(folder / f"{stem}.json", json.dumps(record(run, cells, split), indent=1))
+        write_atomically(folder / f"{stem}.json", json.dumps(finite(record(run, cells, split)), indent=1))
         pictures = _pictures(folder, stem, cells)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -9,7 +9,6 @@ log:A..B         any value of a range: how many are drawn is said once, for all 
 Values have three significant digits, and more where they lie too near to each other for that; A and B are exact.
 """
 
-import importlib.util
 import itertools
 import math
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, check_range
+from common.plugins import program
 from sweeps.request import split_values
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -130,13 +130,9 @@ def listed(file: str) -> list[dict[str, str]]:
       UserError: if there is no such file or function, or if it returns something else.
     """
     path = Path(file).expanduser()
-    if not path.is_file() or path.suffix != ".py":
-        raise UserError(f"--cells={file}: there is no such file, of Python (.py)")
-    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location(path.stem, path))
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "cells", None)):
-        raise UserError(f"--cells={file}: it defines no function cells()")
-    found = module.cells()
+    if not path.is_file():
+        raise UserError(f"--cells={file}: there is no such file")
+    found = program(path, "cells", f"--cells={file}")()
     if not isinstance(found, Sequence) or not found or not all(isinstance(item, Mapping) for item in found):
         raise UserError(f"--cells={file}: cells() is to return a list of dicts, at least one")
     if len({tuple(item) for item in found}) > 1:

@@ -240,12 +240,20 @@ def _architecture(hf: Mapping[str, Any], where: pathlib.Path) -> Architecture:
 def _described(directory: pathlib.Path) -> tuple[dict[str, Any], Architecture, ModelConfig]:
     """What config.json says: its content, the architecture, and our configuration."""
     path = directory / "config.json"
-    try:
-        hf = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
+    hf = _object(path)
     architecture = _architecture(hf, directory)
     return hf, architecture, architecture.config(Options(hf, path, architecture))
+
+
+def _object(path: pathlib.Path) -> dict[str, Any]:
+    """The object that a file of JSON holds."""
+    try:
+        found = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object but {str(found)[:40]!r}")
+    return found
 
 
 def _with_stored_head(
@@ -311,7 +319,10 @@ def _view(values: Mapping[str, np.ndarray], part: Part, config: ModelConfig) -> 
 def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """The file of every tensor."""
     if (directory / INDEX).exists():
-        names = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+        pieces = _object(directory / INDEX).get("weight_map")
+        if not isinstance(pieces, dict) or not all(isinstance(name, str) for name in pieces.values()):
+            raise UserError(f"{directory / INDEX} has no 'weight_map', the file of each tensor: it is damaged")
+        names = sorted(set(pieces.values()))
     else:
         names = [WEIGHTS]
     files = {}

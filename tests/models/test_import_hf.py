@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import ml_dtypes
 import numpy as np
@@ -80,6 +81,16 @@ def test_bfloat16_and_pieces(directory, tmp_path):
     copy = load_file(tmp_path / "copy" / "model.safetensors")
     for name, tensor in tensors.items():
         assert copy[name].dtype == tensor.dtype and copy[name].tobytes() == tensor.tobytes()
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("config.json", "[]"), ("config.json", "{"), ("model.safetensors.index.json", '{"weight_map": [1]}')],
+)
+def test_damaged_files(directory, name, content):
+    (directory / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(directory / name))):
+        import_hf.load(directory)
 
 
 def test_an_existing_directory_is_left_alone(directory):
@@ -286,3 +297,21 @@ def test_every_size_has_a_ratio():
         for size in range(1, 3 * width):
             assert scaled(width, expand=size / width) == size
     assert scaled(85, expand=1.1) == 93 and scaled(10, expand=0.99) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", r"config\.json is no JSON"),
+        ("config.json", "[1]", r"config\.json is no JSON object but '\[1\]'"),
+        ("model.safetensors.index.json", "{", r"index\.json is no JSON"),
+        ("model.safetensors.index.json", "{}", r"index\.json has no 'weight_map'"),
+    ],
+)
+def test_files_that_are_damaged(name, content, message, tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "mamba", "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1}'
+    )
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        import_hf.load(tmp_path)

@@ -91,7 +91,8 @@ def test_a_file_that_lists_cells(tmp_path):
         file.write_text(text)
         with pytest.raises(UserError, match=message):
             axes.listed(str(file))
-    for name in ("no.py", "cells.txt"):
-        (tmp_path / "cells.txt").touch()
-        with pytest.raises(UserError, match="no such file"):
-            axes.listed(str(tmp_path / name))
+    (tmp_path / "cells.txt").write_text("mixer=gla")
+    with pytest.raises(UserError, match="no function"):
+        axes.listed(str(tmp_path / "cells.txt"))
+    with pytest.raises(UserError, match="no such file"):
+        axes.listed(str(tmp_path / "no.py"))
