@@ -7,6 +7,7 @@
     python eval.py --hf=mamba-130m-hf --task=language_model --set task.corpus=shakespeare
     python eval.py --workdir=runs/first --sample="KING HENRY:" --length=400 --temperature=0.8 --top_p=0.95
     python eval.py --workdir=runs/first --prompts=prompts.txt --samples=3 --stop=$'\\n\\n'
+    python eval.py --hf=mamba-130m-hf --sample="The capital of France is"
     python eval.py --workdir=runs/first --stream --split=valid
     python eval.py --workdir=runs/first --diagnose
     python eval.py --workdir=runs/first --compile_for=v5e:2x4
@@ -51,7 +52,7 @@ def parser() -> command.Parser:
     parser = command.Parser(__doc__, argument_default=argparse.SUPPRESS, usage="eval.py --workdir=DIR [options]")
     add = parser.add_argument_group("the run").add_argument
     add("--workdir", metavar="DIR", help="the run's directory")
-    add("--hf", metavar="DIR", help="a checkpoint in Hugging Face's format, in place of a run; with --task or --suite")
+    add("--hf", metavar="DIR", help="a checkpoint in Hugging Face's format, in place of a run, to score or sample")
     add("--checkpoint", metavar="STEP", help="best (the default), latest or a step")
     add("--allow_other_data", action="store_true", help="go on where the data that is here is not the data of the run")
     add = parser.add_argument_group("several hosts (docs/pods.md)").add_argument
@@ -112,8 +113,8 @@ def parser() -> command.Parser:
 def choose(given: dict) -> tuple[str, dict]:
     """The action that is asked for and all its options. Raises a UserError for an option of another action."""
     actions = {
-        "sample": SAMPLING,
-        "prompts": SAMPLING,
+        "sample": SAMPLING | {"hf": ""},
+        "prompts": SAMPLING | {"hf": ""},
         "diagnose": DIAGNOSING,
         "stream": STREAMING,
         "compile_for": COMPILING,
@@ -126,6 +127,8 @@ def choose(given: dict) -> tuple[str, dict]:
     for name in given:
         if name not in (action, "workdir", *JOINING, *options):
             raise UserError(f"--{name} does not go with {'scoring' if action == 'score' else f'--{action}'}")
+        if name in LOADING and given.get("hf"):
+            raise UserError(f"--{name} does not go with --hf, which holds one checkpoint and no data")
     return action, options | given
 
 
@@ -143,6 +146,10 @@ def check(action: str, options: dict) -> None:
     if action == "score":
         check_choice("--split", options["split"], Task.splits)
         check_range("--batches", options["batches"], 0)
+        if options["output"] is not None and not (options["task"] or options["set"] or options["suite"]):
+            raise UserError("--output is where grids are written: it goes with --task, --set or --suite")
+        if options["lengths"] and any(item.partition("=")[0].endswith(".length") for item in options["set"]):
+            raise UserError("--lengths and --set task.length say the same: keep one")
         settings.check(options["task"], options["set"], options["suite"], own=not options["hf"])
 
 

@@ -16,7 +16,6 @@ are still at work: run the same command again.
 """
 
 import argparse
-import signal
 
 from common import command
 from common.errors import check_range
@@ -78,7 +77,6 @@ def main(arguments: list[str]) -> int:
     from sweeps import cells, driver, engine, request, runner, sweep
     from training import run_directory
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both signals end a sweep in the same way
     if options.cell is not None:
         cell = cells.load(options.cell)
         command.start(distributed=cell.hosts > 1)
@@ -92,7 +90,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.cancel:
             chosen = engine.find(options.engine)(workdir, resources, settings, options.workers)
-            print(f"{driver.cancel(chosen, cells.here(workdir))} jobs of {options.engine} are told to stop")
+            print(f"{driver.cancel(chosen, sweep.there(workdir))} jobs of {options.engine} are told to stop")
             return 0
         asked = requested(options)
         chosen = engine.find(options.engine)(workdir, resources, settings, options.workers)
@@ -132,7 +130,7 @@ def requested(options: argparse.Namespace):
         score=tuple(options.score),
         allow_other_data=options.allow_other_data,
         hosts=options.hosts,
-        best_of=tuple(filter(None, options.best_of.split(","))),
+        best_of=request.names("--best_of", options.best_of),
         seeds_of_best=options.seeds_of_best,
         reference=options.reference,
         fit=fits.names(options.fit),

@@ -4,7 +4,7 @@
     python train.py --config=configs/lm.py:mixer=mamba --workdir=runs/mamba --config.train.steps=2000
     python train.py --config=configs/lm.py:size=medium --config.mesh.fsdp=16 --compile_for=v5e:16x16
 
-Any key of the configuration is an option: --config.KEY=VALUE. Its sections are
+Any key of the configuration is an option: --config.KEY=VALUE. Given twice, the last counts. Its sections are
 
     seed       of the parameters and of the order of the data
     task       what is learned: the data and how its rows are made

@@ -16,7 +16,17 @@ from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.selective_scan import selective_scan
 from ops.state_space_scan import state_space_scan
 
-IMPLEMENTATIONS = ("reference", "sequential", "chunked", "associative", "blockwise", "library", "fft", "matmul")
+IMPLEMENTATIONS = (
+    "reference",
+    "sequential",
+    "chunked",
+    "associative",
+    "blocked",
+    "blockwise",
+    "library",
+    "fft",
+    "matmul",
+)
 
 
 class Case(NamedTuple):

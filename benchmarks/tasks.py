@@ -7,13 +7,13 @@
 Prints rows and positions per second of CPU for the default size and, of tasks that are generated, for the published one; then
 the rows of a step of that size in the configuration for such tasks, and for how many steps a second these rows are enough: one
 thread makes the rows of a host, and a device that is faster than that waits for data. `--workers` are processes that make them
-(`train.data_workers`): then the rows are those of a second of wall time, each batch brought to this process. The other tasks
+(`train.data_workers`): then the rows are those of a second of wall time, and "taken/s" are the rows that one process takes from
+however many workers in a second of its CPU. The other tasks
 fetch or read their data, as in training, or are listed with the first line of what they miss. Rows that are kept are measured as
 they are drawn.
 """
 
 import argparse
-import collections
 import contextlib
 import importlib
 import sys
@@ -24,6 +24,7 @@ from absl import flags
 
 from data import task as tasks
 from data.generated import GeneratedTask
+from data.loader import Loader
 from data.task import REAL
 from data.workers import Workers
 
@@ -57,35 +58,37 @@ def speed(task: tasks.Task, seconds: float) -> float:
     return rows / passed
 
 
-def speed_of_workers(name: str, options: dict, count: int, batch: int, seconds: float) -> float:
-    """Rows of the train split that processes make in a second of wall time, in batches."""
-    workers, coming = Workers(name, options, count), collections.deque()
-    ask = lambda step: coming.append(workers.rows("train", range(step * batch, (step + 1) * batch), 0))
+def speed_of_workers(
+    name: str, task: tasks.Task, options: dict, count: int, batch: int, seconds: float
+) -> tuple[float, float]:
+    """Rows of the train split that processes make in a second of wall time, in batches; and rows that this process takes from
+    them in a second of its CPU: it checks them and places them on the device."""
+    workers = Workers(name, options, count)
     try:
-        for step in range(4 * count):
-            ask(step)
-        for step in range(4 * count, 6 * count):  # all of them have begun
-            coming.popleft().result()
-            ask(step)
-        batches, start = 0, time.perf_counter()
+        loader = Loader(task, "train", batch, 0, workers=workers)
+        for step in range(2 * count):  # all of them have begun
+            loader[step]
+        step, start, begun = 2 * count, time.perf_counter(), time.process_time()
         while (passed := time.perf_counter() - start) < seconds:
-            coming.popleft().result()
-            batches += 1
-            ask(6 * count + batches)
-        return batches * batch / passed
+            loader[step]
+            step += 1
+        rows = (step - 2 * count) * batch
+        return rows / passed, rows / (time.process_time() - begun)
     finally:
         workers.close()
 
 
-def measure(name: str, options: dict, size: str, seconds: float, workers: int) -> tuple[tasks.Task, float]:
-    """The task and its speed."""
+def measure(
+    name: str, options: dict, size: str, seconds: float, workers: int
+) -> tuple[tasks.Task, float, float | None]:
+    """The task, its speed, and how fast this process takes what workers make."""
     with contextlib.ExitStack() as stack:
         if "corpus" not in tasks.defaults(name) and "cache_dir" in tasks.defaults(name):  # nothing is kept there yet
             options = options | {"cache_dir": stack.enter_context(tempfile.TemporaryDirectory())}
         task = tasks.create(name, **options)
         if workers:
-            return task, speed_of_workers(name, options, workers, rows_of_a_step(name, task, size), seconds)
-        return task, speed(task, seconds)
+            return task, *speed_of_workers(name, task, options, workers, rows_of_a_step(name, task, size), seconds)
+        return task, speed(task, seconds), None
 
 
 def main():
@@ -95,20 +98,23 @@ def main():
     parser.add_argument("--workers", type=int, default=0, help="processes that make the rows; 0 is this one")
     options = parser.parse_args()
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
-    print(f"{'task':<22}{'size':<10}{'length':>8}{'rows/s':>10}{'positions/s':>14}{'rows/step':>11}{'steps/s':>10}")
+    print(
+        f"{'task':<22}{'size':<10}{'length':>8}{'rows/s':>10}{'positions/s':>14}{'rows/step':>11}{'steps/s':>10}"
+        + f"{'taken/s':>10}" * bool(options.workers)
+    )
     for name in options.tasks.split(","):
         for size, chosen in {"default": {}, "paper": tasks.find(name).paper_size}.items():
             if size == "paper" and not (chosen and issubclass(tasks.find(name), GeneratedTask)):
                 continue
             try:
-                task, rows = measure(name, chosen, size, options.seconds, options.workers)
+                task, rows, taken = measure(name, chosen, size, options.seconds, options.workers)
             except (FileNotFoundError, ImportError, ValueError, RuntimeError) as error:
                 print(f"{name:<22}{size:<10}{str(error).splitlines()[0][:100]}", flush=True)
                 continue
             step = rows_of_a_step(name, task, size)
             print(
                 f"{name:<22}{size:<10}{task.spec.length:>8,}{rows:>10,.0f}{rows * task.spec.length:>14,.0f}{step:>11,}"
-                f"{rows / step:>10,.1f}",
+                f"{rows / step:>10,.1f}" + ("" if taken is None else f"{taken:>10,.0f}"),
                 flush=True,
             )
 

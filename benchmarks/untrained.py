@@ -1,7 +1,10 @@
-"""Numbers of papers that follow from their equations, without training: HiPPO's memory of a long signal, Performer's features.
+"""Numbers of papers that follow from their equations, without training.
 
     python -m benchmarks.untrained --what=hippo                     10^6 steps, N = 256: the paper's size, minutes of one core
     python -m benchmarks.untrained --what=performer --image=performer.png
+    python -m benchmarks.untrained --what=diagonal
+    python -m benchmarks.untrained --what=ring
+    python -m benchmarks.untrained --what=reflections
 
 hippo (arXiv 2008.07669, section 4.3): white noise below 1 Hz with a root mean square of 0.5 goes for 100 s into 256 coefficients
 of LegS. Printed is the mean squared error of what they say of all the past at the end (bilinear, step by step), the least one
@@ -10,6 +13,18 @@ that 256 Legendre polynomials can have (by quadrature, without the recurrence), 
 performer (arXiv 2009.14794): the mean squared error of exp(x . y) for x and y of length 1, estimated by m positive or
 trigonometric features with independent rows: over that of lemma 2, which is 1 if the lemma holds, and its slope over m, which is
 -1; the same with orthogonal rows, over independent ones; and the error of the mixer's output beside softmax attention.
+
+diagonal (S4D, arXiv 2206.11893, theorem 3): how far HiPPO-LegS' normal part, with half its B, is from the whole matrix, as a
+system from its input to its first coefficient. At a frequency the error goes to 0 as 1 / N; the largest one over all frequencies
+(the whole system is 1 at most) does not, so that the kernels of a finite N are noisy (arXiv 2310.01698, section 3).
+
+ring (LRU, arXiv 2303.06349, section 3.4): the mean energy of a state under white noise, over that of its input, where |lambda|^2
+is even from r_min^2 to r_max^2. Without gamma it is log((1 - r_min^2) / (1 - r_max^2)) / (r_max^2 - r_min^2), with gamma 1. The
+eigenvalues and gamma are those that the mixer `lru` starts with, for many seeds.
+
+reflections (DeltaProduct, arXiv 2502.10297): the word problem of a group, solved by keys and betas that are written down. Each
+element is a product of n reflections (beta = 2), n being the delta-rule steps of a token. Two are enough for S3 and, as rotations
+of the cube and of the icosahedron, for S4 and A5; S5 takes four. Printed is the share of right products of 100,000 in a row.
 """
 
 import argparse
@@ -23,10 +38,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
+from data.tasks.word_problem import products
+from models.mixers.lru import LRU
 from models.mixers.performer import Performer
+from ops import hippo as hippos
+from ops.delta_rule import delta_rule
+from ops.linear_recurrence import linear_recurrence
 
 KINDS, RULES = ("positive", "trigonometric"), ("independent", "orthogonal")
 CHUNK = 500  # draws at a time
+RINGS = ((0.0, 0.9), (0.5, 0.99), (0.9, 0.999))
 
 
 def legs(signals: Float[np.ndarray, "T S"], size: int) -> Float[np.ndarray, "N S"]:
@@ -176,6 +197,117 @@ def attention_error(options, features: int) -> float:
     return float(jnp.sum(jnp.square(mixer(x)[0] - exact)) / jnp.sum(jnp.square(exact)))
 
 
+def diagonal(options) -> dict:
+    """Errors of the transfer function, by N."""
+    found = {}
+    print(
+        "| N | "
+        + " | ".join(f"frequency {w}" for w in options.frequencies)
+        + " | the largest |\n"
+        + "|---" * (len(options.frequencies) + 2)
+        + "|"
+    )
+    for size in options.states:
+        eigenvalues, vectors, _, b = hippos.normal_plus_low_rank("legs", size)
+        # Of the first coefficient, c_0' = -c_0 + f, which is 1 / (1 + i w) in the whole system. Peaks are at the eigenvalues.
+        w = np.concatenate([options.frequencies, np.abs(eigenvalues.imag)])
+        error = np.abs((1j * w[:, None] - eigenvalues) ** -1 @ (vectors[0] * b / 2) - 1 / (1 + 1j * w))
+        given = len(options.frequencies)
+        found[size] = [*(error * np.abs(1 + 1j * w))[:given].tolist(), float(error.max())]
+        print(f"| {size} | " + " | ".join(f"{value:.2e}" for value in found[size]) + " |")
+    slopes = [slope(options.states, errors) for errors in np.array(list(found.values())).T]
+    print("slopes over N, in logarithms: " + ", ".join(f"{value:.2f}" for value in slopes))
+    return {"errors": found, "slopes": slopes}
+
+
+def ring(options) -> dict:
+    """Energies by ring, beside the proposition's."""
+    rows = []
+    for r_min, r_max in RINGS:
+        gains = []  # without and with gamma
+        for seed in range(options.seed, options.seed + options.draws // 100):
+            lru = LRU(4, rngs=nnx.Rngs(seed), state=256, r_min=r_min, r_max=r_max)
+            radius, phase = jnp.exp(-jnp.exp(lru.nu_log[...])), jnp.exp(lru.theta_log[...])
+            noise = np.random.default_rng(seed).normal(size=(2, 1, options.length, 256)).astype(np.float32)
+            h, _ = linear_recurrence((radius * jnp.cos(phase), radius * jnp.sin(phase)), tuple(noise))
+            energy = np.mean(np.square(np.stack(h)[:, 0, options.length // 2 :]), (0, 1))
+            gains.append([np.mean(energy), np.mean(energy * np.exp(2 * lru.gamma_log[...]))])
+        law = np.log((1 - r_min**2) / (1 - r_max**2)) / (r_max**2 - r_min**2)
+        mean, error = np.mean(gains, 0), np.std(gains, 0, ddof=1) / len(gains) ** 0.5
+        rows.append({"ring": [r_min, r_max], "law": law, "mean": mean.tolist(), "error": error.tolist()})
+        print(
+            f"ring {r_min:g} to {r_max:g}: {mean[0]:.3f} +- {error[0]:.3f}, by the proposition {law:.3f}; "
+            f"with gamma {mean[1]:.4f} +- {error[1]:.4f}"
+        )
+    return {"rows": rows}
+
+
+def turn(axis, angle: float) -> Float[np.ndarray, "3 3"]:
+    """The rotation about an axis."""
+    x, y, z = np.asarray(axis) / np.linalg.norm(axis)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def group(*generators: Float[np.ndarray, "K K"]) -> Float[np.ndarray, "G K K"]:
+    """All products of the generators; the first is the identity."""
+    found = [np.eye(len(generators[0]))]
+    for matrix in found:  # which grows meanwhile
+        for generator in generators:
+            if np.min(np.abs(np.array(found) - matrix @ generator).max((1, 2))) > 1e-6:
+                found.append(matrix @ generator)
+    return np.array(found)
+
+
+def reflections_of(matrix: Float[np.ndarray, "K K"]) -> list[np.ndarray]:
+    """Unit vectors k_1, ..., k_n with (I - 2 k_n k_n^T) ... (I - 2 k_1 k_1^T) = matrix, which is orthogonal (Householder)."""
+    keys, left = [], matrix
+    for unit in np.eye(len(matrix)):
+        away = left @ unit - unit
+        if np.linalg.norm(away) > 1e-6:
+            keys.append(away / np.linalg.norm(away))
+            left = left - 2 * np.outer(keys[-1], keys[-1] @ left)
+    return keys[::-1]
+
+
+def groups() -> dict[str, Float[np.ndarray, "G K K"]]:
+    """S3 and S5 as permutations of coordinates, S4 and A5 as the rotations of the cube and the icosahedron."""
+    permutation = lambda *order: np.eye(len(order))[list(order)]
+    about_diagonal = permutation(1, 2, 0)
+    return {
+        "S3": group(about_diagonal, permutation(1, 0, 2)),
+        "S4": group(about_diagonal, turn((0, 0, 1), np.pi / 2)),
+        "A5": group(about_diagonal, turn((0, 1, (1 + 5**0.5) / 2), 2 * np.pi / 5)),
+        "S5": group(permutation(1, 2, 3, 4, 0), permutation(1, 0, 2, 3, 4)),
+    }
+
+
+def reflections(options) -> dict:
+    """Shares of right products by group, and the steps of a token."""
+    found, random = {}, np.random.default_rng(options.seed)
+    for name, matrices in groups().items():
+        # The state is S_t = M(x_t)^T S_{t-1}, from the identity: S_t^T q = M(x_1) ... M(x_t) q.
+        keys = [reflections_of(matrix.T) for matrix in matrices]
+        steps, size = max(map(len, keys)), matrices.shape[-1]
+        k, beta = np.zeros((len(keys), steps, size)), np.zeros((len(keys), steps))
+        for element, rows in enumerate(keys):
+            k[element, : len(rows)], beta[element, : len(rows)] = np.reshape(rows, (-1, size)), 2.0
+        elements = random.integers(len(keys), size=options.length)
+        k, beta = (jnp.asarray(x[elements].reshape(1, -1, 1, *x.shape[2:]), jnp.float32) for x in (k, beta))
+        query = random.normal(size=size)  # no element but the identity leaves it where it is
+        q = np.broadcast_to(query, (1, options.length * steps, 1, size)).astype(np.float32)
+        o, _ = delta_rule(q, k, jnp.zeros_like(q), beta, initial_state=jnp.eye(size)[None, None])
+        places = matrices @ query
+        read = np.asarray(o)[0, steps - 1 :: steps, 0]
+        answers = np.argmin(np.square(read[:, None] - places).sum(-1), -1)
+        together = np.einsum("aij,bjk->abik", matrices, matrices).reshape(len(keys) ** 2, 1, size, size)
+        table = np.argmin(np.square(together - matrices).sum((2, 3)), 1).reshape(len(keys), len(keys))
+        right = float(np.mean(answers == products(table, elements)))
+        found[name] = {"elements": len(keys), "steps": steps, "right": right}
+        print(f"{name}, {len(keys)} elements, {steps} steps of size {size}: {100 * right:.3f} % of {options.length:,}")
+    return found
+
+
 def draw(path: str, found: dict) -> None:
     """The errors of Performer's features over their number, a panel for each angle."""
     import matplotlib
@@ -203,14 +335,27 @@ def draw(path: str, found: dict) -> None:
     plt.close(figure)
 
 
-def main(arguments=None):
+# And their lengths.
+SUBJECTS = {
+    "hippo": (hippo, 10**6),
+    "performer": (performer, 512),
+    "diagonal": (diagonal, None),
+    "ring": (ring, 10**4),
+    "reflections": (reflections, 10**5),
+}
+
+
+def main(arguments=None) -> dict:
+    """Returns what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     whole = lambda text: [int(part) for part in text.split(",")]
-    parser.add_argument("--what", choices=("hippo", "performer"), required=True)
+    parser.add_argument("--what", choices=tuple(SUBJECTS), required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="file for the numbers")
     parser.add_argument("--image", help="file for the picture; of performer")
-    parser.add_argument("--length", type=int, help="steps of hippo (10^6), tokens of performer (512)")
+    parser.add_argument(
+        "--length", type=int, help="steps of hippo (10^6), ring (10^4), reflections (10^5); tokens of performer (512)"
+    )
     parser.add_argument("--state", type=int, default=256, help="hippo: N")
     parser.add_argument("--cycles", type=int, default=100, help="hippo: highest frequency, in periods of the signal")
     parser.add_argument("--signals", type=int, default=3, help="hippo: how many")
@@ -220,10 +365,17 @@ def main(arguments=None):
         "--angles", type=whole, default=whole("45,90,135"), help="performer: between x and y, in degrees"
     )
     parser.add_argument("--pairs", type=int, default=8, help="performer: of x and y, of length 1, at each angle")
-    parser.add_argument("--draws", type=int, default=4000, help="performer: of the features")
+    parser.add_argument(
+        "--draws", type=int, default=4000, help="performer: of the features; a hundred times those of ring"
+    )
+    parser.add_argument("--states", type=whole, default=whole("64,128,256,512,1024"), help="diagonal: values of N")
+    parser.add_argument(
+        "--frequencies", type=whole, default=whole("1,10,100"), help="diagonal: of its input, in radians"
+    )
     options = parser.parse_args(arguments)
-    options.length = options.length or {"hippo": 10**6, "performer": 512}[options.what]
-    found = {"hippo": hippo, "performer": performer}[options.what](options)
+    compute, length = SUBJECTS[options.what]
+    options.length = options.length or length
+    found = compute(options)
     if options.json:
         Path(options.json).write_text(json.dumps({"options": vars(options), **found}, indent=1))
     if options.image and options.what == "performer":
@@ -231,6 +383,7 @@ def main(arguments=None):
             draw(options.image, found)
         except ModuleNotFoundError as missing:
             sys.exit(f"the picture needs {missing.name}: pip install matplotlib, or leave --image out")
+    return found
 
 
 if __name__ == "__main__":

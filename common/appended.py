@@ -24,9 +24,14 @@ class Appended:
 
     def __init__(self, path: Path, lasting: bool = False):
         self.path, self._lasting = path, lasting
-        self._file = None if remote.is_address(path) else path.open("ab")
+        self._file = None if remote.is_address(path) else path.open("ab+")
         self._waiting, self._since = b"", time.monotonic()
         self._number = 0 if self._file is not None else max(map(_number, pieces(path)), default=0)
+        if self._file is not None and self._file.tell():
+            self._file.seek(-1, os.SEEK_END)
+            # A line that a full disk or a crash has cut must not take the next along.
+            if self._file.read() != b"\n":
+                self._file.write(b"\n")
 
     def write(self, text: str) -> None:
         """Adds whole lines."""

@@ -6,6 +6,7 @@ before the end and to be run again (EX_TEMPFAIL of sysexits.h, by which schedule
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,6 +18,17 @@ from common.errors import UserError, check_range
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # for what is imported from here on
 
 STOPPED = hosts.AGAIN
+DAY = 86_400  # seconds
+
+
+class _Once(argparse.Action):
+    """Stores the value of an option that is given once at most: a second value would silently take the place of the first."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if self.dest in parser._given:
+            raise argparse.ArgumentError(self, "it is given twice; keep one")
+        parser._given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +42,15 @@ class Parser(argparse.ArgumentParser):
             **options,
         )
 
+        self._given: set[str] = set()
+        for name in (None, "store"):
+            self.register("action", name, _Once)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's. Raises a UserError for an option of one value that is given twice, too."""
+        self._given.clear()
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str):
         """Raises a UserError."""
         if message.startswith("unrecognized arguments"):
@@ -40,10 +61,11 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main(arguments)`, whose result is the exit status (None for 0). Does not return.
 
-    A `UserError` is printed as one message and ends with status 1. Ctrl-C, where nothing has to be saved, ends with
+    A `UserError` is printed as one message and ends with status 1. Ctrl-C and SIGTERM, where nothing has to be saved, end with
     `STOPPED`. Every other exception keeps its traceback. One of several processes tells the others why it ends, and they
     end, too.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = main(sys.argv[1:])
         hosts.leave()
@@ -78,8 +100,8 @@ def start(distributed: bool | Mapping[str, Any] = False, platform: str | None = 
     given = {key: options[key] for key in roll_call.NAMES if options.get(key) is not None}
     if given and not options.get("distributed"):
         raise UserError(f"--{next(iter(given))} is for one of several processes: give --distributed, too")
-    seconds = options.get("start_seconds") or roll_call.START
-    check_range("--start_seconds", seconds, 1)
+    seconds = roll_call.START if options.get("start_seconds") is None else options["start_seconds"]
+    check_range("--start_seconds", seconds, 1, DAY)
     # The help of a command is there at once: what takes seconds to import comes after the command line has been read.
     import jax
     from absl import flags, logging

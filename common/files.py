@@ -23,16 +23,28 @@ Folder = NewType("Folder", str)
 
 
 def cache_folder(cache_dir: str | None = None) -> pathlib.Path:
-    """`cache_dir`, else the environment's MIXOLOGY_CACHE, else ~/.cache/mixology."""
-    return pathlib.Path(cache_dir or os.environ.get("MIXOLOGY_CACHE") or "~/.cache/mixology").expanduser()
+    """`cache_dir`, else the environment's MIXOLOGY_CACHE, else ~/.cache/mixology. Raises a UserError for an address."""
+    path = cache_dir or os.environ.get("MIXOLOGY_CACHE") or "~/.cache/mixology"
+    if remote.is_address(path):
+        raise UserError(
+            f"{path} is no folder of this machine, as cache_dir or the environment's MIXOLOGY_CACHE must be: give one, such as a "
+            "mounted bucket"
+        )
+    return pathlib.Path(absolute(path))
 
 
 def absolute(path: str | pathlib.Path) -> str:
     """The path without ~ and from the root, links as they are: what it means whatever the current directory is.
 
     An address ("gs://...") stays as it is.
+
+    Raises:
+      UserError: for the home of a user whom this machine does not know.
     """
-    return str(path) if remote.is_address(path) else os.path.abspath(pathlib.Path(path).expanduser())
+    try:
+        return str(path) if remote.is_address(path) else os.path.abspath(pathlib.Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def check_can_write(what: str, path: str | pathlib.Path) -> None:
@@ -181,9 +193,12 @@ def in_cache(path: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and not (
-            error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and _below(error.filename, path.parent)
-        ):
+        refused = error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and _below(error.filename, path.parent)
+        # A file stands where one of the folders that lead there is to be, or nobody can make them (in /proc, say).
+        no_folder = error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT) and _leads_to(
+            error.filename, path.parent
+        )
+        if not (full or refused or no_folder):
             raise
         raise UserError(
             f"{path} cannot be written ({error.strerror}): make room, or give another folder for what is kept between runs, as "
@@ -195,8 +210,11 @@ def _below(name: object, folder: pathlib.Path) -> bool:
     """Whether an error's file lies in a folder, or is one of those that lead to it."""
     if not isinstance(name, str | os.PathLike):
         return False
-    path = pathlib.Path(name)
-    return path.is_relative_to(folder) or folder.is_relative_to(path)
+    return pathlib.Path(name).is_relative_to(folder) or _leads_to(name, folder)
+
+
+def _leads_to(name: object, folder: pathlib.Path) -> bool:
+    return isinstance(name, str | os.PathLike) and folder.is_relative_to(pathlib.Path(name))
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -32,7 +32,7 @@ def locked(directory: Path, what: str) -> Iterator[None]:
       what: works there, for the message.
 
     Raises:
-      UserError: if another process holds it; the message says which.
+      UserError: if another process holds it; the message says which. Or if its file cannot be opened.
     """
     path = directory / FILE
     busy = lambda: UserError(f"another {what} is at work in {directory} ({_holder(path)}): wait for it or stop it")
@@ -40,7 +40,12 @@ def locked(directory: Path, what: str) -> Iterator[None]:
         with lease.held(path, _here(), busy):
             yield
         return
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be opened ({error.strerror}), by which one {what} at a time works there"
+        ) from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

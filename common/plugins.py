@@ -75,7 +75,7 @@ class Plugins:
 
     def _find(self, name: str) -> type:
         file = f"{self.package.replace('.', '/')}/{name}.py"
-        if name.endswith(".py"):
+        if name.endswith(".py") and self.root is not None:
             module, file = _loaded(name), name
         elif name in self.names():
             module = importlib.import_module(f"{self.package}.{name}")
@@ -97,18 +97,19 @@ class Plugins:
         """
         return signatures.defaults(self.find(name).__init__, self.surroundings)
 
-    def check(self, name: str, hyperparameters: Iterable[str]) -> None:
-        """Raises a UserError, with the near names, for a hyperparameter that a plugin does not have."""
+    def check(self, name: str, hyperparameters: Mapping[str, Any]) -> None:
+        """Raises a UserError for a hyperparameter that a plugin does not have, with the near names, or of another type."""
         known = list(self.defaults(name))
         for key in hyperparameters:
             if key not in known:
                 raise UserError(f"{self.kind} {name!r} has no hyperparameter {key!r}; {near(key, known)}")
+        signatures.check(self.find(name).__init__, hyperparameters, lambda key: f"{self.kind} {name!r}: `{key}`")
 
     def complete(self, name: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         """All hyperparameters of a plugin: those given, the others with their defaults, and folders as absolute paths.
 
         Raises:
-          UserError: with the near names, for a hyperparameter that it does not have.
+          UserError: as `check` does.
         """
         self.check(name, hyperparameters)
         result = {}
@@ -119,6 +120,21 @@ class Plugins:
             kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
             result[key] = absolute(value) if value is not None and Folder in kinds else value
         return result
+
+
+def program(path: pathlib.Path, function: str, option: str) -> typing.Callable:
+    """A function of a Python file of the user's.
+
+    Raises:
+      UserError: if there is no such function, or the file is no Python; the message begins with the option that names it.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = None if spec is None else importlib.util.module_from_spec(spec)
+    if module is not None:
+        spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise UserError(f"{option}: it defines no function {function}()")
+    return getattr(module, function)
 
 
 def _loaded(path: str) -> types.ModuleType:

@@ -28,7 +28,9 @@ NAMES = {
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
+MOST = 2**16  # processes
 START = 300.0  # seconds for all processes to come
+NAMED = 16  # of those that are missing
 GREETING = 5.0  # seconds for what connects to say who it is
 
 
@@ -64,8 +66,8 @@ def find(given: Mapping[str, str | None] | None = None, seconds: float = START) 
     said = {key: (given or {}).get(key) or os.environ.get(name) or None for key, name in NAMES.items()}
     numbers = {key: _whole(key, said[key]) for key in ("num_processes", "process_id")}
     own = os.environ.get("JAX_LOCAL_DEVICE_IDS")
-    if own is not None and not re.fullmatch(r"\d+(,\d+)*", own):
-        raise UserError(f"JAX_LOCAL_DEVICE_IDS takes numbers of devices, as in 0,1,2,3; got {own!r}")
+    if own is not None and (not re.fullmatch(r"\d+(,\d+)*", own) or len({*own.split(",")}) < own.count(",") + 1):
+        raise UserError(f"JAX_LOCAL_DEVICE_IDS takes different numbers of devices, as in 0,1,2,3; got {own!r}")
     devices = None if own is None else [int(number) for number in own.split(",")]
     address, count, me, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
         said["coordinator_address"], numbers["num_processes"], numbers["process_id"], devices, None, int(seconds)
@@ -78,10 +80,10 @@ def find(given: Mapping[str, str | None] | None = None, seconds: float = START) 
             f"{' and '.join(f'{NAMES[key]} (or --{key})' for key in missing)}{known if len(missing) < 3 else ''}: the address "
             "host:port of process 0, how many processes there are, and which of them, from 0, this is"
         )
-    _, _, port = address.rpartition(":")
-    if ":" not in address or not port.isdecimal() or not 0 < int(port) < 65536:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(f"JAX_COORDINATOR_ADDRESS must be host:port, as in 10.0.0.1:8476; got {address!r}")
-    check_range("JAX_NUM_PROCESSES", count, 1)
+    check_range("JAX_NUM_PROCESSES", count, 1, MOST)
     check_range("JAX_PROCESS_ID", me, 0, count - 1)
     return Place(address, count, me, None if devices is None else list(devices))
 
@@ -128,8 +130,9 @@ def _call(place: Place, seconds: float) -> tuple[list[str], dict[int, "Line"]]:
             here.setdefault(hello["process"], hello)
     names = [here[i]["host"] if i in here else "?" for i in range(place.processes)]
     if wrong is None and (missing := [str(i) for i in range(place.processes) if i not in here]):
+        told = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else "")
         wrong = (
-            f"process{'es' if len(missing) > 1 else ''} {', '.join(missing)} of {place.processes} did not come to "
+            f"process{'es' if len(missing) > 1 else ''} {told} of {place.processes} did not come to "
             f"{place.address} within {seconds:g} s; here: {named(sorted(here), names)}"
         )
     if wrong is None and (text := differing(names, [here[i]["facts"] for i in range(place.processes)])):

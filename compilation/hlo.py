@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from compilation import replica_groups
+
 BYTES = {"pred": 1, "bf16": 2, "token": 0, "s4": 0.5, "u4": 0.5, "s2": 0.25, "u2": 0.25}
 COLLECTIVES = (
     "all-gather",
@@ -36,6 +38,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|token|bf16|[sufc]\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(?:calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CLOSE = re.compile(r"^\}(?:, |\s*$)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 
 
@@ -108,7 +111,7 @@ class Sent:
 
     Attributes:
       kind: the operation, such as "all-gather".
-      axes: the mesh axes that it goes over, see `over_axes`.
+      axes: the mesh axes that it goes over, see `replica_groups.over_axes`.
       shape: of its largest result.
       executions: in a step.
       bytes: of a step: executions times the arrays as they are on one device at the larger end (what is gathered, or is to be
@@ -180,11 +183,11 @@ class Program:
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
         entry = current = None
-        for line in text.splitlines():
+        for line in _lines(text):
             if header := _COMPUTATION.match(line):
                 current = self.computations[header.group(2)] = []
                 entry = header.group(2) if header.group(1) else entry
-            elif line.startswith("}"):
+            elif _CLOSE.match(line):
                 current = None
             elif current is not None and (found := _INSTRUCTION.match(line)):
                 name, result, operation, rest = found.groups()
@@ -282,7 +285,7 @@ class Program:
             if instruction.operation.endswith("-start") and made > given:  # its result is operands and results
                 made -= given
             largest = max(instruction.shapes, key=lambda shape: shape.bytes)
-            axes = over_axes(instruction.attributes, mesh)
+            axes = replica_groups.over_axes(instruction.attributes, mesh)
             found = Sent(instruction.kind, axes, largest, times, times * max(given, made), instruction.origin)
             key = *key, seen[id(by_name), key]
             channels[key] = min(channels.get(key, found), found, key=lambda sent: sent.executions)
@@ -311,13 +314,15 @@ class Program:
         return sorted(found, key=lambda products: -products.flops)
 
     def kernels(self) -> list[Kernel]:
-        """Custom calls (Pallas kernels, cuDNN, sorts) and Fourier transforms, by name."""
+        """Custom calls (Pallas kernels, with their names if they have some, cuDNN, sorts) and Fourier transforms, by name."""
         groups: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
         for instruction, _, times in self.instructions():
             if instruction.kind == "custom-call":
                 name = instruction.attribute(r'custom_call_target="([^"]*)"') or ""
                 if MARKS.search(name):
                     continue
+                if named := re.search(r"(\w+)/pallas_call$", instruction.origin):
+                    name = f"{name} {named.group(1)}"
             elif instruction.operation == "fft":
                 name = "fft"
             else:
@@ -361,45 +366,15 @@ def traffic(sent: Iterable[Sent]) -> list[Traffic]:
     return sorted(found, key=lambda traffic: -traffic.bytes)
 
 
-def over_axes(attributes: str, mesh: Mapping[str, int]) -> str:
-    """The mesh axes that a collective goes over, as in "data,fsdp"; "" for none, "?" where the text is not understood."""
-    sizes, count = tuple(mesh.values()), math.prod(mesh.values())
-    if pairs := re.search(r"source_target_pairs=\{\{(.*?)\}\}", attributes):
-        groups = [tuple(map(int, pair.split(","))) for pair in pairs.group(1).split("},{")]
-    elif iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        rows, columns, shape, order = iota.groups()
-        groups = _iota(shape, order).reshape(int(rows), int(columns)).tolist()
-    elif named := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", attributes
-    ):
-        mesh_of_it, shape, order, names = named.groups()
-        of_it = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh_of_it)}
-        chosen = [list(of_it).index(name) for name in re.findall(r"'(\w+)'", names)]
-        if ":" in names or math.prod(of_it.values()) != count:  # a part of an axis
-            return "?"
-        ids = _iota(shape or str(count), order).reshape(*of_it.values())
-        ways = math.prod(ids.shape[place] for place in chosen)
-        groups = np.moveaxis(ids, chosen, range(-len(chosen), 0)).reshape(-1, ways).tolist()
-    elif listed := re.search(r"replica_groups=\{\{(.*?)\}\}", attributes):
-        groups = [tuple(map(int, group.split(","))) for group in listed.group(1).split("},{")]
-    elif "replica_groups={}" in attributes:
-        groups = [list(range(count))]
-    else:
-        return "?"
-    if any(device >= count for group in groups for device in group):
-        return "?"
-    varying = set()
-    for group in groups:
-        places = np.array(np.unravel_index(np.asarray(group), sizes))
-        varying |= set(np.flatnonzero(np.ptp(places, axis=1)).tolist())
-    return ",".join(axis for number, axis in enumerate(mesh) if number in varying)
-
-
-def _iota(shape: str, order: str | None) -> np.ndarray:
-    """Device numbers as XLA abbreviates them: 0, 1, 2, ... in a shape, its axes then in another order."""
-    sizes = [int(n) for n in shape.split(",")]
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
-    return ids.transpose([int(n) for n in order.split(",")]) if order else ids
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a program; what a kernel says of itself may have several, which are joined to one."""
+    whole = ""
+    for line in text.splitlines():
+        if whole and (not line or line[0] == " " or _CLOSE.match(line) or _COMPUTATION.match(line)):
+            yield whole
+            whole = ""
+        whole += line
+    yield whole
 
 
 def _split_at_close(text: str) -> tuple[str, str]:

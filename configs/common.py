@@ -26,13 +26,17 @@ def parse(arg: str, file: str, **choice: str) -> dict[str, str]:
       **choice: the keys and their defaults.
 
     Raises:
-      UserError: for a key that does not exist.
+      UserError: for a key that does not exist, or stands twice.
     """
+    given = set()
     for item in filter(None, arg.split(",")):
         key, _, value = item.partition("=")
         if key not in choice:
             example = ",".join(f"{k}={v}" for k, v in list(choice.items())[:2])
             raise UserError(f"{file} takes {', '.join(choice)} (as in '{example}'), not {item!r}")
+        if key in given:
+            raise UserError(f"{file}:{arg} says {key} twice; keep one")
+        given.add(key)
         choice[key] = value
     return choice
 

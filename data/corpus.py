@@ -118,6 +118,8 @@ def _parse(kind: str, rest: str) -> tuple[Reader, str, dict[str, str]]:
         path
     ).expanduser().exists():
         path = found[1]
+        if found[2] in options:
+            raise UserError(f"corpus='{kind}:{rest}' has {found[2]} twice")
         options = {found[2]: found[3]} | options
     READERS.check(kind, options)
     for key, value in options.items():

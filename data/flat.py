@@ -13,13 +13,13 @@ import json
 import mmap
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import make_folder
+from common.files import make_folder, read_json
 
 SPLITS = ("train", "valid", "test")
 # Another one where files of the user's are to be converted again, because the program makes something else of them.
@@ -215,8 +215,9 @@ def fingerprint(splits: dict[str, Stream]) -> str:
     return digest.hexdigest()
 
 
-def listing(files: Iterable[pathlib.Path]) -> list[tuple[str, int, int]]:
-    """What says whether files are still what they were: path, bytes, and when they were changed, in ns.
+def listing(files: Iterable[pathlib.Path]) -> list[tuple[str, int, int, int]]:
+    """What says whether files are still what they were: path, bytes, and when they and what is said of them were changed, in ns.
+    The first of these times is copied along with a file, or set by who unpacks it; the second is not.
 
     Raises:
       UserError: where there is no such file.
@@ -227,8 +228,20 @@ def listing(files: Iterable[pathlib.Path]) -> list[tuple[str, int, int]]:
             facts = path.stat()
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
-        found.append((str(path), facts.st_size, facts.st_mtime_ns))
+        found.append((str(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
     return found
+
+
+def check_apart(splits: Mapping[str, Iterable[pathlib.Path]]) -> None:
+    """Raises a UserError where a file of train is one of another split, too: what is learned would be what is scored."""
+    learned = {os.path.realpath(file) for file in splits["train"]}
+    for split, files in splits.items():
+        for file in files if split != "train" else ():
+            if os.path.realpath(file) in learned:
+                raise UserError(
+                    f"{file} is of train and of {split}: name the files of train so that it is not among them, or have it in "
+                    "another folder"
+                )
 
 
 def kept(
@@ -240,16 +253,26 @@ def kept(
       cache: see `common.files.cache_folder`.
       key: of JSON, all that the folder depends on; the first names its kind.
       fill: writes the folder and returns its facts, of JSON.
+
+    Raises:
+      UserError: if a file of the folder is not there or has another size than it was made with, as after a power cut.
     """
     name = hashlib.sha256(json.dumps([VERSION, *key]).encode()).hexdigest()[:32]
     folder = cache / key[0] / name
 
     def make(made: pathlib.Path) -> None:
         facts = fill(made)
-        (made / "facts.json").write_text(json.dumps(facts))
+        (made / "facts.json").write_text(json.dumps({"sizes": _sizes(made), **facts}))
 
     make_folder(folder, make)
-    return folder, json.loads((folder / "facts.json").read_text())
+    facts = read_json(folder / "facts.json")
+    if facts is None or facts.get("sizes", {}).items() - _sizes(folder).items():
+        raise UserError(f"{folder} is damaged, which is made from your data: delete it and run again")
+    return folder, facts
+
+
+def _sizes(folder: pathlib.Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
 
 
 class Cut:

@@ -4,6 +4,7 @@ There is no iterator state to save: the batch of step s holds rows s*B to (s+1)*
 before and however many hosts and devices share the work.
 """
 
+import bisect
 import collections
 import concurrent.futures
 from collections.abc import Iterator
@@ -72,15 +73,20 @@ class Loader:
         """
         if step < 0 or (self.finite and step >= len(self)):
             raise IndexError(f"{self.split} has batches 0 to {len(self) - 1}, batch {step} was asked for")
-        rows = {} if self.workers is None else self._made(step)
+        rows, (mine, made) = {}, ([], {}) if self.workers is None else self._made(step)
 
         def block(key, index):
-            # Devices that hold the same rows share one reading of them.
-            for i in range(*index[0].indices(self.batch_size)):
-                if i not in rows:
-                    rows[i] = self._example(step * self.batch_size + i)
-            block_rows = np.stack([rows[i][key] for i in range(*index[0].indices(self.batch_size))])
-            return block_rows[(slice(None), *index[1:])]
+            wanted = range(*index[0].indices(self.batch_size))
+            if self.workers is not None:  # rows that follow each other lie so in what was made
+                place = bisect.bisect_left(mine, wanted.start)
+                block_rows = made[key][place : place + len(wanted)]
+            else:
+                # Devices that hold the same rows share one reading of them.
+                for i in wanted:
+                    if i not in rows:
+                        rows[i] = self._example(step * self.batch_size + i)
+                block_rows = np.stack([rows[i][key] for i in wanted])
+            return self._checked(key, block_rows[:, *index[1:]], step * self.batch_size + wanted.start)
 
         if self.sharding is None:
             return {key: jax.device_put(block(key, (slice(None),))) for key in self._padding}
@@ -91,8 +97,9 @@ class Loader:
             for key, value in self._padding.items()
         }
 
-    def _made(self, step: int) -> dict[int, dict[str, np.ndarray]]:
-        """The rows of a step that this host needs, by their place in the batch; the workers go on to the next steps."""
+    def _made(self, step: int) -> tuple[list[int], dict[str, np.ndarray]]:
+        """The rows of a step that this host needs: their places in the batch, in order, and their arrays [rows, ...]. The workers
+        go on to the next steps. Nothing is done here row by row: one process takes what many make."""
         mine = list(range(self.batch_size))
         if self.sharding is not None:
             parts = self.sharding.addressable_devices_indices_map((self.batch_size, self.task.spec.length)).values()
@@ -101,29 +108,24 @@ class Loader:
             if ahead not in self._coming:
                 indices = [ahead * self.batch_size + i for i in mine]
                 self._coming[ahead] = self.workers.rows(self.split, indices, self.seed)
-        made = self._coming.pop(step).result()
-        return {
-            i: self._checked({key: value[j] for key, value in made.items()}, step * self.batch_size + i)
-            for j, i in enumerate(mine)
-        }
+        return mine, self._coming.pop(step).result()
 
     def _example(self, index: int) -> dict[str, np.ndarray]:
         if self.finite and index >= self.task.num_examples(self.split):
             return self._padding
-        return self._checked(self._row(index), index)
+        return self._row(index)
 
-    def _checked(self, example: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-        spec = self.task.spec
-        for key, size in (("inputs", spec.vocab_size), ("targets", spec.targets)):
-            ids = example[key]
-            # An embedding or a cross-entropy reads such ids as NaN or as their neighbours, without an error.
-            if size is not None and np.issubdtype(ids.dtype, np.integer) and (ids.min() < 0 or ids.max() >= size):
-                bad = int(ids[(ids < 0) | (ids >= size)][0])
-                raise ValueError(
-                    f"{self.task.name}: {key} of {self.split} row {index} hold the id {bad}, outside 0 to {size - 1}; "
-                    "set the task's spec to the number of ids that its data has"
-                )
-        return example
+    def _checked(self, key: str, ids: np.ndarray, first: int) -> np.ndarray:
+        """Rows of a batch, of which the first has an index; all ids in them are those of the task's spec."""
+        size = {"inputs": self.task.spec.vocab_size, "targets": self.task.spec.targets}.get(key)
+        # An embedding or a cross-entropy reads other ids as NaN or as their neighbours, without an error.
+        if size is not None and np.issubdtype(ids.dtype, np.integer) and (ids.min() < 0 or ids.max() >= size):
+            place = tuple(np.argwhere((ids < 0) | (ids >= size))[0])
+            raise ValueError(
+                f"{self.task.name}: {key} of {self.split} row {first + place[0]} hold the id {ids[place]}, outside 0 to "
+                f"{size - 1}; set the task's spec to the number of ids that its data has"
+            )
+        return ids
 
     def _row(self, index: int) -> dict[str, np.ndarray]:
         return self.task.example(self.split, index, self.seed)

@@ -10,6 +10,7 @@ before a number that ends the mixture or is followed by +.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ def parse(name: str) -> list[tuple[str, float]]:
     found = re.findall(rf"(.+?)\*{number}(?:\+|$)", name.removeprefix(KIND))
     spelled = "+".join(f"{corpus}*{weight}" for corpus, weight in found)
     weights = [float(weight) for _, weight in found]
-    if spelled != name.removeprefix(KIND) or len(found) < 2 or min(weights) <= 0:
+    if spelled != name.removeprefix(KIND) or len(found) < 2 or not 0 < min(weights) <= max(weights) < math.inf:
         raise UserError(
             f"corpus={name!r} is no mixture: give two corpora or more with weights above 0, as in "
             "'mix:file:books*0.7+jsonl:web*0.3'"
@@ -80,6 +81,9 @@ class Mixture(Task):
       parts: the tasks.
       weights: of each, in the training rows; their ratios count.
       tokenizer: of all of them, for `resolved`.
+
+    Raises:
+      UserError: for a text of which no training row is read.
     """
 
     def __init__(self, parts: Sequence[Task], weights: Sequence[float], tokenizer: str):
@@ -98,6 +102,12 @@ class Mixture(Task):
             if split == "train":
                 ends = np.round(np.cumsum(weights) / sum(weights) * ends[-1]).astype(np.int64)
             self._starts[split] = np.append(0, ends)
+        for part, rows in zip(parts, np.diff(self._starts["train"]), strict=True):
+            if not rows:
+                raise UserError(
+                    f"corpus={name!r}: {part.resolved['corpus']!r} gets none of the {self.num_examples('train'):,} rows of an "
+                    "epoch; give it more weight, or leave it out"
+                )
 
     def num_examples(self, split: str) -> int:
         check_choice("split", split, self.splits)

@@ -15,8 +15,8 @@ dilated masks; they are drawn by the distance of each pixel's centre, not by sup
 equally bright (paddle contrast * snake contrast, at most 1). Images are alike, not equal: accuracies on them are not those
 on the released files.
 
-An image takes 15 ms (side 32) to 250 ms (256), so each is drawn once and kept in the cache. Those of a whole data set are drawn
-beforehand by several processes:
+An image takes 15 ms (side 32) to 250 ms (256), and hard ones of side 64, which has little room, 450 ms, so each is drawn once and
+kept in the cache. Those of a whole data set are drawn beforehand by several processes:
 
     python -m data.pathfinder --side=32 --processes=16
 """
@@ -63,9 +63,21 @@ class Parameters:
 
 PARAMETERS = {
     32: Parameters(32, (1,), 1.5, 2, 0.5, 7, 1.0, 20 // 4, 1.0, pairs=16),
+    64: Parameters(64, (1,), 2.5, 5, 1, 12, 1.8, 22 // 4, 0.8, pairs=64),
     128: Parameters(128, (2, 3), 3, 5, 1.5, 20, 1.8, 35 // 4, 0.9, pairs=64),
     256: Parameters(256, (3,), 5, 5, 2, 27, 1.8, 30 // 4, 1.0, pairs=8, padding=22),
 }
+
+
+DASHES = {"easy": 6, "intermediate": 9, "hard": 14}  # of a contour
+DISTRACTING = {32: 20, 64: 22, 128: 35, 256: 30}  # dashes, at most
+
+
+def parameters_of(side: int, difficulty: str) -> Parameters:
+    """The parameters of a size of images and a difficulty, a name of `DASHES`."""
+    dashes = DASHES[difficulty]
+    fewer = {"contour_length": dashes, "distractor_length": dashes // 3}
+    return dataclasses.replace(PARAMETERS[side], **fewer, num_distractors=DISTRACTING[side] // (dashes // 3))
 
 
 def draw(parameters: Parameters, rng: np.random.Generator) -> tuple[np.ndarray, int]:
@@ -77,16 +89,18 @@ def draw(parameters: Parameters, rng: np.random.Generator) -> tuple[np.ndarray, 
     return np.rint(255 * image).astype(np.uint8), label
 
 
-def drawn(side: int, cache_dir: str | None) -> dict[str, Drawn]:
+def drawn(side: int, cache_dir: str | None, difficulty: str = "hard") -> dict[str, Drawn]:
     """The images of each split, kept in the cache: [side * side] pixels and the label, uint8, in one row of bytes."""
     # Another program, or other random numbers, have images of their own.
     key = pathlib.Path(__file__).read_bytes() + np.__version__.encode()
-    folder = cache_folder(cache_dir) / "drawn" / f"pathfinder{side}-{hashlib.sha256(key).hexdigest()[:16]}"
-    return {split: Drawn(folder / split, side**2 + 1, functools.partial(_row, side, split)) for split in SIZES}
+    kind = f"pathfinder{side}" + ("" if difficulty == "hard" else f"-{difficulty}")
+    folder = cache_folder(cache_dir) / "drawn" / f"{kind}-{hashlib.sha256(key).hexdigest()[:16]}"
+    rows = {split: functools.partial(_row, side, difficulty, split) for split in SIZES}
+    return {split: Drawn(folder / split, side**2 + 1, rows[split]) for split in SIZES}
 
 
-def _row(side: int, split: str, index: int) -> bytes:
-    image, label = draw(PARAMETERS[side], np.random.default_rng([list(SIZES).index(split), index]))
+def _row(side: int, difficulty: str, split: str, index: int) -> bytes:
+    image, label = draw(parameters_of(side, difficulty), np.random.default_rng([list(SIZES).index(split), index]))
     return image.tobytes() + bytes([label])
 
 
@@ -198,8 +212,8 @@ def _render(p, dashes, discs):
     return image
 
 
-def _keep(side: int, cache_dir: str | None, split: str, start: int, stop: int) -> int:
-    images = drawn(side, cache_dir)[split]
+def _keep(side: int, cache_dir: str | None, difficulty: str, split: str, start: int, stop: int) -> int:
+    images = drawn(side, cache_dir, difficulty)[split]
     for index in range(start, stop):
         images[index]
     return stop - start
@@ -209,6 +223,7 @@ def main(arguments: list[str]) -> None:
     """The command; raises a UserError for what cannot be done."""
     parser = command.Parser(__doc__, prog="python -m data.pathfinder")
     parser.add_argument("--side", type=int, default=32, choices=PARAMETERS, help="of the images")
+    parser.add_argument("--difficulty", default="hard", choices=DASHES, help="by the contours' dashes (hard)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that draw; by default one for each core")
     parser.add_argument("--rows", type=int, default=max(SIZES.values()), help="of each split, at most")
     parser.add_argument("--cache_dir", help="by default the environment's MIXOLOGY_CACHE, else ~/.cache/mixology")
@@ -218,7 +233,7 @@ def main(arguments: list[str]) -> None:
     sizes = {split: min(size, options.rows) for split, size in SIZES.items()}
     # What is scored comes first.
     jobs = [
-        (options.side, options.cache_dir, split, start, min(start + 64, sizes[split]))
+        (options.side, options.cache_dir, options.difficulty, split, start, min(start + 64, sizes[split]))
         for split in reversed(SIZES)
         for start in range(0, sizes[split], 64)
     ]

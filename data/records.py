@@ -108,6 +108,10 @@ class Records(Reader):
                     counts[split] += 1
             for writer in writers.values():
                 writer.end()
+        if not any(counts.values()):
+            raise UserError(
+                f"{path} holds no text: " + (f"all {empty:,} documents are empty" if empty else "it is empty")
+            )
         for split, count in counts.items():
             if not count:
                 raise UserError(
@@ -145,8 +149,9 @@ class FileRecords(Records):
     def sources(self, path: str, cache: pathlib.Path, download: bool) -> Sources:
         held_out = {split: value for split, value in self.held_out.items() if value and share(value) is None}
         splits = {split: files(where, self.endings) for split, where in {"train": path, **held_out}.items()}
+        flat.check_apart(splits)
         listing = {split: flat.listing(found) for split, found in splits.items()}
-        return Sources(splits, listing, max(1, sum(size for _, size, _ in listing["train"])))
+        return Sources(splits, listing, max(1, sum(size for _, size, *_ in listing["train"])))
 
 
 def files(path: str, endings: tuple[str, ...]) -> list[pathlib.Path]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data import task as tasks
+from data.rows import shown
 
 PARENT = 1.0  # seconds between two looks whether the process that they work for is there
 
@@ -42,7 +43,7 @@ class Workers:
         )
 
     def rows(self, split: str, indices: Sequence[int], seed: int) -> concurrent.futures.Future:
-        """The rows to come: a dict of arrays [len(indices), ...], by key. Errors are those of the task."""
+        """The rows, as a model is shown them, to come: a dict of arrays [len(indices), ...], by key. Errors are the task's."""
         # A process may be started here, and inherits that these signals wait: it ends with the one it works for, which saves.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
@@ -70,5 +71,5 @@ def _leave_with(parent: int) -> None:
 
 
 def _rows(split: str, indices: Sequence[int], seed: int) -> dict[str, np.ndarray]:
-    made = [_task.example(split, index, seed) for index in indices]
+    made = [shown(_task.example(split, index, seed), _task.spec.segmented) for index in indices]
     return {key: np.stack([row[key] for row in made]) for key in made[0]}

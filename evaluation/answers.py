@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import UserError, check_range
 from evaluation.generation import Generator, of_model
-from evaluation.loading import LoadedRun
+from evaluation.loading import LoadedRun, ids_of
 from evaluation.sampling import Continuation, batches, padded
 from training import sharding
 from training.state import Built, cast
@@ -45,16 +45,15 @@ class Answers:
             raise UserError(
                 f"{run.workdir} holds no model that continues a text: there is nothing that it could be asked"
             )
-        facts = _facts(run)
         if max_length is None:
-            max_length = task.spec.length if task is not None else facts.get("max_position_embeddings") or LENGTH
+            max_length = task.spec.length if task is not None else run.facts.get("max_position_embeddings") or LENGTH
         check_range("--max_length", max_length, 1)
         check_range("--batch_size", batch_size, 1)
         self.run, self.max_length = run, max_length
         ways = sharding.batch_ways(run.built.mesh)
         self._rows = -(-batch_size // ways) * ways
-        self._ends = _ids(facts.get("eos_token_id"))
-        beginning = _ids(facts.get("bos_token_id")) or self._ends
+        self._ends = run.ends
+        beginning = ids_of(run.facts.get("bos_token_id")) or self._ends
         self.prefix = beginning[:1] if prefix is None and beginning else self.encode("\n" if prefix is None else prefix)
         if not self.prefix:
             raise UserError("--prefix is empty: the first token of a text needs one that stands before it")
@@ -76,9 +75,7 @@ class Answers:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
-        if self.run.tokenizer is not None:
-            return self.run.tokenizer.decode(list(ids), skip_special_tokens=False)
-        return self.run.config.task.decode(ids)
+        return self.run.decode(ids)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """For each (context, continuation) log p of the continuation in nats, and whether greedy decoding says it."""
@@ -221,8 +218,7 @@ class Answers:
             def see(tokens, parts=parts):
                 for part, token in zip(parts, tokens):
                     if token in self._ends and not part.ended:
-                        part.finish()
-                        part.ended = True
+                        part.end()
                     part.add(token)
                 return all(part.ended for part in parts)
 
@@ -311,12 +307,3 @@ def _in_batches(pieces: Sequence[tuple[int, list[int], list[int]]], rows: int) -
     order = sorted(pieces, key=lambda piece: len(piece[1]) + len(piece[2]))
     for start in range(0, len(order), rows):
         yield order[start : start + rows]
-
-
-def _facts(run: LoadedRun) -> dict[str, Any]:
-    """The `config.json` of a checkpoint in Hugging Face's format; of a run nothing."""
-    return json.loads((run.workdir / "config.json").read_text()) if run.config.task is None else {}
-
-
-def _ids(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)

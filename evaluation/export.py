@@ -13,6 +13,7 @@ from common.console import say
 from data.tokenizers import Subword
 from evaluation.loading import LoadedRun, load
 from models import import_hf
+from training.run_directory import writing
 
 
 def export(run: LoadedRun, directory: str | Path) -> None:
@@ -23,10 +24,11 @@ def export(run: LoadedRun, directory: str | Path) -> None:
       directory: must not exist.
 
     Raises:
-      UserError: if the directory exists, or transformers has no such model; nothing is written then.
+      UserError: if the directory exists, or it cannot be written, or transformers has no such model; nothing is written then.
     """
     files = tokenizer_files(run)
-    import_hf.save(directory, import_hf.from_ours(run.built.merge(run.params), run.config.model, files))
+    with writing(Path(directory)):
+        import_hf.save(directory, import_hf.from_ours(run.built.merge(run.params), run.config.model, files))
     say(f"{directory}: config.json, {', '.join([import_hf.WEIGHTS, *files])}")
 
 

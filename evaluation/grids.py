@@ -1,5 +1,6 @@
 """Any checkpoint on any task, under any setting: tables, a JSON file, and pictures of the grids."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from common.errors import UserError
 from common.files import write_atomically, write_figure
 from data import task as tasks
 from evaluation import report
+from evaluation.diagnostics.record import finite
 from evaluation.loading import LoadedRun
-from evaluation.scoring import Scored, score_task
+from evaluation.scoring import Scored, check_fits, score_task
 from evaluation.settings import Setting
 from training.run_directory import locate
 
@@ -46,19 +48,19 @@ def score_settings(
     Raises:
       UserError: if the model cannot answer a setting, or with `leave_out` none of them; if nothing can be written.
     """
-    cells: list[Cell] = []
+    ready, cells = [], []
+    # All are made and looked at before the first is scored, which may take long.
     for setting in settings:
-        what = ", ".join([setting.task, *(f"{key}={value}" for key, value in setting.named.items())])
-        try:
-            scored = score_task(run, tasks.create(setting.task, **setting.options), split, batches)
-        except UserError as error:
-            if not leave_out:
-                raise UserError(f"{what}: {error}") from error
-            say(f"{what}: left out: {error}")
-            continue
-        cells.append((setting, scored))
-        metric = scored.task.spec.metric
-        say(f"{what}: {metric.show(scored.result[metric.name])}")
+        with _named(setting, leave_out):
+            task = tasks.create(setting.task, **setting.options)
+            check_fits(run, task)
+            ready.append((setting, task))
+    for setting, task in ready:
+        with _named(setting, leave_out):
+            scored = score_task(run, task, split, batches)
+            cells.append((setting, scored))
+            metric = scored.task.spec.metric
+            say(f"{_name(setting)}: {metric.show(scored.result[metric.name])}")
     if not cells:
         raise UserError("there is nothing that this model can answer")
     hosts.leave()  # floors may take long, and one process finds them
@@ -73,6 +75,21 @@ def score_settings(
         if folder is not None:
             print("\n" + _write(folder, run, cells, split))
     return cells
+
+
+@contextlib.contextmanager
+def _named(setting, leave_out):
+    """Errors have the setting's name, or are only said."""
+    try:
+        yield
+    except UserError as error:
+        if not leave_out:
+            raise UserError(f"{_name(setting)}: {error}") from error
+        say(f"{_name(setting)}: left out: {error}")
+
+
+def _name(setting):
+    return ", ".join([setting.task, *(f"{key}={value}" for key, value in setting.named.items())])
 
 
 def record(run: LoadedRun, cells: Sequence[Cell], split: str) -> dict[str, Any]:
@@ -104,11 +121,21 @@ def _folder(run, output):
 
 
 def _write(folder, run, cells, split):
-    asked = json.dumps([[setting.task, dict(setting.named)] for setting, _ in cells])
+    # What is of another checkpoint, data or number of rows has another name.
+    asked = json.dumps(
+        [
+            str(run.workdir),
+            run.origin,
+            [
+                [setting.task, dict(setting.named), None if scored.rows == scored.all_rows else scored.rows]
+                for setting, scored in cells
+            ],
+        ]
+    )
     names = "_".join(dict.fromkeys(Path(setting.task).stem for setting, _ in cells))[:40]
     stem = f"step{run.step}-{split}-{names}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
     try:
-        write_atomically(folder / f"{stem}.json", json.dumps(record(run, cells, split), indent=1))
+        write_atomically(folder / f"{stem}.json", json.dumps(finite(record(run, cells, split)), indent=1))
         pictures = _pictures(folder, stem, cells)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from models.sequence_model import SequenceModel
 from ops import dispatch
 from training import setup, sharding, state
 from training.checkpoints import Checkpoints
-from training.config import SECTIONS, Config, TrainConfig, resolve
+from training.config import Config, TrainConfig, complete, flatten, resolve
 from training.optimizer import OptimizerConfig
 from training.run_directory import RunDirectory, check_data, described, locate, read_config
 
@@ -56,6 +58,33 @@ class LoadedRun:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
         return None if self.config.task is None else encode(self.config.task, text)
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids.
+
+        Raises:
+          UserError: where the model is of no text, or of one whose tokenizer is not there.
+        """
+        if self.config.task is not None:
+            return self.config.task.decode(ids)
+        if self.tokenizer is None:
+            raise UserError(f"{self.workdir} has no tokenizer.json, which says what text its tokens are")
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """The `config.json` of a checkpoint in Hugging Face's format; of a run nothing."""
+        return json.loads((self.workdir / "config.json").read_text()) if self.config.task is None else {}
+
+    @functools.cached_property
+    def steps(self) -> dict[Any, Any]:
+        """Compiled functions of the model that are used again, by what they are of."""
+        return {}
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a text; of a run none."""
+        return ids_of(self.facts.get("eos_token_id"))
+
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """On the run's mesh, with its choice of the primitives' implementations."""
@@ -81,17 +110,7 @@ def configuration(workdir: str | Path, with_data: bool = True, **sections: Any) 
     Raises:
       UserError: if the directory holds no run, its `config.json` is damaged, or its data is not here.
     """
-    root = locate(workdir)
-    raw = read_config(root)
-    damaged = not isinstance(raw, dict) or [
-        name for name in SECTIONS if name != "seed" and not isinstance(raw.get(name), Mapping)
-    ]
-    if damaged:
-        what = "is no object" if damaged is True else f"has no section {' and no section '.join(damaged)}"
-        raise UserError(
-            f"{RunDirectory(root).config} is damaged: it {what}; give back the one that the run was made with"
-        )
-    return resolve({**raw, **sections}, with_data)
+    return resolve({**read_config(workdir), **sections}, with_data)
 
 
 def load(
@@ -106,7 +125,8 @@ def load(
       alone: take one device, for what has one row.
 
     Raises:
-      UserError: if the directory holds no run, or its data is another or not here.
+      UserError: if the directory holds no run, its data is another or not here, or its `config.json` is of another model than its
+        checkpoint.
       CheckpointError: if there is no such intact checkpoint.
     """
     run = RunDirectory(locate(workdir))
@@ -118,6 +138,7 @@ def load(
     other = check_data(run.root, data, allow_other_data)
     built = setup.build(config, for_training=False, devices=jax.local_devices()[:1] if alone else None)
     restored = checkpoints.restore_params(built.abstract["params"], which)
+    _check_model(config, restored.metadata.get("config"), run.config)
     say(f"{run.root}: checkpoint of step {restored.step}")
     return LoadedRun(config, built, restored.state, run.root, restored.step, data, other)
 
@@ -148,9 +169,17 @@ def load_hf(directory: str | Path) -> LoadedRun:
     if file.is_file():
         import tokenizers  # slow to import
 
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library has no class of its own for it
+            raise UserError(f"{file} is no file of a tokenizer: {error}") from None
     say(f"{directory}: a {checkpoint.hf_config['model_type']} model")
     return LoadedRun(config, built, params, directory, 0, "", tokenizer=tokenizer)
+
+
+def ids_of(value: int | list[int] | None) -> list[int]:
+    """What a key of `config.json` for one token or several holds."""
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def encode(task: Task, text: str) -> list[int] | None:
@@ -159,6 +188,19 @@ def encode(task: Task, text: str) -> list[int] | None:
         return task.encode(text).tolist()
     except UserError:
         return None
+
+
+def _check_model(config: Config, trained: Mapping[str, Any] | None, file: Path) -> None:
+    """Raises a UserError where a run's `config.json` has another model than its checkpoint was trained with: one whose parameters
+    have the same shapes would be scored as if nothing was."""
+    if trained is None:
+        return
+    then, now = (flatten(raw["model"]) for raw in (complete(trained, config.raw), config.raw))
+    if different := [key for key in sorted({*then, *now}) if then.get(key, "absent") != now.get(key, "absent")]:
+        told = ", ".join(f"model.{key}: {then.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}" for key in different)
+        raise UserError(
+            f"{file} has another model than the checkpoint was trained with ({told}): give back the one of the run"
+        )
 
 
 def _which(checkpoint: str, checkpoints: Checkpoints, root: Path) -> str | int:

@@ -50,7 +50,7 @@ def read_prompts(path: str | Path) -> list[str]:
       UserError: if the file cannot be read or holds no prompt.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts={path} cannot be read: {error}") from None
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, 1) if line.strip()]
@@ -102,6 +102,11 @@ class Continuation:
         if not self._new().endswith(BROKEN) or len(self._waiting) >= PATIENCE:
             self._take()
 
+    def end(self) -> None:
+        """The text ends here."""
+        self.finish()
+        self.ended = True
+
     def finish(self) -> None:
         """There are no more tokens: characters that are not whole stay so."""
         if not self.ended and self._waiting:
@@ -144,7 +149,7 @@ def sample(
     stop: Sequence[str] = (),
     batch_size: int = 16,
 ) -> list[str]:
-    """Continues prompts, prints the texts and the speed, and keeps each text in the run's `samples/`.
+    """Continues prompts, prints the texts and the speed, and keeps each text in the run's `samples/` (of --hf nowhere).
 
     A single text is printed while it is made. One that cannot be kept (on a read-only disk, say) is printed all the same, with
     the reason. What is drawn for a prompt does not depend on the prompts beside it.
@@ -167,11 +172,13 @@ def sample(
         no numbers.
     """
     config, built = run.config, run.built
-    if config.model.head != "token" or not config.model.causal or config.task.spec.vocab_size is None:
-        raise UserError(f"task {config.task.name!r} trains no model that continues a text: there is nothing to sample")
+    if config.model.head != "token" or not config.model.causal or config.model.vocab_size is None:
+        of = run.workdir if config.task is None else f"task {config.task.name!r}"
+        raise UserError(f"{of} has no model that continues a text: there is nothing to sample")
     settings = {"temperature": float(temperature), "top_k": top_k, "top_p": float(top_p)}
     check(length, **settings, seed=seed, samples=samples, stop=stop, batch_size=batch_size)
-    encoded = [_encode(config.task, prompt) for prompt in prompts]
+    several = len(prompts) > 1
+    encoded = [_encode(run, prompt, f"prompt {i}" if several else "the prompt") for i, prompt in enumerate(prompts, 1)]
     rows = [(i, seed + j) for i in range(len(prompts)) for j in range(samples)]
     alone = len(rows) == 1
     params = cast(run.params, built.metadata, config.train.compute_dtype)
@@ -184,12 +191,14 @@ def sample(
         several = len(rows) > len(batch)
         filled = batch + batch[-1:] * (batch_size - len(batch) if several and pads else 0)
         ids, segment_ids = padded([encoded[i] for i, _ in filled], several)
-        parts = [Continuation(config.task.decode, stop) for _ in batch]
+        parts = [Continuation(run.decode, stop) for _ in batch]
         if alone:
             _show(prompts[0])
 
         def see(tokens, parts=parts):
             for part, token in zip(parts, tokens):
+                if token in run.ends and not part.ended:
+                    part.end()
                 part.add(token)
             if alone:
                 _show(parts[0].piece())
@@ -204,7 +213,8 @@ def sample(
             if alone:
                 _show(part.rest() + "\n")
             texts[row] = prompts[row[0]] + part.text
-    say(f"\n{np.mean(rates):,.0f} {config.task.spec.unit}s/s (prefill {1e3 * prefill:.1f} ms)")
+    unit = "token" if config.task is None else config.task.spec.unit
+    say(f"\n{np.mean(rates):,.0f} {unit}s/s (prefill {1e3 * prefill:.1f} ms)")
     _report(run, prompts, texts, rows, length, settings, stop)
     return [texts[row] for row in rows]
 
@@ -239,14 +249,20 @@ def padded(prompts: Sequence[np.ndarray], several: bool) -> tuple[np.ndarray, np
     return np.stack([left(a) for a in prompts]), np.stack([left(np.ones(len(a), np.int32)) for a in prompts])
 
 
-def _encode(task, prompt):
+def _encode(run, prompt, place):
     try:
         prompt.encode()
     except UnicodeEncodeError:
-        raise UserError("the prompt is not valid UTF-8") from None
-    ids = np.asarray(task.encode(prompt))
+        raise UserError(f"{place} is not valid UTF-8") from None
+    if run.config.task is None:
+        run.decode([])  # raises where there is no tokenizer
+        ids = np.asarray(
+            run.tokenizer.encode(prompt).ids
+        )  # with what the tokenizer puts around a text, as the library does
+    else:
+        ids = np.asarray(run.config.task.encode(prompt))
     if not len(ids):
-        raise UserError("the prompt is empty: generation needs at least one token to continue")
+        raise UserError(f"{place} is empty: generation needs at least one token to continue")
     return ids
 
 
@@ -266,7 +282,7 @@ def _report(run, prompts, texts, rows, length, settings, stop):
         path = folder / f"{name(record)}.txt"
         if len(rows) > 1:
             say(f"\n--- {path.name}\n{text}")
-        if jax.process_index() == 0 and problem is None:
+        if jax.process_index() == 0 and problem is None and run.config.task is not None:
             try:
                 write_atomically(path.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False))
                 write_atomically(path, text)
@@ -277,7 +293,7 @@ def _report(run, prompts, texts, rows, length, settings, stop):
                     say(f"kept as {path}")
     if problem is not None:
         say(problem)
-    elif len(rows) > 1:
+    elif len(rows) > 1 and run.config.task is not None:
         say(f"\n{len(rows)} texts kept in {folder}")
 
 

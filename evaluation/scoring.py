@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from common import hosts
@@ -24,6 +25,7 @@ from training.step import class_sums, real_sums
 
 PROBE = "What is the pass key? The pass key is 71432.\n"
 TOKENS = 16_384  # of a batch, where no training says how many
+LONG, PIECE = 16_384, 4096  # positions of rows that are read in pieces where they are longer, and of a piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +118,7 @@ def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: i
     """Scores a checkpoint on a task; for the arguments see `score`.
 
     Raises:
-      UserError: if the model cannot answer the task, see `check_fits`; if nothing is scored.
+      UserError: if the model cannot answer the task, see `check_fits`; if nothing is scored, or scores are no numbers.
     """
     check_fits(run, task)
     config, spec = run.config, task.spec
@@ -126,12 +128,17 @@ def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: i
     size = -(-min(count, max(1, of_training // spec.length)) // ways) * ways
     loader = setup.batches(config, run.built, split, size, task)
     number = min(batches, len(loader)) or len(loader)
-    step, found, stream = row_sums(run.built, spec.metrics, config.train.compute_dtype), [], prefetch(loader)
+    found, stream = [], prefetch(loader)
     try:
         with run.computing():
-            pending = None
+            # The settings of a grid mostly differ in what the model does not see.
+            kind = spec.metrics, spec.objective, spec.length, spec.segmented
+            if kind not in run.steps:
+                own = in_pieces(run, task)
+                run.steps[kind] = own or row_sums(run.built, spec.metrics, config.train.compute_dtype)
+            score, pending = run.steps[kind], None
             for _ in range(number):
-                sums = step(run.params, next(stream))
+                sums = score(run.params, next(stream))
                 if pending is not None:
                     found.append(jax.device_get(pending))  # a batch late, so that the device is never waited for
                 pending = sums
@@ -140,6 +147,11 @@ def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: i
         stream.close()
     rows = min(count, number * size)
     sums = {name: np.concatenate([one[name] for one in found])[:rows].astype(np.float64) for name in found[0]}
+    if bad := int(np.isnan(sums["nats"]).sum()):
+        raise UserError(
+            f"the model's scores are no numbers (NaN) in {bad:,} of {rows:,} rows: its training diverged, or it does not stand "
+            f"rows of {spec.length:,} positions; take another checkpoint, or another length"
+        )
     if task.new_tokens:
         sums["contained"] = completions.contained(run, task, split, rows)
     if not sums["weight"].sum():
@@ -155,9 +167,6 @@ def score_task(run: LoadedRun, task: tasks.Task, split: str = "test", batches: i
 def row_sums(built: Built, wanted: Sequence[metrics.Metric], compute_dtype: str) -> Callable[[Any, Any], dict]:
     """The jitted `(params, batch) -> sums` of `training.step.class_sums` or `real_sums`, of each row: [batch, ...]."""
 
-    def each(function, *arrays):
-        return jax.vmap(lambda *row: function(*(a[None] for a in row), metrics=wanted))(*arrays)
-
     def step(params, batch):
         batch = jax.lax.with_sharding_constraint(batch, sharding.batch_sharding(built.mesh))
         model = functools.partial(built.apply, cast(params, built.metadata, compute_dtype))
@@ -165,10 +174,57 @@ def row_sums(built: Built, wanted: Sequence[metrics.Metric], compute_dtype: str)
         targets, weights = batch["targets"], batch["weights"]
         if np.issubdtype(targets.dtype, np.floating):
             (predictions, loss), _ = model(batch["inputs"], targets=targets, **where)
-            return each(real_sums, predictions, loss, targets, weights)
-        return each(class_sums, model(batch["inputs"], **where)[0], targets, weights)
+            return _each(real_sums, wanted, predictions, loss, targets, weights)
+        return _each(class_sums, wanted, model(batch["inputs"], **where)[0], targets, weights)
 
     return jax.jit(step, out_shardings=sharding.replicated(built.mesh))
+
+
+def _each(function, wanted, *arrays):
+    return jax.vmap(lambda *row: function(*(a[None] for a in row), metrics=wanted))(*arrays)
+
+
+def in_pieces(run: LoadedRun, task: tasks.Task) -> Callable[[Any, Any], dict] | None:
+    """What `row_sums` gives, by pieces of `PIECE` positions that hand on the carry: in memory that grows with the row only where
+    the carry does.
+
+    None for rows of at most `LONG` positions, where the task asks for what needs them whole, and for models without a carry.
+    """
+    model, spec, built = run.config.model, task.spec, run.built
+    by_token = spec.objective in ("causal_lm", "token_labels") and all(
+        not metric.whole_rows or metric.sums is metrics.row_sums for metric in spec.metrics
+    )
+    if spec.length <= LONG or not (by_token and model.causal and model.streams):
+        return None
+    keys = ("inputs", "targets", "weights", *(["segment_ids"] if spec.segmented else []))
+    whole = -(-spec.length // PIECE) * PIECE
+
+    @functools.partial(jax.jit, donate_argnums=2)
+    def step(params, batch, carry, start):
+        batch = {key: jnp.pad(batch[key], ((0, 0), (0, whole - spec.length))) for key in keys}
+        piece = {key: jax.lax.dynamic_slice_in_dim(a, start, PIECE, 1) for key, a in batch.items()}
+        piece = jax.lax.with_sharding_constraint(piece, sharding.batch_sharding(built.mesh))
+        params = cast(params, built.metadata, run.config.train.compute_dtype)
+        logits, carry = built.apply(params, piece["inputs"], carry, segment_ids=piece.get("segment_ids"))
+        sums = _each(class_sums, spec.metrics, logits, piece["targets"], piece["weights"])
+        return jax.lax.with_sharding_constraint(sums, sharding.replicated(built.mesh)), carry
+
+    begin = jax.jit(lambda params, rows: built.merge(params).initial_carry(rows, whole), static_argnums=1)
+
+    def score(params, batch):
+        carry, total = begin(params, len(batch["inputs"])), {}
+        for start in range(0, whole, PIECE):
+            sums, carry = step(params, batch, carry, start)
+            if "rows" in total:
+                # A row is right where all its pieces are that have any weight.
+                right = [one["rows_correct"] >= one["rows"] for one in (total, sums)]
+                sums["rows"] = jnp.maximum(total.pop("rows"), sums["rows"])
+                sums["rows_correct"] = jnp.where(right[0] & right[1], sums["rows"], 0)
+                total.pop("rows_correct")
+            total = {name: total.get(name, 0) + value for name, value in sums.items()}
+        return total
+
+    return score
 
 
 def floors(task: tasks.Task, split: str, rows: int) -> dict[str, float] | None:
@@ -186,6 +242,8 @@ def floors(task: tasks.Task, split: str, rows: int) -> dict[str, float] | None:
 def check_fits(run: LoadedRun, task: tasks.Task) -> None:
     """Raises a UserError if a model cannot answer a task: its head, its inputs, its vocabulary, or what its mixers can do."""
     model, spec, own = run.config.model, task.spec, run.config.task
+    if task.new_tokens:
+        completions.check(run, task)
     if own is not None and (spec, task.name) == (own.spec, own.name):
         return
     cannot = f"this model cannot answer task {task.name!r}"

@@ -78,7 +78,7 @@ def parse(asked: Sequence[str], names: Sequence[str], option: str = "--set") -> 
     """What `--set` asks of each task.
 
     Args:
-      asked: `task.KEY=VALUE,VALUE,...` for all tasks that are asked, or `NAME.KEY=...` for one of them.
+      asked: `task.KEY=VALUE,VALUE,...` for all tasks that are asked, or `NAME.KEY=...` for one of them, which goes before.
       names: of the tasks.
       option: that asks, for messages.
 
@@ -86,12 +86,15 @@ def parse(asked: Sequence[str], names: Sequence[str], option: str = "--set") -> 
       by task and key the values, of the key's type.
 
     Raises:
-      UserError: for what is none of this, an unknown task or key, or a value of another type.
+      UserError: for what is none of this or is said twice, an unknown task or key, or a value of another type.
     """
     for name in names:
         tasks.find(name)
     found: dict[str, dict[str, list[Any]]] = {name: {} for name in names}
-    for item in asked:
+    places = [item.partition("=")[0] for item in asked]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise UserError(f"{option} {twice[0]} is given twice: write its values once, with commas between")
+    for item in sorted(asked, key=lambda item: not item.startswith("task.")):
         place, separator, text = item.partition("=")
         owner, dot, key = place.partition(".")
         if not (separator and dot and key):
@@ -140,9 +143,44 @@ def grid(run: LoadedRun, name: str, asked: Mapping[str, Sequence[Any]]) -> list[
         own = {key: own[key] for key in TEXTS if key in own and key in known}
         if run.tokenizer is not None and "tokenizer" in known:
             own["tokenizer"] = f"file:{run.workdir / 'tokenizer.json'}"
+    return combinations(name, own, asked)
+
+
+def combinations(name: str, options: Mapping[str, Any], asked: Mapping[str, Sequence[Any]]) -> list[Setting]:
+    """The settings of a task that values for some of its keys make, the last key the fastest, beside its other options."""
     found = []
     for values in itertools.product(*asked.values()):
         named = dict(zip(asked, values))
-        base = tasks.find(name).at_length(own, named["length"]) if "length" in named else own
+        base = tasks.find(name).at_length(options, named["length"]) if "length" in named else dict(options)
         found.append(Setting(name, base | named, named))
     return found
+
+
+def check_some(asked: Sequence[str], sections: Sequence[Mapping[str, Any]], option: str) -> None:
+    """Raises a UserError for a setting that none of several tasks takes, and for what `parse` refuses.
+
+    Args:
+      asked: as `parse` takes it.
+      sections: "name" and hyperparameters of each task.
+      option: that asks.
+    """
+    taken, refused, unknown = set(), {}, False
+    for section in sections:
+        name, own = section["name"], {key: value for key, value in section.items() if key != "name"}
+        keys = parse(asked, [name], option)[name]
+        try:
+            tasks.outline(name, **own)
+        except UserError:
+            unknown = True  # only its data say what it is
+        for values in itertools.product(*keys.values()) if keys else ():
+            named = dict(zip(keys, values))
+            try:
+                (whole,) = combinations(name, own, {key: [value] for key, value in named.items()})
+                tasks.outline(name, **whole.options)
+            except UserError as error:
+                refused.setdefault(str(named), error)
+            else:
+                taken.add(str(named))
+    for named, error in refused.items():
+        if named not in taken and not unknown:
+            raise UserError(f"{option} {named}: {error}")

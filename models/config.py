@@ -214,9 +214,11 @@ class ModelConfig:
         """Fills in the defaults of one of the `SECTIONS`, which must be left at them where nothing uses it."""
         default = SECTIONS[key][0]().to_dict()
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in getattr(self, key).items()}
-        for name, value in given.items():
+        for name in given:
             if name not in default:
                 raise UserError(f"nobody reads model.{key}.{name}; {near(name, default)}")
+        signatures.check(SECTIONS[key][1].__init__, given, lambda name: f"model.{key}.{name}")
+        for name, value in given.items():
             if not used and value != default[name]:
                 raise UserError(
                     f"model.{key}.{name}={value!r} has no effect: no block of model.pattern={self.pattern} uses it"

@@ -1,7 +1,8 @@
 """Summaries of blocks of tokens, for mixers whose queries see, or choose by, the blocks behind them.
 
-A block is `size` tokens of a document, counted from its first token on. It counts when its last token is there; of the T
-tokens of a row at most T / size blocks are complete, however many documents there are.
+A block is `size` tokens of a document, counted from its first token on; the next one begins `stride` tokens behind it, by default
+behind its last. It counts when its last token is there; of the T tokens of a row at most T / stride blocks are complete, however
+many documents there are.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def block_buffers(
     *,
     tokens: dict[str, tuple[int, ...]],
     blocks: dict[str, tuple[int, ...]],
+    stride: int | None = None,
 ) -> dict[str, Arrays]:
     """Makes the empty carry.
 
@@ -32,13 +34,14 @@ def block_buffers(
       size: tokens of a block.
       tokens: of what summaries are made of, by name: the shape that it has of one token.
       blocks: of the summaries, by name: the shape of one.
+      stride: tokens between the beginnings of two blocks; the size by default.
 
     Returns:
-      "recent", what the last size - 1 tokens were; and "blocks", the summaries [batch, capacity / size, *shape] with the
+      "recent", what the last size - 1 tokens were; and "blocks", the summaries [batch, capacity / stride, *shape] with the
       "start" of each block (the index of its first token in the row) and its "segment" (0 where there is none yet), and their
       "count" [batch].
     """
-    before, most = size - 1, max(1, capacity // size)
+    before, most = size - 1, max(1, capacity // (stride or size))
     ids = lambda *shape: jnp.zeros((batch, *shape), jnp.int32)
     floats = lambda count, shapes: {name: jnp.zeros((batch, count, *s), jnp.float32) for name, s in shapes.items()}
     return {
@@ -53,6 +56,8 @@ def complete_blocks(
     summarise: Callable[[Arrays, Int[Array, "B M"]], Arrays],
     *,
     size: int,
+    stride: int | None = None,
+    early: bool = False,
     segment_ids: Int[Array, "B T"] | None,
     positions: Int[Array, "B T"],
     offset: int | Int[Array, ""] = 0,
@@ -65,6 +70,9 @@ def complete_blocks(
       summarise: of the tokens of each of M blocks, by name [batch, M, size, *shape], and the position of its first token: the
         summaries by name, [batch, M, *shape].
       size: tokens of a block.
+      stride: tokens between the beginnings of two blocks, at most the size, which is the default.
+      early: whether there are blocks that begin before their document, and end in it; then the size is a multiple of the stride.
+        Those of their tokens that would have negative positions are anything, and are to be left out of the summary.
       segment_ids: documents counted from 1, as `Mixer.mix` has them; 0 is padding.
       positions: of the tokens in their documents. A block whose first token is not there is never complete.
       offset: index of the piece's first token in the row.
@@ -74,6 +82,7 @@ def complete_blocks(
       has zeros; and the state after the piece (None without one before).
     """
     B, T = positions.shape
+    stride = stride or size
     ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
     new = tokens | {"segment": ids}
     if state is None:
@@ -82,14 +91,20 @@ def complete_blocks(
         new = {name: segments.zero_padding(a, ids) for name, a in new.items()}
         old = state["recent"]
         joined = {name: jnp.concatenate([old[name].astype(a.dtype), a], 1) for name, a in new.items()}
-    is_last = ((positions + 1) % size == 0) & (ids != 0)
-    # Blocks end `size` apart, but for the first, which may have begun before the piece.
-    last = jnp.argsort(~is_last, axis=1, stable=True)[:, : 1 + (T - 1) // size]
+    is_last = ((positions + 1 - size) % stride == 0) & (ids != 0)
+    if not early:
+        is_last &= positions >= size - 1
+    # Blocks end `stride` apart, but for the first, which may have begun before the piece.
+    last = jnp.argsort(~is_last, axis=1, stable=True)[:, : 1 + (T - 1) // stride]
     inside = {name: spans(a, last, size) for name, a in joined.items()}
     id_of = inside.pop("segment")
-    whole = jnp.all(id_of == id_of[..., -1:], -1) & jnp.take_along_axis(is_last, last, 1)
+    first = jnp.take_along_axis(positions, last, 1) + 1 - size
+    there = id_of == id_of[..., -1:]
+    if early:
+        there |= first[..., None] + jnp.arange(size) < 0
+    whole = jnp.all(there, -1) & jnp.take_along_axis(is_last, last, 1)
     id_of = jnp.where(whole, id_of[..., -1], 0)
-    found = summarise(inside, jnp.take_along_axis(positions, last, 1) + 1 - size) | {"start": offset + last + 1 - size}
+    found = summarise(inside, first) | {"start": offset + last + 1 - size}
     found = {name: segments.zero_padding(a, id_of) for name, a in found.items()} | {"segment": id_of}
     if state is None:
         return found, None

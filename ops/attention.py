@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from common.errors import UserError
-from ops import dispatch, ring_attention
+from ops import dispatch, ring_attention, splash_attention
 from ops.attention_blocks import (
     FLOOR,
     Form,
@@ -33,7 +33,7 @@ from ops.segments import zero_padding
 NOTHING = FLOOR
 
 
-@dispatch.primitive("reference", "blockwise", "library", matmul="blockwise")
+@dispatch.primitive("reference", "blockwise", "library", "splash", matmul="blockwise")
 def attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S G K"],
@@ -89,7 +89,10 @@ def attention(
         offset multiplies padding by 0 instead of leaving it out, which would copy the buffer: there it must be finite.
       implementation: "reference" holds all scores; "blockwise" is linear in memory (with a traced query_offset it
         goes over blocks of queries, each against all keys); "library" is `jax.nn.dot_product_attention`, cuDNN for
-        16-bit types on a GPU, offered for the softmax without cap, slopes, decay or mask, K equal to V and query_offset 0.
+        16-bit types on a GPU, offered for the softmax without cap, slopes, decay or mask, K equal to V and query_offset 0;
+        "splash" is a TPU kernel (`ops.splash_attention`), interpreted elsewhere, offered for the softmax without slopes, decay or
+        mask, q, k and v of one type, bfloat16 or float32, and queries that see their own keys: T equal to S, query_offset 0,
+        no key_segment_ids. "auto" is the one of these two that the platform has a kernel for, and else blockwise.
       block_size: rows and columns of a block; chosen by length if None.
 
     Returns:
@@ -109,13 +112,20 @@ def attention(
     library = (
         zero and not split and slopes is None and decay is None and mask is None and _library_takes(form, x.q, x.k, x.v)
     )
-    offered = ("reference", "blockwise") + (("library",) if library else ())
+    splash = zero and splash_attention.takes(form, x)
+    offered = ("reference", "blockwise") + ("library",) * library + ("splash",) * splash
     # Segments reach cuDNN as a [T, S] mask, which moderate lengths can afford.
     moderate = segment_ids is None or q.shape[1] * k.shape[1] <= 2048**2
-    fused = library and _cudnn_takes(form, x.q, x.k, segment_ids) and moderate
-    chosen = dispatch.choose("attention", implementation, "library" if fused else "blockwise", offered)
+    policy = "blockwise"
+    if library and _cudnn_takes(form, x.q, x.k, segment_ids) and moderate:
+        policy = "library"
+    elif splash and dispatch.current_platform() == "tpu" and q.shape[1] >= splash_attention.LANES:
+        policy = "splash"
+    chosen = dispatch.choose("attention", implementation, policy, offered)
     if split and chosen == "blockwise":
         return ring_attention.over_shards(form, x, block_size)[0]
+    if chosen == "splash":
+        return splash_attention.over_heads(form, x, block_size)
     return _library(form, x) if chosen == "library" else _portable(chosen, form, x, query_offset, block_size)[0]
 
 

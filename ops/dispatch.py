@@ -255,7 +255,8 @@ def local(function: Callable, inputs: Sequence[Axes], output: Axes | Sequence[Ax
       function: of arrays to an array or to a tuple of arrays; what it computes must not cross an axis that is named.
       inputs: logical names of the axes of each argument ("batch", "heads", ...), None for one that every device has whole.
       output: likewise, of the result, or of all arrays of a tuple; or a tuple of axes, for each of them.
-      kernel: whether the function calls a kernel. Such a function must not be differentiated.
+      kernel: whether the function calls a kernel. A result of it that is not split by an axis by which arguments are split is
+        summed over the devices. Who differentiates it must see to it that devices whose output is the same compute the same.
 
     Returns:
       the function itself where nothing is split.

@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, sequence
-from ops.dispatch import choose, on_cpu, primitive
+from ops import chunks, pallas_linear_attention, sequence
+from ops.dispatch import choose, current_platform, on_cpu, primitive
 from ops.products import factor_dtype, product
 from ops.segments import is_start, zero_padding
 
 
-@primitive("reference", "sequential", "chunked", matmul="chunked")
+@primitive("reference", "sequential", "chunked", "pallas", matmul="chunked")
 def linear_attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
@@ -51,9 +51,11 @@ def linear_attention(
       initial_state: state before the first token; zeros if None. It belongs to the first token's segment.
       segment_ids: 0 is padding; the state restarts where the id changes.
       implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own gradient),
-        "chunked" (matmuls over chunks of tokens, own gradient), or "auto": sequential on a CPU for heads up to 64 x 64 whose
-        channels decay by themselves, and for others up to 16 x 32; else chunked.
-      chunk_size: tokens per chunk of the chunked form, a power of two; None for the default.
+        "chunked" (matmuls over chunks of tokens, own gradient), "pallas" (a TPU kernel of the same, for decays that channels
+        share, without float64; interpreted elsewhere), or "auto": sequential on a CPU for heads up to 64 x 64 whose channels
+        decay by themselves, and for others up to 16 x 32, the kernel on a TPU where it applies and the piece has a chunk, else
+        chunked.
+      chunk_size: tokens per chunk of the chunked form and of the kernel, a power of two; None for the default.
 
     Returns:
       (y, final state). y has v's dtype; the state is float32, or float64 if an input is.
@@ -68,13 +70,16 @@ def linear_attention(
         return _over_shards(q, k, v, log_decay, bonus, initial_state, segment_ids, options)
     batch, length, heads, key_size = q.shape
     value_size = v.shape[-1]
+    dtype = jnp.result_type(q, k, v, jnp.float32)
+    g = _with_all_axes(log_decay, length, dtype)
+    offered = ("reference", "sequential", "chunked") + ("pallas",) * pallas_linear_attention.supports(q, v, g)
     # What decays by channel costs the chunked form exponentials of every pair of tokens, or nearly so.
     largest = 64 * 64 if log_decay is not None and log_decay.ndim == 4 else 16 * 32
     policy = "sequential" if on_cpu() and key_size * value_size <= largest else "chunked"
-    implementation = choose("linear_attention", implementation, policy)
+    if current_platform() == "tpu" and "pallas" in offered and length >= pallas_linear_attention.CHUNK:
+        policy = "pallas"
+    implementation = choose("linear_attention", implementation, policy, offered)
 
-    dtype = jnp.result_type(q, k, v, jnp.float32)
-    g = _with_all_axes(log_decay, length, dtype)
     q, k, v = (zero_padding(x, segment_ids) for x in (q, k, v))
     if log_decay is not None and log_decay.ndim > 1:
         g = zero_padding(g, segment_ids)
@@ -98,14 +103,16 @@ def linear_attention(
             g = jnp.where(start[:, :, None, None], -jnp.inf, g)
         y, state = _sequential(read, k, v, g, state)
     else:
+        kernel = implementation == "pallas"
         if chunk_size is None:
-            chunk_size = 32 if on_cpu() and g.shape[-1] > 1 else 64
+            chunk_size = pallas_linear_attention.CHUNK if kernel else 32 if on_cpu() and g.shape[-1] > 1 else 64
         chunk = chunks.fit(chunk_size, length)
+        chunk = max(chunk, pallas_linear_attention.LEAST) if kernel else chunk
         # Filled up in front, so that the last token is the last of its chunk and leaves its write undecayed there.
         fill = -length % chunk
         arrays = (read, k, v, chunks.bounded(g), start)
         arrays = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (fill, 0)) + ((0, 0),) * (x.ndim - 2)), arrays)
-        y, state = _chunked(chunk, *arrays, state)
+        y, state = (pallas_linear_attention.attend if kernel else _chunked)(chunk, *arrays, state)
         y = y[:, fill:]
     if bonus is not None:
         first = _read(q[:, 0].astype(dtype), before)

@@ -22,10 +22,11 @@ Real = Float[Array, "..."]
 Pair = tuple[Real, Real]
 Parts = tuple[Array, ...]  # (x,) for a real number, (re, im) for a complex one
 
+_BLOCK = 16  # tokens of a block, which are one expression
 _CHUNK = 1024  # tokens per associative scan: bounds its temporaries, which are several times its inputs
 
 
-@dispatch.primitive("reference", "sequential", "associative", "pallas")
+@dispatch.primitive("reference", "sequential", "associative", "blocked", "pallas")
 def linear_recurrence(
     a: Real | Pair,
     b: Real | Pair,
@@ -45,8 +46,9 @@ def linear_recurrence(
       segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
       axis: the logical name of the channels, by which a mesh may split them (`models.partitioning`); for the form "pallas".
       implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own derivative),
-        "associative" (parallel prefix, own derivative) or "pallas" (a TPU kernel, for float32; interpreted elsewhere). "auto" is
-        sequential on a CPU, the kernel on a TPU where it applies, and else associative.
+        "associative" (parallel prefix, own derivative), "blocked" (token by token in all blocks of a few tokens at once, own
+        derivative) or "pallas" (a TPU kernel, for float32; interpreted elsewhere). "auto" is sequential on a CPU, blocked on a
+        GPU, the kernel on a TPU where it applies, and else associative.
 
     Returns:
       h [B, T, ...] in the dtype of `b`, zero on padding, and the final state [B, ...] in float32 (float64 for float64
@@ -68,11 +70,9 @@ def linear_recurrence(
     constant = a[0].ndim < b[0].ndim
     a = tuple(x.astype(dtype) if constant else time_major(x) for x in a)
     b = tuple(map(time_major, b))
-    offered = ("reference", "sequential", "associative") + ("pallas",) * pallas_recurrence.supports(b)
-    if dispatch.on_cpu():
-        policy = "sequential"
-    else:
-        policy = "pallas" if dispatch.current_platform() == "tpu" and "pallas" in offered else "associative"
+    offered = ("reference", "sequential", "associative", "blocked") + ("pallas",) * pallas_recurrence.supports(b)
+    policies = {"cpu": "sequential", "gpu": "blocked", "tpu": "pallas" if "pallas" in offered else "associative"}
+    policy = policies.get(dispatch.current_platform(), "associative")
     form = dispatch.choose("linear_recurrence", implementation, policy, offered)
     h, final = time_major_recurrence(
         "reference" if b[0].shape[0] == 1 else form,
@@ -139,7 +139,7 @@ def time_major_recurrence(
     """`linear_recurrence` without its checks, for use inside other scans.
 
     Args:
-      form: "reference", "sequential", "associative" or "pallas".
+      form: "reference", "sequential", "associative", "blocked" or "pallas".
       a, b: one array (real) or two (complex), [T, B, ...]; `a` may be [...].
       h0: likewise [B, ...].
       masks: from `segment_masks`. At a token that is not valid, h repeats the state.
@@ -230,7 +230,7 @@ def _with_own_derivative(
 ) -> tuple[Parts, Parts]:
     if form == "pallas":
         return _pallas(axis, a, b, h0, masks)
-    return (_sequential if form == "sequential" else _associative)(a, b, h0, masks)
+    return {"sequential": _sequential, "associative": _associative, "blocked": _blocked}[form](a, b, h0, masks)
 
 
 def _forward(form, axis, a, b, h0, masks):
@@ -243,8 +243,9 @@ def _backward(form, axis, residuals, cotangents):
     previous = tuple(jnp.concatenate([p0[None], p[:-1]]) for p0, p in zip(h0, h, strict=True))
     if form == "pallas":
         return *_pallas_backward(axis, a, previous, masks, *cotangents), None
-    backward = _sequential_backward if form == "sequential" else _associative_backward
-    return *backward(a, previous, masks, *cotangents), None
+    if form == "sequential":
+        return *_sequential_backward(a, previous, masks, *cotangents), None
+    return *_parallel_backward(_blocked if form == "blocked" else _associative, a, previous, masks, *cotangents), None
 
 
 _with_own_derivative.defvjp(_forward, _backward)
@@ -314,6 +315,42 @@ def _associative(a: Parts, b: Parts, h0: Parts, masks: Masks, transpose: bool = 
     return join(h, b[0].shape[0]), final
 
 
+def _blocked(a: Parts, b: Parts, h0: Parts, masks: Masks, transpose: bool = False) -> tuple[Parts, Parts]:
+    """As `_associative`."""
+    multiplier = _multiplier(a, b, masks)
+    if transpose:
+        multiplier = _conj(multiplier)
+        b = _mul(multiplier, b)
+    elif masks is not None:
+        b = _where(masks[1], b, _zeros(b))
+    return _by_blocks(multiplier, b, h0, transpose)
+
+
+def _by_blocks(m: Parts, b: Parts, h: Parts, reverse: bool) -> tuple[Parts, Parts]:
+    """The recurrence from the state h, or backwards in time, in three steps: what each block does to a state, the states at
+    their borders (by the same function), and the states inside. XLA for GPUs makes about one pass over the arrays of each.
+    """
+    length = len(b[0])
+    size, count = min(_BLOCK, length), -(-length // _BLOCK)
+    excess = count * size - length  # steps at the end that do nothing
+    fill = lambda x, value: jnp.pad(x, [(0, excess)] + [(0, 0)] * (x.ndim - 1), constant_values=value)
+    cut = lambda x, value: fill(x, value).reshape(count, size, *x.shape[1:])
+    m, b = tuple(cut(x, 1 - i) for i, x in enumerate(m)), tuple(cut(x, 0) for x in b)
+    steps = [(tuple(x[:, i] for x in m), tuple(x[:, i] for x in b)) for i in range(size)]
+    steps = steps[::-1] if reverse else steps
+    before = tuple(x[None] for x in h)
+    if count > 1:
+        borders, h = _by_blocks(*lax.optimization_barrier(functools.reduce(_combine, steps)), h, reverse)
+        order = (lambda x, y: (y[1:], x)) if reverse else (lambda x, y: (x, y[:-1]))
+        before = tuple(jnp.concatenate(order(x, y)) for x, y in zip(before, borders))
+    inside = []
+    for multiplier, inputs in steps:
+        before = _add(_mul(multiplier, before), inputs)
+        inside.append(before)
+    stacked = tuple(jnp.stack(x[::-1] if reverse else x, 1) for x in zip(*inside))
+    return tuple(x.reshape(-1, *x.shape[2:])[:length] for x in stacked), h if count > 1 else tuple(x[0] for x in before)
+
+
 def _gradients(a, previous, masks, later, dh0):
     """The gradients of a, b and h0 from l_t, the cotangent of h_t with what comes from later tokens."""
     db = later
@@ -325,8 +362,8 @@ def _gradients(a, previous, masks, later, dh0):
     return tuple(x.sum((0, 1)) for x in da) if constant else da, db, dh0
 
 
-def _associative_backward(a, previous, masks, dh, dfinal):
-    earlier, dh0 = _associative(a, dh, dfinal, masks, transpose=True)
+def _parallel_backward(form, a, previous, masks, dh, dfinal):
+    earlier, dh0 = form(a, dh, dfinal, masks, transpose=True)
     later = tuple(jnp.concatenate([x[1:], y[None]]) for x, y in zip(earlier, dfinal, strict=True))
     return _gradients(a, previous, masks, _add(dh, later), dh0)
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, segments, sequence
+from ops import dispatch, pallas_selective_scan, segments, sequence
 from ops.linear_recurrence import time_major_recurrence
 from ops.token_loop import chunking, join, split, token_loop
 
-_CHUNK = {"sequential": 32, "chunked": 64}
+_CHUNK = {"sequential": 32, "chunked": 64, "blocked": 64}
 
 
-@dispatch.primitive("reference", "sequential", "chunked", matmul="chunked")
+@dispatch.primitive("reference", "sequential", "chunked", "blocked", "pallas", matmul="chunked")
 def selective_scan(
     x: Float[Array, "B T D"],
     dt: Float[Array, "B T D"],
@@ -44,10 +44,11 @@ def selective_scan(
       initial_state: h before the first token. Zero by default.
       segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
       axis: the logical name of the channels D, by which a mesh may split them (`models.partitioning`).
-      implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own derivative) or
-        "chunked" (parallel prefix inside chunks); the last two keep one state per chunk for the backward pass. "auto"
-        is sequential on CPU and chunked elsewhere.
-      chunk_size: tokens per chunk (None: 32 for sequential, 64 for chunked).
+      implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own derivative),
+        "chunked" (parallel prefix inside chunks), "blocked" (inside chunks as that form of `linear_recurrence`) or "pallas" (a
+        TPU kernel, for float32 and bfloat16; interpreted elsewhere); all but the first keep one state per chunk for the backward
+        pass. "auto" is sequential on a CPU, blocked on a GPU, the kernel on a TPU where it applies, and else chunked.
+      chunk_size: tokens per chunk (None: 32 for sequential, 64 for chunked and blocked); the kernel has its own.
 
     Returns:
       y [B, T, D] in the dtype of `x`, zero on padding, and the final state [B, N, D] in float32 (float64 for float64
@@ -56,9 +57,12 @@ def selective_scan(
     Raises:
       ValueError: if shapes disagree or the implementation is unknown.
     """
-    policy = "sequential" if dispatch.on_cpu() else "chunked"
-    form = dispatch.choose("selective_scan", implementation, policy)
     _check(x, dt, A, B, C, D, initial_state, segment_ids)
+    offered = ("reference", "sequential", "chunked", "blocked")
+    offered += ("pallas",) * pallas_selective_scan.supports(x, dt, A, B, C)
+    policies = {"cpu": "sequential", "gpu": "blocked", "tpu": "pallas" if "pallas" in offered else "chunked"}
+    policy = policies.get(dispatch.current_platform(), "chunked")
+    form = dispatch.choose("selective_scan", implementation, policy, offered)
     batch, length, width = x.shape
     dtype = jnp.promote_types(jnp.result_type(x, dt, A, B, C), jnp.float32)
     if initial_state is None:
@@ -67,10 +71,16 @@ def selective_scan(
         options = {"implementation": implementation, "chunk_size": chunk_size}
         return _over_shards(x, dt, A, B, C, D, initial_state.astype(dtype), segment_ids, options)
     # With dt = 0 a padding token leaves the state as it is.
-    x32, dt, B, C = (segments.zero_padding(z, segment_ids).astype(dtype) for z in (x, dt, B, C))
-    inputs = tuple(jnp.moveaxis(z, 1, 0) for z in (x32, dt, B, C))
-    inputs += (None if segment_ids is None else segments.is_start(segment_ids).T,)
+    tokens = tuple(segments.zero_padding(z, segment_ids) for z in (x, dt, B, C))
+    start = None if segment_ids is None else segments.is_start(segment_ids)
     state, A = initial_state.astype(dtype), A.astype(dtype).T
+    if form == "pallas" and length > 1:
+        skip = jnp.zeros(width, dtype) if D is None else D.astype(dtype)
+        y, state = pallas_selective_scan.scan(*tokens[:2], A, *tokens[2:], skip, state, start, axis)
+        return segments.zero_padding(y, segment_ids), state
+    x32, dt, B, C = (z.astype(dtype) for z in tokens)
+    inputs = tuple(jnp.moveaxis(z, 1, 0) for z in (x32, dt, B, C))
+    inputs += (None if start is None else start.T,)
 
     if form == "reference" or length == 1:
         state, y = lax.scan(functools.partial(_step, A), state, inputs)
@@ -82,7 +92,7 @@ def selective_scan(
         of_channels, shared, states = (None, "batch", axis), (None, "batch", None), ("batch", None, axis)
         axes = [(None, axis), states, of_channels, of_channels, shared, shared, (None, "batch")]
         arrays = (A, state, *(z for z in inputs if z is not None))
-        run = functools.partial(_chunked, chunk_size or _CHUNK[form])
+        run = functools.partial(_chunked, form, chunk_size or _CHUNK[form])
         state, y = dispatch.local(run, axes[: len(arrays)], (states, of_channels))(*arrays)
     y = jnp.moveaxis(y, 0, 1)
     if D is not None:
@@ -169,18 +179,25 @@ def _step_backward(A, before, token, dh, dy):
     return dA, _restart(decay * dh, start), (dxdt * dt, ddt, dB, dC, None)
 
 
-def _chunked(chunk_size, A, state, x, dt, B, C, start=None):
+def _chunked(form, chunk_size, A, state, x, dt, B, C, start=None):
     """All chunks, one after the other; of a mesh, on the channels and rows of a device alone."""
+    if form == "blocked":
+        # A for each row, so that its gradient is a sum over tokens and then one over rows. For a sum over both at once XLA turns
+        # everything that has the size of all states into another order of axes, which doubles the traffic.
+        A = lax.optimization_barrier(jnp.broadcast_to(A, state.shape))
     inputs = split((x, dt, B, C, start), *chunking(len(x), chunk_size))
-    state, y = lax.scan(jax.checkpoint(functools.partial(_chunk, A)), state, inputs)
+    state, y = lax.scan(jax.checkpoint(functools.partial(_chunk, form, A)), state, inputs)
     return state, join(y, len(x))
 
 
-def _chunk(A, h, tokens):
+def _chunk(form, A, h, tokens):
     x, dt, B, C, start = tokens
     decay = jnp.exp(dt[:, :, None] * A)
     if start is not None:
         decay = jnp.where(start[..., None, None], 0.0, decay)
     inflow = (dt * x)[:, :, None] * B[..., None]
+    if form == "blocked":
+        (h,), (final,) = time_major_recurrence("blocked", (decay,), (inflow,), (h,), None)
+        return final, jnp.sum(h * C[..., None], 2)
     (h,), (final,) = time_major_recurrence("associative", (decay,), (inflow,), (h,), None)
     return final, jnp.einsum("cbnd,cbn->cbd", h, C, precision=dispatch.matmul_precision(h.dtype))

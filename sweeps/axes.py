@@ -1,13 +1,15 @@
 """The values of a sweep's axes: written out, as expressions, drawn, or listed by a program of the user's.
 
 A,B,C            values
-log:A..B:N       N values from A to B, each the same multiple of the one before it, to three significant digits
+log:A..B:N       N values from A to B, each the same multiple of the one before it
 lin:A..B:N       N values at equal distances
 pow2:A..B        the powers of two from A to B
 log:A..B         any value of a range: how many are drawn is said once, for all such axes
+
+Values have three significant digits, and more where they lie too near to each other for that; A and B are exact.
 """
 
-import importlib.util
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,9 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, check_range
+from common.plugins import program
 from sweeps.request import split_values
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+# Of values of an axis, and of draws: far more than anybody trains.
+MOST = 10_000
 RANGE = re.compile(rf"(log|lin|pow2):({NUMBER})\.\.({NUMBER})(?::(\d+))?")
 
 
@@ -52,7 +57,8 @@ def expand(
         raise UserError(f"{next(iter(ranges))} is a range without a number of values: add it (:5), or --draw=N")
     if draw is None:
         return axes, None
-    check_range("--draw", draw, 1)
+    check_range("--draw", draw, 1, MOST)
+    check_range("--draw_seed", seed, 0)
     if not ranges:
         raise UserError("--draw needs an axis that is a range without a number of values, such as log:1e-4..1e-2")
     return axes, _drawn(ranges, draw, seed)
@@ -66,12 +72,14 @@ def _range(key: str, text: str) -> tuple[str, float, float, int | None] | None:
     if found is None:
         raise UserError(f"{key}={text} is no range: log:A..B:N, lin:A..B:N or pow2:A..B")
     kind, low, high, count = found[1], float(found[2]), float(found[3]), found[4] and int(found[4])
-    if not low < high:
-        raise UserError(f"{key}={text}: the range must go up")
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"{key}={text}: the range must go up, from one number to another")
     if kind != "lin" and low <= 0:
         raise UserError(f"{key}={text}: such a range begins above 0")
     if count is not None and (kind == "pow2" or count < 2):
         raise UserError(f"{key}={text}: " + ("pow2 takes no number" if kind == "pow2" else "at least two values"))
+    if count is not None and count > MOST:
+        raise UserError(f"{key}={text}: at most {MOST:,} values")
     return kind, low, high, count
 
 
@@ -81,14 +89,21 @@ def _values(key: str, kind: str, low: float, high: float, count: int | None) -> 
         if first != int(first) or last != int(last):
             raise UserError(f"{key}: the ends of pow2 are powers of two, {low:g} and {high:g} are not both")
         return [f"{2.0**n:.17g}" for n in range(int(first), int(last) + 1)]
-    made = [_number(value) for value in (np.geomspace if kind == "log" else np.linspace)(low, high, count)]
+    values = (np.geomspace if kind == "log" else np.linspace)(low, high, count).tolist()
+    made = [_number(low, 0)] + [_number(b, b - a) for a, b in itertools.pairwise(values[:-1])] + [_number(high, 0)]
     if len(set(made)) < len(made):
-        raise UserError(f"{key}: {count} values from {low:g} to {high:g} are not different in three significant digits")
+        raise UserError(f"{key}: {count} values from {low!r} to {high!r} are more than there are numbers")
     return made
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}"
+def _number(value: float, distance: float) -> str:
+    """The shortest text of a number, from three significant digits on, that is off by at most a hundredth of the distance to the
+    next one."""
+    rounded = next(
+        (near for digits in range(3, 16) if abs((near := float(f"{value:.{digits}g}")) - value) <= distance / 100),
+        value,
+    )
+    return f"{rounded:.15g}"
 
 
 def _drawn(ranges: Mapping[str, tuple], count: int, seed: int) -> list[dict[str, str]]:
@@ -99,8 +114,12 @@ def _drawn(ranges: Mapping[str, tuple], count: int, seed: int) -> list[dict[str,
     for point in points:
         values = {}
         for u, (key, (kind, low, high, _)) in zip(point, ranges.items()):
-            values[key] = _number(low * (high / low) ** u if kind == "log" else low + u * (high - low))
+            value = low * (high / low) ** u if kind == "log" else low + u * (high - low)
+            # The digits of a point are those of its range, however many are drawn.
+            values[key] = _number(value, min(value, high - low) / 2 if kind == "log" else (high - low) / 10)
         found.append(values)
+    if len({tuple(values.items()) for values in found}) < count:
+        raise UserError(f"--draw={count} is more points than {', '.join(ranges)} can show as different numbers")
     return found
 
 
@@ -113,11 +132,7 @@ def listed(file: str) -> list[dict[str, str]]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"--cells={file}: there is no such file")
-    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location(path.stem, path))
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "cells", None)):
-        raise UserError(f"--cells={file}: it defines no function cells()")
-    found = module.cells()
+    found = program(path, "cells", f"--cells={file}")()
     if not isinstance(found, Sequence) or not found or not all(isinstance(item, Mapping) for item in found):
         raise UserError(f"--cells={file}: cells() is to return a list of dicts, at least one")
     if len({tuple(item) for item in found}) > 1:
@@ -146,5 +161,5 @@ def beyond(values: Sequence[str], value: str) -> list[str]:
     else:
         made = [last + (last - before) * n for n in (1, 2)]
     whole = all(text.lstrip("+-").isdigit() for text in values)
-    made = [f"{value:.0f}" if whole else _number(value) for value in made]
+    made = [f"{value:.0f}" if whole else f"{value:.3g}" for value in made]
     return [text for text in made if text not in values and float(text) != 0]

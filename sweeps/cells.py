@@ -81,9 +81,9 @@ class Cell:
     def differences(self) -> dict[str, tuple[Any, Any]]:
         """By key, what the run in its directory has been asked for and what the cell asks for, where these differ in what
         decides the numbers. Empty without a run."""
-        recorded = read_json(RunDirectory(self.workdir).config)
-        if recorded is None:
+        if not RunDirectory(self.workdir).config.exists():
             return {}
+        recorded = run_directory.read_config(self.workdir)
         old, new = config.flatten(config.complete(recorded, self.config)), config.flatten(self.config)
         different = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
         return {key: (old.get(key), new.get(key)) for key in different if _is_decisive(key)}
@@ -112,7 +112,9 @@ class Cell:
     def result(self) -> dict[str, Any] | None:
         """What `sweeps.result.write` has found for the run that has ended well; None before."""
         found = read_json(self.workdir / RESULT)
-        if found is None or found["steps"] != self.steps or not {str(n) for n in self.lengths} <= set(found["test"]):
+        if not isinstance(found, dict) or not {"steps", "valid", "test", "length"} <= found.keys():
+            return None
+        if found["steps"] != self.steps or not {str(n) for n in self.lengths} <= set(found["test"]):
             return None
         if found.get("asked", []) != list(self.score):
             return None
@@ -154,9 +156,15 @@ def load(workdir: str | Path) -> Cell:
     workdir = run_directory.locate(workdir)
     kept = read_json(jobs.folder(workdir) / "cell.json")
     if kept is None:
-        raise UserError(f"{workdir} is no cell of a sweep: it has no job/cell.json")
-    kept |= {key: tuple(kept.get(key, ())) for key in ("arguments", "lengths", "score")}
-    return Cell(workdir=workdir, **kept)
+        raise UserError(f"{workdir} is no cell of a sweep: it has no job/cell.json that can be read")
+    try:
+        kept |= {key: tuple(kept.get(key, ())) for key in ("arguments", "lengths", "score")}
+        return Cell(workdir=workdir, **kept)
+    except (AttributeError, TypeError):
+        raise UserError(
+            f"{workdir}/job/cell.json is none of this version of the program: give the command of its sweep again, which "
+            "writes it anew"
+        ) from None
 
 
 def here(sweep: Path) -> list[Cell]:
@@ -189,8 +197,8 @@ def plan(request: Request) -> list[Cell]:
         if "." in key and not any(f"--config.{key}=" in argument for row in arguments for argument in row):
             raise UserError(f"no cell has the mixer that {key} is set for")
     asked = [_raw(row) for row in arguments]  # what is misspelt is found before anything is built
-    for name in dict.fromkeys(raw["task"]["name"] for raw in asked):
-        settings.parse(request.score, [name], "--score")
+    distinct = {json.dumps(raw["task"], sort_keys=True): raw["task"] for raw in asked}
+    settings.check_some(request.score, list(distinct.values()), "--score")
     cells, described = [], {}
     for values, row, raw in zip(combinations, arguments, asked):
         key = json.dumps({key: value for key, value in values.items() if key != "seed"})
@@ -212,7 +220,17 @@ def plan(request: Request) -> list[Cell]:
                 **common | {"config": {**common["config"], "seed": raw["seed"]}},
             )
         )
+    _check_different(cells)
     return cells
+
+
+def _check_different(cells: Sequence[Cell]) -> None:
+    """Raises a UserError where two cells are one run, which the report would take for two: 0.001 and 1e-3, seeds 0 and 00."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        same = first.setdefault(json.dumps(cell.config, sort_keys=True), cell)
+        if same is not cell and not cell.error:
+            raise UserError(f"{same.name} and {cell.name} have the same configuration: leave one of them out")
 
 
 def check_directories(cells: Sequence[Cell]) -> None:
@@ -329,5 +347,5 @@ def _arguments(request: Request, values: Mapping[str, str], width: int | None = 
 def directory(values: Mapping[str, str]) -> str:
     """The name of a cell's directory."""
     text = ",".join(f"{key}={value}" for key, value in values.items())
-    name = re.sub(r"[^\w.+=,-]", "_", text)[:150]
+    name = re.sub(r"[^\w.+=,-]", "_", text).encode()[:150].decode(errors="ignore")  # file systems count bytes
     return name if name == text else f"{name}-{zlib.crc32(text.encode()):08x}"

@@ -7,6 +7,7 @@ same command, given again from anywhere, goes on with what is there. `sweeps.dri
 import abc
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ class Resources:
         check_range("--hosts", self.hosts, 1)
         if self.minutes is not None:
             check_range("--minutes", self.minutes, 1)
-        if self.accelerators is not None and not (self.count.isdigit() and int(self.count) > 0):
+        if self.accelerators is not None and not re.fullmatch(r"([^:]+:)*0*[1-9]\d*", self.accelerators):
             raise UserError(f"--accelerators takes NUMBER or KIND:NUMBER, for each host, not {self.accelerators!r}")
 
     @property

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common import appended, hosts
+from common.errors import UserError
 from common.files import modified, read_json, touch, write_atomically
 
 HEARTBEAT = 5.0  # seconds
@@ -53,9 +54,16 @@ class Submitted:
 
 
 def submitted(workdir: Path) -> Submitted | None:
-    """The last job of a cell; None if there was none."""
-    found = read_json(folder(workdir) / "job.json")
-    return None if found is None else Submitted(**found)
+    """The last job of a cell; None if there was none. Raises a UserError for a record that is none."""
+    found = read_json(path := folder(workdir) / "job.json")
+    if found is None:
+        return None
+    try:
+        return Submitted(**found)
+    except TypeError:
+        raise UserError(
+            f"{path} is none of this version of the program: see that no job is at work, and delete it"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +94,12 @@ def attempts(workdir: Path) -> list[Attempt]:
     for line in appended.read(folder(workdir) / "attempts.jsonl"):
         try:
             fields = json.loads(line)
-        except ValueError:  # a crash has cut it
+            if "began" in fields:
+                found.append(Attempt(**fields))
+            elif found:
+                found[-1] = dataclasses.replace(found[-1], **fields)
+        except (ValueError, TypeError):  # a crash has cut it, or it is of another version
             continue
-        if "began" in fields:
-            found.append(Attempt(**fields))
-        elif found:
-            found[-1] = dataclasses.replace(found[-1], **fields)
     if found and found[-1].status is None:
         found[-1] = dataclasses.replace(found[-1], seconds=max(0.0, (alive(workdir) or 0) - found[-1].began))
     return found

@@ -193,6 +193,18 @@ def split_values(text: str) -> list[str]:
     return [*values, value]
 
 
+def names(option: str, text: str) -> tuple[str, ...]:
+    """NAME,NAME,... in their order; none for no text.
+
+    Raises:
+      UserError: for one that is empty or is there twice.
+    """
+    items = text.split(",") if text else []
+    if not all(items) or len(set(items)) < len(items):
+        raise UserError(f"{option} takes different names joined by commas, not {text!r}")
+    return tuple(items)
+
+
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     """N,N,... as numbers in order, each once.
 

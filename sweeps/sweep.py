@@ -37,11 +37,13 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: 
       on with them; else 1, some cells having failed or diverged.
 
     Raises:
-      UserError: for a request that does not fit, or a directory that cannot be written, that holds cells of another
-        configuration or other data, or in which another sweep is at work. Nothing is run then.
+      UserError: for a request that does not fit, or none of whose cells can be run; for a directory that cannot be written, that
+        holds cells of another configuration or other data, or in which another sweep is at work. Nothing is run then.
     """
     grid = cells.plan(request)
     cells.check_directories(grid)
+    if all(cell.error for cell in grid):
+        raise UserError(f"none of the cells can be run; {grid[0].name}: {grid[0].error}")
     say(_costs(grid))
     errors = {cell.name: cell.error for cell in grid if cell.error}
     interrupted = _run(request, chosen, arguments, grid, grid, errors, retries, detach)
@@ -134,15 +136,24 @@ def _status(grid: Sequence[Cell], errors: dict[str, str], interrupted: int) -> i
     return STOPPED if interrupted else 1
 
 
+def there(workdir: Path) -> list[Cell]:
+    """The cells that the directory of a sweep holds.
+
+    Raises:
+      UserError: if it holds none.
+    """
+    if not (found := cells.here(workdir)):
+        raise UserError(f"{workdir} holds no cells of a sweep: give the --workdir of one")
+    return found
+
+
 def status(workdir: Path) -> int:
     """Prints how far each cell of a sweep is, read from their directories; the exit status, as of `run`.
 
     Raises:
       UserError: if the directory holds no cells.
     """
-    grid = cells.here(workdir)
-    if not grid:
-        raise UserError(f"{workdir} holds no cells of a sweep")
+    grid = there(workdir)
     lines, words = [], [driver.status(cell) for cell in grid]
     for cell, word in zip(grid, words):
         found, made = cell.result(), jobs.attempts(cell.workdir)

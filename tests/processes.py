@@ -33,7 +33,7 @@ def run(
     environments: Sequence[Mapping[str, str]] | None = None,
     meanwhile: Callable[[list[subprocess.Popen]], None] = lambda processes: None,
     count: int | None = None,
-    seconds: float = 600,
+    seconds: float = 1800,
 ) -> list[Ended]:
     """Runs Python with the arguments of each process, JAX's variables for joining them in the environment.
 

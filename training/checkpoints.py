@@ -243,8 +243,9 @@ class Checkpoints:
             if step not in self._scores:
                 try:
                     self._scores[step] = self._score(self._record(step))
-                except _Damaged:
+                except _Damaged as damage:
                     self._scores[step] = None
+                    say(f"checkpoint {step} is damaged ({damage}): whether it is the best cannot be told")
         ranked = [step for step in steps if self._scores[step] is not None]
         return min(ranked, key=lambda step: (self._sign * self._scores[step], -step), default=None)
 

@@ -1,6 +1,5 @@
 """The command line of a configuration: `--config=FILE[:ARGUMENT] --config.KEY=VALUE ...`, and how a configuration is shown."""
 
-import importlib.util
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from ml_collections.config_flags import tuple_parser
 
 from common import signatures
 from common.errors import UserError, near, nearest
+from common.plugins import program
 from data import task as tasks
 from models import config as models
 from models import mixer as mixers
@@ -43,8 +43,9 @@ def parse(arguments: Sequence[str], source: Source | None = None) -> ConfigDict:
     """The configuration that a command line asks for.
 
     Args:
-      arguments: `--config=FILE[:ARGUMENT]`, and `--config.KEY=VALUE` or `--config.KEY VALUE` for any key, in any order. A file
-        that is not below the current directory is looked for beside this program. An optional key takes None.
+      arguments: `--config=FILE[:ARGUMENT]`, and `--config.KEY=VALUE` or `--config.KEY VALUE` for any key, in any order; of a
+        key that is given twice the last value counts. A file that is not below the current directory is looked for beside this
+        program. An optional key takes None.
       source: where the weights come from: its model (and tokenizer) stand in place of the file's, and keys that are set on the
         command line in place of the source's.
 
@@ -53,6 +54,7 @@ def parse(arguments: Sequence[str], source: Source | None = None) -> ConfigDict:
         type, and arguments that are left over; and what the file itself refuses.
     """
     file, settings = _split(arguments)
+    settings = list({setting[0]: setting for setting in settings}.values())
     config = _load(file)
     if source is not None:
         _begin_from(source, config)
@@ -140,12 +142,14 @@ def _load(source: str) -> ConfigDict:
     path = next((p for p in (Path(file).expanduser(), ROOT / file) if p.is_file()), None)
     if path is None:
         known = [
-            str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").rglob("*.py")) if "get_config" in p.read_text()
+            str(p.relative_to(ROOT))
+            for p in sorted((ROOT / "configs").rglob("*.py"))
+            if "def get_config" in p.read_text()
         ]
         raise UserError(f"there is no configuration file {file!r}; {near(file, known)}")
-    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("experiment", path))
-    spec.loader.exec_module(module)
-    config = module.get_config(argument)
+    config = program(path, "get_config", f"--config={file} is no configuration file")(argument)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {path} returns {type(config).__name__}; it must return a ConfigDict")
     config.lock()
     return config
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +70,7 @@ class TrainConfig:
         dispatch.check(self.implementation)
         for key in ("steps", "batch_size", "accumulation", "loss_chunks", "keep"):
             check_range(f"train.{key}", getattr(self, key), 1)
+        check_range("train.steps", self.steps, 1, 2**31 - 1)  # they are counted in 32 bits
         for key in (
             "log_every",
             "eval_every",
@@ -79,9 +79,13 @@ class TrainConfig:
             "profile_step",
             "z_loss",
             "watchdog_minutes",
-            "data_workers",
         ):
             check_range(f"train.{key}", getattr(self, key), 0)
+        check_range("train.data_workers", self.data_workers, 0, 1024)  # all are started at once
+        if self.profile_step > self.steps:
+            raise UserError(
+                f"train.profile_step={self.profile_step} is behind the last of train.steps={self.steps}; lower it"
+            )
         if self.batch_size % self.accumulation:
             raise UserError(f"train.batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}")
         if self.carry and self.data_workers:
@@ -188,6 +192,8 @@ def resolve(config: ConfigDict | Mapping[str, Any], with_data: bool = True) -> C
     name = raw["task"].get("name")
     if name is None:
         raise UserError("config.task.name is missing: it says which task to train on")
+    if not isinstance(name, str):
+        raise UserError(f"config.task.name takes str, got {name!r}")
     name = tasks.full(name)
     make = tasks.create if with_data else tasks.outline
     task = make(name, **{key: value for key, value in raw["task"].items() if key != "name"})
@@ -256,7 +262,7 @@ def _completed(
     result = dict(values)
     for key, now in used.items():
         old = values.get(key)
-        if isinstance(now, Mapping):
+        if isinstance(now, Mapping) and (old is None or isinstance(old, Mapping)):
             result[key] = _completed(old or {}, now, standard.get(key) or now, derived)
         elif key in values and old not in derived:
             result[key] = old
@@ -275,7 +281,8 @@ def _fill(options: Mapping[str, Any], task: tasks.Task) -> dict[str, Any]:
     """The model's options with what was left to the task (None) filled in."""
     spec = task.spec
     lists = ("prefix", "pattern", "suffix", "channel_scales")
-    model = dict(options) | {key: tuple(options.get(key, ())) for key in lists}
+    given = {key: options.get(key, ()) for key in lists}
+    model = dict(options) | {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     derived = {"length": spec.length, "causal": bool(spec.causal), "tie_embeddings": spec.objective == "causal_lm"}
     if spec.objective in ("regression", "token_regression"):
         derived["loss"] = "squared"
@@ -302,9 +309,7 @@ def section(cls: type, values: Mapping[str, Any], where: str, given: Mapping[str
     parameters = {k: p for k, p in inspect.signature(cls).parameters.items() if k not in given}
     required = [k for k, p in parameters.items() if p.default is inspect.Parameter.empty]
     check_keys(values, tuple(parameters), required, where)
-    for key, value in values.items():
-        if isinstance(value, float) and math.isnan(value):
-            raise UserError(f"{where}.{key} is not a number (nan)")
+    signatures.check(cls, values, lambda key: f"{where}.{key}")
     return cls(**values, **given)
 
 

@@ -78,6 +78,8 @@ def find(address: str) -> Source:
     Raises:
       UserError: if there is neither a checkpoint nor a run.
     """
+    if not address.strip():
+        raise UserError("--init_from is empty: give the directory of a run, or hf: and a folder")
     address = locate(address)
     if address.startswith(HF):
         folder = Path(address.removeprefix(HF))
@@ -95,8 +97,6 @@ def find(address: str) -> Source:
         raise UserError(f"there is no run {address}; --init_from takes the directory of a run, or hf: and a folder")
     root, _ = _run(address)
     raw = read_config(root)
-    if not all(isinstance(raw.get(name), Mapping) for name in ("model", "task")):
-        raise UserError(f"{RunDirectory(root).config} is damaged: it lacks a section; give back the one of the run")
     return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"])
 
 

@@ -72,7 +72,8 @@ class MetricWriter:
         if jax.process_index() != 0:
             return
         run = RunDirectory(remote.at(workdir))
-        kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step]
+        with writing(run.metrics):
+            kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step]
         self._earlier = {(line["split"], line["step"]) for line in kept}
         self._written = set()
         with writing(run.metrics):
@@ -222,6 +223,13 @@ def _decode(text: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except ValueError:
         return None
-    if not isinstance(line, dict) or not {"step", "split"} <= set(line):
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not isinstance(line.get("split"), str):
         return None
-    return {key: float(value) if isinstance(value, str) and key != "split" else value for key, value in line.items()}
+    try:
+        return {key: value if key in ("step", "split") else _read_number(value) for key, value in line.items()}
+    except (TypeError, ValueError):
+        return None
+
+
+def _read_number(value: Any) -> int | float:
+    return value if isinstance(value, int) else float(value)

@@ -23,9 +23,9 @@ from jax.experimental import multihost_utils
 
 from common import hosts, remote, roll_call
 from common.errors import UserError
-from common.files import read_json, write_atomically
+from common.files import write_atomically
 from common.lock import locked
-from training.config import Config, complete, flatten
+from training.config import SECTIONS, Config, complete, flatten
 from training.optimizer import schedule
 
 # Keys (with all below them) that a run may be resumed with other values of. Of these, `steps` (through the schedule),
@@ -146,7 +146,7 @@ def open_run(
         changes = _changes(run, config)
         other = check_data(run.root, fingerprint, allow_other_data)
         _tell(run, config, changes)
-        launches = read(run.environment) if run.environment.exists() else []
+        launches = _launches(run.root)
         launch = environment() | {"config_changes": changes, "fingerprint": fingerprint, **(notes or {})}
         if other is not None:
             launch["fingerprint_before"] = other
@@ -208,12 +208,25 @@ def reading(path: Path) -> Iterator[None]:
 
 def recorded_data(workdir: str | Path) -> str | None:
     """The fingerprint of the data of a run's last launch; None if there is no record of it, as in runs of older code, whose
-    fingerprints (under "data") were made in another way."""
-    launches = read_json(RunDirectory(remote.at(workdir)).environment)
-    recorded = [
-        launch["fingerprint"] for launch in launches or () if isinstance(launch, dict) and "fingerprint" in launch
-    ]
+    fingerprints (under "data") were made in another way.
+
+    Raises:
+      RunDirectoryError: if the record is damaged.
+    """
+    recorded = [launch["fingerprint"] for launch in _launches(workdir) if "fingerprint" in launch]
     return recorded[-1] if recorded else None
+
+
+def _launches(workdir: str | Path) -> list[dict[str, Any]]:
+    """What `environment.json` holds; nothing before the first launch. Raises a RunDirectoryError if it is damaged."""
+    path = RunDirectory(remote.at(workdir)).environment
+    launches = read(path) if path.exists() else []
+    if not isinstance(launches, list) or not all(isinstance(launch, dict) for launch in launches):
+        raise RunDirectoryError(
+            f"{path} is damaged: it is no list of launches, which say what data the run was trained on; give it back, or "
+            "delete it and do without"
+        )
+    return launches
 
 
 def check_data(workdir: Path, fingerprint: str, allow_other: bool) -> str | None:
@@ -231,6 +244,8 @@ def check_data(workdir: Path, fingerprint: str, allow_other: bool) -> str | None
       RunDirectoryError: if it is another one.
     """
     own = recorded_data(workdir)
+    if own is None and saved_steps(RunDirectory(workdir).checkpoints):
+        print(f"{workdir} has no record of its data: whether it is what is here now cannot be told", flush=True)
     if own is None or own == fingerprint:
         return None
     what = f"the data of {workdir} (fingerprint {own[:12]}) is not the data that is here now ({fingerprint[:12]})"
@@ -244,12 +259,20 @@ def check_data(workdir: Path, fingerprint: str, allow_other: bool) -> str | None
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
-    """The configuration of the run in a directory. Raises RunDirectoryError if there is none."""
+    """The configuration of the run in a directory. Raises RunDirectoryError if there is none, or it is damaged."""
     run = RunDirectory(locate(workdir))
     with reading(run.root):
         if not run.config.is_file():
             raise RunDirectoryError(f"{run.root} is not a run directory: it has no config.json")
-        return read(run.config)
+        raw = read(run.config)
+    sections = [name for name in SECTIONS if name != "seed"]
+    missing = [name for name in sections if not isinstance(raw, dict) or not isinstance(raw.get(name), Mapping)]
+    if missing:
+        raise RunDirectoryError(
+            f"{run.config} is damaged: it has no section {' and no section '.join(missing)}; give back the one that the run was "
+            "made with"
+        )
+    return raw
 
 
 def environment() -> dict[str, Any]:
@@ -279,7 +302,7 @@ def _changes(run: RunDirectory, config: Config) -> dict[str, dict[str, Any]]:
                 f"{run.root} has checkpoints but no config.json: give it back or use a new --workdir"
             )
         return {}
-    old, new = flatten(complete(read(run.config), config.raw)), flatten(config.raw)
+    old, new = flatten(complete(read_config(run.root), config.raw)), flatten(config.raw)
     differing = [key for key in sorted({*old, *new}) if old.get(key, "absent") != new.get(key, "absent")]
     changes = {key: {"from": old.get(key, "absent"), "to": new.get(key, "absent")} for key in differing}
     fixed = {k: v for k, v in changes.items() if not any(f"{k}.".startswith(f"{name}.") for name in RESUMABLE)}
@@ -327,7 +350,7 @@ def saved_steps(checkpoints: Path) -> list[int]:
     """The steps that have a finished checkpoint, in order: on an object store those that say so."""
     if not checkpoints.is_dir():
         return []
-    found = [path for path in checkpoints.iterdir() if path.name.isdigit() and path.is_dir()]
+    found = [path for path in checkpoints.iterdir() if re.fullmatch("[0-9]+", path.name) and path.is_dir()]
     if remote.is_address(checkpoints):
         found = [path for path in found if (path / remote.COMMITTED).exists()]
     return sorted(int(path.name) for path in found)

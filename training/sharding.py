@@ -6,6 +6,7 @@ names mean on a mesh; `jit` does the rest. All axes are of the type Auto: the co
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -43,9 +44,10 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
     for axis in sizes:
         if axis not in AXES:
             raise UserError(f"there is no mesh axis {axis!r}; {near(axis, AXES)}")
-    if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes.values())
+    if not whole or list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         text = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
-        raise UserError(f"sizes of the mesh are 1 or more, and one of them may be -1; got {text}")
+        raise UserError(f"sizes of the mesh are whole numbers of 1 or more, and one of them may be -1; got {text}")
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -164,17 +166,32 @@ def tracing(mesh: Mesh) -> Iterator[None]:
         target = sharding(axes, x.shape, mesh)
         return x if mesh.size == 1 else jax.lax.with_sharding_constraint(x, target)
 
+    def whole(axes, shape):
+        """`spec` with the axes of one device, too: without checks, gradients are summed over all axes that are not named."""
+        alone = tuple(axis for axis in AXES if mesh.shape[axis] == 1)
+        first, *rest = (() if entry is None else entry for entry in spec(axes, shape, mesh))
+        return PartitionSpec((*((first,) if isinstance(first, str) else first), *alone), *rest)
+
     def localise(function, inputs, output, kernel):
         def run(*arrays):
-            in_specs = tuple(spec(axes, x.shape, mesh) for axes, x in zip(inputs, arrays, strict=True))
+            of_axes = whole if kernel else functools.partial(spec, mesh=mesh)
+            in_specs = tuple(of_axes(axes, x.shape) for axes, x in zip(inputs, arrays, strict=True))
             found = jax.eval_shape(function, *arrays)
             if output and isinstance(output[0], tuple):
-                out_specs = tuple(spec(axes, x.shape, mesh) for axes, x in zip(output, found, strict=True))
+                out_specs = tuple(of_axes(axes, x.shape) for axes, x in zip(output, found, strict=True))
             else:
-                out_specs = jax.tree.map(lambda x: spec(output, x.shape, mesh), found)
+                out_specs = jax.tree.map(lambda x: of_axes(output, x.shape), found)
             checked = {"check_vma": not kernel}  # what a kernel returns does not say over which axes it differs
-            whole = function if kernel else differing(in_specs, out_specs)
-            return jax.shard_map(whole, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arrays)
+            of_device = (summed if kernel else differing)(in_specs, out_specs)
+            return jax.shard_map(of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arrays)
+
+        def summed(in_specs, out_specs):
+            """The function, and the sums of its results over axes that split arguments and not the result."""
+            every = set().union(*map(used, in_specs))
+            is_spec = lambda x: isinstance(x, PartitionSpec)
+            missing = jax.tree.map(lambda spec: tuple(sorted(every - used(spec))), out_specs, is_leaf=is_spec)
+            add = lambda x, axes: jax.lax.psum(x, axes) if axes else x
+            return lambda *arrays: jax.tree.map(add, function(*arrays), missing)
 
         def differing(in_specs, out_specs):
             """The function of arguments that are marked as different wherever results are: the derivative of one that is the same
@@ -187,13 +204,6 @@ def tracing(mesh: Mesh) -> Iterator[None]:
         return function if mesh.size == 1 or sequence.is_inside() else run
 
     def place(function, arguments, axes, results):
-        # Axes of one device are named, too: gradients are summed over all that are not.
-        alone = tuple(axis for axis in AXES if mesh.shape[axis] == 1)
-
-        def whole(axes, shape):
-            first, *rest = (() if entry is None else entry for entry in spec(axes, shape, mesh))
-            return PartitionSpec((*((first,) if isinstance(first, str) else first), *alone), *rest)
-
         of_leaf = lambda axes: lambda x: whole(axes, x.shape)
         in_specs = {name: jax.tree.map(of_leaf(axes[name]), x) for name, x in arguments.items()}
         out_specs = tuple(whole(axes, shape) for axes, shape in results)

@@ -77,6 +77,7 @@ class Bin(Reader):
             elif value is not None or split not in own:
                 own.pop(split, None)
                 shares[split] = None if value is None else share(value)
+        flat.check_apart(own)
         opened = {split: [_Ids(file, self._dtype) for file in found] for split, found in own.items()}
         kinds = {one.dtype.str for ones in opened.values() for one in ones}
         if len(kinds) > 1:
@@ -106,7 +107,8 @@ class Bin(Reader):
 
     def _index(self, split: str, parts: "list[_Part]", folder: pathlib.Path) -> int:
         """Writes where the documents of a split end, and gives its largest id."""
-        largest = before = last = 0
+        largest = before = last = ended = 0
+        needs_eot = split == "train" and self._eot is not None and any(part.of.index is None for part in parts)
         with contextlib.closing(flat.Numbers(folder / f"{split}.ends.npy")) as ends:
 
             def append(more: np.ndarray) -> int:
@@ -122,7 +124,9 @@ class Bin(Reader):
                     if block.dtype.kind == "i" and block.min() < 0:
                         raise UserError(f"{part.of.path} holds the id {block.min()}, below 0; its index is wrong")
                     if self._eot is not None and part.of.index is None:
-                        last = append(np.flatnonzero(block == self._eot) + at + 1)
+                        places = np.flatnonzero(block == self._eot)
+                        ended += len(places)
+                        last = append(places + at + 1)
                     at += len(block)
                 for found in part.of.document_ends(part.start, part.stop):
                     last = append(found - part.start + before)
@@ -133,6 +137,8 @@ class Bin(Reader):
             last = append(np.array([before]))
         if not before:
             raise UserError(f"the {split} split has no ids; give more, or another share")
+        if needs_eot and not ended:
+            raise UserError(f"no id of train is eot={self._eot}: give the one that documents end with, or leave it out")
         return largest
 
 
@@ -160,12 +166,14 @@ class _Ids:
                 beginning = file.read(HEADER)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
-        magic = struct.unpack("<i", beginning[:4])[0] if len(beginning) == HEADER else None
+        magic = struct.unpack("<i", beginning[:4])[0] if len(beginning) >= 4 else None
         if self.index.is_file():
             dtype = self._read_index()
         else:
             self.index = None
             if magic in MAGIC:
+                if size < HEADER:
+                    raise UserError(f"{path} ends within its header; fetch it again")
                 dtype, self.offset = MAGIC[magic], HEADER
         self.read = [path] if self.index is None else [path, self.index]
         self.dtype = np.dtype(dtype).newbyteorder("<")
@@ -175,8 +183,9 @@ class _Ids:
                 f"{path} has {size:,} bytes, which are no whole ids of {dtype}; give dtype=uint16 or uint32"
             )
         said = struct.unpack("<i", beginning[8:12])[0] if self.offset else self.size
-        if self.index is not None and len(self._sizes):
-            said = int(self._starts[-1]) // self.dtype.itemsize + int(self._sizes[-1])
+        if self.index is not None:
+            some = len(self._sizes) > 0
+            said = int(self._starts[-1]) // self.dtype.itemsize + int(self._sizes[-1]) if some else 0
         if said != self.size:
             raise UserError(f"{path} holds {self.size:,} ids, and its header or index says {said:,}; fetch it again")
 
@@ -201,6 +210,12 @@ class _Ids:
         """Where documents of the index end, from `start` to `stop`, in pieces."""
         for at in range(0, len(self._documents) if self.index else 0, 2**16):
             numbers = self._documents[at : at + 2**16]
+            if (np.diff(numbers) < 0).any() or (
+                len(numbers) and not 0 <= numbers[0] <= numbers[-1] <= len(self._sizes)
+            ):
+                raise UserError(
+                    f"{self.index}: documents do not follow each other, or it has fewer sequences; make it anew"
+                )
             numbers = numbers[numbers > 0]
             if len(numbers):
                 # The last sequence of each document.

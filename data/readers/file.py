@@ -34,6 +34,7 @@ class File(Reader):
             root, kept = pathlib.Path(absolute(where)), pathlib.Path(absolute(cache))
             # What is kept between runs may lie in the folder of the text.
             found[split] = local_text.find(root, kept / "corpora" if kept == root else kept)
+        flat.check_apart({split: one.files for split, one in found.items()})
         cut = None
         if held_out:
             # What has files of its own is not cut off.

@@ -34,7 +34,7 @@ class Jsonl(FileRecords):
         place = f"{source}, line {number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: it is no JSON ({error}); each line must be one object") from None
         if not isinstance(record, dict):
             raise UserError(f"{place}: it is no JSON object but {str(record)[:40]!r}; each line must be one object")

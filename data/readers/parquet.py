@@ -29,12 +29,15 @@ class Parquet(FileRecords):
                         f"{source}: there is no column {self.field!r} ({near(self.field, file.schema_arrow.names)}); give it as "
                         "field=NAME"
                     )
+                if file.schema_arrow.names.count(self.field) > 1:
+                    raise UserError(f"{source}: there are several columns {self.field!r}; name them differently")
                 kind = file.schema_arrow.field(self.field).type
-                if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+                held = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+                if held not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
                     raise UserError(
                         f"{source}: the column {self.field!r} holds no text but {kind}; give another as field=NAME"
                     )
                 for batch in file.iter_batches(ROWS, columns=[self.field]):
                     yield from batch.column(0).to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"{source} is no intact parquet file ({error})") from error

@@ -70,9 +70,17 @@ class AssociativeRecall(GeneratedTask):
         return token_row(inputs, labels, scored)
 
     def floors(self, split: str = "test") -> dict[str, float]:
-        """Accuracy of any value, of the most common label, and of the label that the row has held most often."""
+        """Accuracy of any value, of the most common label, of the label that the row has held most often, and of the value that
+        most of its different keys have, each of which is as likely to be asked for."""
+        right = 0.0
+        for row in self.rows(split):
+            pairs = row["inputs"][: -1 - self._key_tokens].reshape(self._pairs, -1)
+            values, counts = np.unique(np.unique(pairs, axis=0)[:, -1], return_counts=True)
+            best = values[counts == counts.max()]
+            right += (row["targets"][-1] in best) / len(best)
         return {
             "chance": 1 / self._values,
             "majority": majority(self, split),
             "most frequent of the row": most_frequent_label(self, split),
+            "value of most keys": right / self.num_examples(split),
         }

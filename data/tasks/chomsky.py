@@ -22,7 +22,8 @@ compute_sqrt                 a number, its highest bit first: the whole part of 
 bucket_sort                  digits: the digits in order
 
 The paper trains on lengths 1 to 40 and tests on 41 to 500, where its score is the accuracy of the tokens averaged over lengths:
-`eval.py --set task.shortest=41 task.longest=500`. All of the paper's fifteen problems are here, and `dyck`, which is not of it.
+the string accuracy of `eval.py --set task.shortest=41 task.longest=500`, while accuracy is of all tokens, of which long answers
+have more. All of the paper's fifteen problems are here, and `dyck`, which is not of it.
 Departures: lengths are drawn row by row (there, batch by batch). Lengths too short for a problem have the source's stand-ins:
 of solve_equation up to 2 zeros and the answer 0, of the two with numbers one number, that is the sum, and the product 0.
 """
@@ -31,10 +32,12 @@ import collections
 import math
 from typing import ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from common.errors import UserError, check_choice, check_range
+from data import metrics
 from data.generated import GeneratedTask, majority
 from data.rows import token_row
 from data.task import MOST_IDS, Spec
@@ -63,6 +66,23 @@ PROBLEMS = {  # tokens of strings, labels, tokens of the answer to a string of n
 }
 
 
+def string_sums(scores, targets, weights):
+    """The number of strings that are asked for, and the sum over them of the share of their answer that is right."""
+    asked = (weights > 0).sum(1)
+    right = ((weights > 0) & metrics.is_correct(scores, targets)).sum(1)
+    return {"strings": jnp.sum(asked > 0, dtype=jnp.float32), "shares": jnp.sum(right / jnp.maximum(asked, 1))}
+
+
+STRING_ACCURACY = metrics.Metric(
+    name="string_accuracy",
+    **metrics.PERCENT,
+    value=lambda sums: sums["shares"] / sums["strings"],
+    sums=string_sums,
+    of=metrics.CLASSES,
+    whole_rows=True,
+)
+
+
 class Chomsky(GeneratedTask):
     """One of the problems of the table above.
 
@@ -87,7 +107,8 @@ class Chomsky(GeneratedTask):
         self._ask, self._blank = tokens, tokens + 1
         self.name = f"chomsky/{problem}"
         vocab = tokens + 2
-        self.spec = Spec(vocab, None, vocab, "token_labels", longest * (1 + growth) + more, causal=True)
+        shown = ("accuracy", "row_accuracy", STRING_ACCURACY)
+        self.spec = Spec(vocab, None, vocab, "token_labels", longest * (1 + growth) + more, causal=True, metrics=shown)
 
     def draw(self, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         size = int(rng.integers(self._shortest, self._longest + 1))

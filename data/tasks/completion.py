@@ -150,6 +150,7 @@ class Completion(Task):
 def _asked(path: pathlib.Path, number: int, line: bytes) -> Asked:
     try:
         record = json.loads(line)
+        json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except ValueError:
         record = None
     if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("text", "value")):

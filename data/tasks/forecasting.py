@@ -25,6 +25,7 @@ from data.task import Outline, Spec, Task
 MONTH = 30 * 24
 DAY = {"ETTh": 24, "ETTm": 96}  # steps of a day
 LONGEST = 2**24
+FIT_ROWS, RIDGE = 5000, 1e-3  # of the linear map
 
 MSE = Metric(
     name="mse",
@@ -113,8 +114,9 @@ class Forecasting(Task):
         return real_row(inputs, self._values[middle : middle + self._horizon].reshape(-1), np.ones((), np.float32))
 
     def floors(self, split: str = "test") -> dict[str, float]:
-        """Mean squared error of the mean of train, of the last value, and of the values a day ago (24 steps where the name of the
-        file does not say how long a day is), the last known day again and again."""
+        """Mean squared error of the mean of train, of the last value, of the values a day ago (24 steps where the name of the
+        file does not say how long a day is), the last known day again and again, and of one linear map of the inputs less the
+        last value for all columns, which was fitted on train (NLinear, arXiv 2205.13504)."""
         squares = np.zeros(3)
         length, horizon = self.spec.length, self._horizon
         first = self._begins[split] + length
@@ -125,7 +127,32 @@ class Forecasting(Task):
             before = middles + step - season * math.ceil((step + 1) / season)
             guesses = (0, self._values[middles - 1], self._values[before])
             squares += [np.mean(np.square(truth - guess)) for guess in guesses]
-        return dict(zip(("mean", "last value", "a day ago"), (squares / horizon).tolist(), strict=True))
+        found = dict(zip(("mean", "last value", "a day ago"), (squares / horizon).tolist(), strict=True))
+        return found | {"linear": self._linear(split)}
+
+    def _linear(self, split):
+        """Mean squared error of least squares on at most `FIT_ROWS` windows of each column of train."""
+        length, horizon = self.spec.length, self._horizon
+        columns = range(self._values.shape[1])
+
+        def windows(of, column, step):
+            first = self._begins[of]
+            part = self._values[first : first + self._windows[of] + length + horizon - 1, column]
+            view = np.lib.stride_tricks.sliding_window_view(part, length + horizon)[::step]
+            view = view - view[:, length - 1 : length]
+            # The last of the inputs is now 0: a constant takes its place.
+            return np.concatenate([view[:, : length - 1], np.ones((len(view), 1))], 1), view[:, length:]
+
+        squares, products = RIDGE * np.eye(length), np.zeros((length, horizon))
+        for column in columns:
+            x, y = windows("train", column, -(-self._windows["train"] // FIT_ROWS))
+            squares, products = squares + x.T @ x, products + x.T @ y
+        weights = np.linalg.solve(squares, products)
+        errors = []
+        for column in columns:
+            x, y = windows(split, column, 1)
+            errors.append(np.mean(np.square(x @ weights - y)))
+        return float(np.mean(errors))
 
     def content(self) -> str:
         return self._content

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ from data import lines, lra, metrics, tokenizers
 from data.rows import ending_row
 from data.task import MOST_IDS, Outline, Spec, Task
 
+WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 # exp of the mean over rows of the nats of a word.
 WORD_PERPLEXITY = dataclasses.replace(
     metrics.WORD_PERPLEXITY,
@@ -108,14 +110,23 @@ class Lambada(Task):
 
     def floors(self, split: str = "test") -> dict[str, float]:
         """Row accuracy of the commonest last word, and of the word of the passage that is the commonest in it, of equal ones the
-        last."""
-        words = [word for _, word in self._texts]
-        _, most = collections.Counter(words).most_common(1)[0]
-        right = 0
-        for before, word in self._texts:
-            counts = collections.Counter(reversed(before.split()))
-            right += bool(counts) and f" {max(counts, key=counts.get)}" == word
-        return {"commonest last word": most / len(words), "commonest of the passage": right / len(words)}
+        last; and the same of its names, which are words that begin with a capital here and with none in no passage."""
+        last = [word for _, word in self._texts]
+        _, most = collections.Counter(last).most_common(1)[0]
+        words = [WORD.findall(before) for before, _ in self._texts]
+        small = {word for own in words for word in own if word[0].islower()}
+        right = np.zeros(2)
+        for own, word in zip(words, last):
+            names = [one for one in own if one[0].isupper() and one[0].lower() + one[1:] not in small]
+            for i, known in enumerate((own, names)):
+                counts = collections.Counter(reversed(known))
+                right[i] += bool(counts) and f" {max(counts, key=counts.get)}" == word
+        passage, name = (right / len(last)).tolist()
+        return {
+            "commonest last word": most / len(last),
+            "commonest of the passage": passage,
+            "commonest name of the passage": name,
+        }
 
     def content(self) -> str:
         return self._content
@@ -131,6 +142,7 @@ def _passage(path: pathlib.Path, number: int, line: bytes) -> tuple[str, str]:
     """A passage without its last word, and a blank and that word."""
     try:
         text = json.loads(line)["text"].strip()
+        text.encode()  # half of a surrogate pair is no text
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f'{path}, line {number}, is no JSON object with a string "text"') from None
     before, _, word = text.rpartition(" ")

@@ -1,7 +1,7 @@
 """Pathfinder and Path-X of the Long Range Arena: whether two discs lie on one dashed contour, read pixel by pixel.
 
-Side 32 is Pathfinder (1,024 positions), 128 Path-X (16,384), 256 Path-256 (65,536); the "hard" images, whose contours have
-14 dashes.
+Side 32 is Pathfinder (1,024 positions), 128 Path-X (16,384), 256 Path-256 (65,536), and 64 lies between. Contours have 6 dashes
+("easy"), 9 ("intermediate") or 14 ("hard", which is what is published).
 
 lra   pixels are token ids 0 to 255.
 s4    one real channel, 0 to 1.
@@ -26,7 +26,7 @@ from data import images, lra, pathfinder
 from data.rows import class_row
 from data.task import Task
 
-CONTOURS = "curv_contour_length_14"
+CONTOURS = {"easy": "curv_baseline", "intermediate": "curv_contour_length_9", "hard": "curv_contour_length_14"}
 
 
 class Pathfinder(Task):
@@ -35,12 +35,13 @@ class Pathfinder(Task):
     Args:
       protocol: "lra" or "s4".
       source: "generated" or "archive".
-      side: 32, 128 or 256.
+      side: 32, 64, 128 or 256.
       data_dir: the unpacked LRA archive, for source="archive" (which needs Pillow).
       cache_dir: for images that are drawn; None for the environment's MIXOLOGY_CACHE, else ~/.cache/mixology.
+      difficulty: "easy", "intermediate" or "hard".
 
     Raises:
-      UserError: for an unknown source or side, a missing data_dir or a corrupt file.
+      UserError: for an unknown source, side or difficulty, a missing data_dir or a corrupt file.
       UserError: for a missing file.
     """
 
@@ -53,7 +54,9 @@ class Pathfinder(Task):
         side: int = 32,
         data_dir: Folder | None = None,
         cache_dir: Folder | None = None,
+        difficulty: str = "hard",
     ):
+        check_choice("difficulty", difficulty, CONTOURS)
         check_choice("protocol", protocol, lra.PROTOCOLS)
         check_choice("source", source, ("generated", "archive"))
         if side not in pathfinder.PARAMETERS:
@@ -63,17 +66,17 @@ class Pathfinder(Task):
                 f"source={source!r} and data_dir={data_dir!r} do not fit: source='archive' needs the folder lra_release of "
                 f"{lra.ARCHIVE}, fetched and unpacked, as data_dir, and source='generated' reads none"
             )
-        self.name = f"pathfinder{side}/{protocol}/{source}"
+        self.name = f"pathfinder{side}/{protocol}/{source}" + ("" if difficulty == "hard" else f"/{difficulty}")
         self.side = side
         self._ids = protocol == "lra"
         self.spec = images.spec(side * side, 2, self._ids)
         self._generated = source == "generated"
         if self._generated:
-            self._drawn = pathfinder.drawn(side, cache_dir)
+            self._drawn = pathfinder.drawn(side, cache_dir, difficulty)
             self.fingerprint_rows = 3  # a large image takes a quarter of a second
             self._sizes = pathfinder.SIZES
         else:
-            self._folder = lra.locate(data_dir, f"pathfinder{side}/{CONTOURS}")
+            self._folder = lra.locate(data_dir, f"pathfinder{side}/{CONTOURS[difficulty]}")
             paths, labels, self._sha256 = _metadata(self._folder)
             empty = _empty(self._folder, paths)
             if empty.any():

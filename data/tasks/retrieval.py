@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 
 from common.errors import UserError, check_choice
-from common.files import Folder, cache_folder, write_atomically
+from common.files import Folder, cache_folder, in_cache, write_atomically
 from data import lra
 from data.rows import class_row
 from data.task import Outline, Spec, Task
@@ -124,13 +124,15 @@ class _Lines:
                 self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
-        # A file that was unpacked again has another time, so an old index is never taken for it.
-        key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:32]
+        # A file that was unpacked again has another time of change, so an old index is never taken for it.
+        facts = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        key = hashlib.sha256(facts.encode()).hexdigest()[:32]
         stored = cache / f"{key}.npz"
         if not stored.exists():
             buffer = io.BytesIO()
             np.savez(buffer, **self._index())
-            write_atomically(stored, buffer.getvalue())
+            with in_cache(stored):
+                write_atomically(stored, buffer.getvalue())
         with np.load(stored) as index:
             self._starts, self.labels, self.sha256 = index["starts"], index["labels"], str(index["sha256"])
 

@@ -113,12 +113,13 @@ class Ruler(GeneratedTask):
         ids = np.pad(ids, (length + 1 - len(ids), 0), constant_values=ord("\n"))
         return token_row(ids[:-1], ids[1:], np.arange(length) >= length - len(answer))
 
-    def text(self, split: str, rng: np.random.Generator) -> tuple[bytes, str, int]:
-        """The text of a row with its answer, the answer, and how many different answers of its form the text holds."""
+    def text(self, split: str, rng: np.random.Generator) -> tuple[bytes, str, float]:
+        """The text of a row with its answer, the answer, and one in how many guesses is right where the text is only known to
+        hold the parts of the answer, in their order if that is the answer's."""
         if self.kind in NEEDLES:
             return self._needles(split, rng)
-        body, question, answer, candidates = getattr(self, f"_{self.kind.split('_')[0]}")(rng)
-        return (body + question + answer).encode(), answer, candidates
+        body, question, answer, guesses = getattr(self, f"_{self.kind.split('_')[0]}")(rng)
+        return (body + question + answer).encode(), answer, guesses
 
     def _needles(self, split, rng):
         haystack, key_kind, value_kind, num_keys, num_values, asked = NEEDLES[self.kind]
@@ -166,7 +167,9 @@ class Ruler(GeneratedTask):
                 b"\n" + needles[needle].encode() + piece for needle, piece in zip(order, pieces[1:], strict=True)
             )
             body += b"\n"
-        return head.encode() + body + question.encode() + answer.encode(), answer, candidates
+        # Of several values of one key there are no others.
+        guesses = 1 if num_values > 1 else math.perm(candidates, asked)
+        return head.encode() + body + question.encode() + answer.encode(), answer, guesses
 
     def _vt(self, rng):
         names = _different(lambda rng: "".join(chr(65 + i) for i in rng.integers(26, size=5)), rng, HOPS + 1)
@@ -179,7 +182,7 @@ class Ruler(GeneratedTask):
         lines = [NOISE] * (room // len(NOISE))
         for place, link in zip(np.sort(rng.choice(len(lines) + 1, len(chain), replace=False))[::-1], chain[::-1]):
             lines.insert(int(place), link)
-        return head + "".join(lines), question, answer, math.factorial(len(names))
+        return head + "".join(lines), question, answer, 1  # there are no other variables
 
     def _cwe(self, rng):
         often, rarely = (30, 3) if self.spec.length >= LONG else (6, 1)
@@ -195,7 +198,7 @@ class Ruler(GeneratedTask):
         listed = [listed[i] for i in rng.permutation(fitting)]
         answer = ", ".join(dict.fromkeys(word for word in listed if word in common))
         body = " ".join(f"{i}. {word}" for i, word in enumerate(listed, 1))
-        return head + body, question, answer, math.perm(len(set(listed)), COMMON)
+        return head + body, question, answer, math.comb(len(set(listed)), COMMON)
 
     def _fwe(self, rng):
         head = "Read the following coded text and track the frequency of each coded word.\n"
@@ -236,15 +239,17 @@ class Ruler(GeneratedTask):
         frame = lambda i, text: f"Document {i}:\n{text}\n\n"
         kept = _fitting((len(frame(i, text)) for i, text in enumerate(texts, 1)), room) // 2
         body = "".join(frame(i, texts[j]) for i, j in enumerate(rng.permutation(2 * kept), 1))
-        return head + body, question, answer, kept if self.kind == "qa_1" else len(set(land_of[:kept]))
+        # The land in which most towns are is the best guess.
+        most = 1 if self.kind == "qa_1" else max(map(land_of[:kept].count, lands))
+        return head + body, question, answer, kept / most
 
     def floors(self, split: str = "test") -> dict[str, float]:
-        """Row accuracy of any answer of the form that is asked for and of which the text holds the parts: numbers, words, ..."""
+        """Row accuracy of any answer of the form that is asked for and of which the text holds the parts: numbers, words, ..., in
+        the order of the text where that is asked for; of lands the one that the text has most often."""
         share = 0.0
         for index in range(self.num_examples(split)):
             rng = np.random.default_rng([self.splits.index(split), 0, index, 0])
-            _, answer, candidates = self.text(split, rng)
-            share += 1 / (math.perm(candidates, answer.count(",") + 1) if self.kind in NEEDLES else candidates)
+            share += 1 / self.text(split, rng)[2]
         return {"any of the text": share / self.num_examples(split)}
 
     def content(self) -> str:

@@ -5,7 +5,7 @@
 NAME_TRAIN.ts, NAME_TEST.ts   the archive's own: a class (@classLabel) or a number (@targetLabel) behind a series; "?" is missing
 train.npz, test.npz           arrays x [rows, length] or [rows, length, channels] and y [rows] or [rows, numbers]; a y of whole
                               numbers or texts is classes, of floats numbers
-train.csv, test.csv           a row in a line: y, then the values of one channel; a y that is a float anywhere is a number
+train.csv, test.csv           a row in a line: y, then the values of one channel; where a y of any file is a float all are numbers
 
 valid.npz and valid.csv are used where they are there; else valid is every tenth row of train. Channels are standardised by
 the values of train, and so are numbers that are to be predicted (the metric is in standard deviations); what is missing is 0
@@ -13,6 +13,8 @@ after that, the mean. Series of unequal lengths are padded.
 """
 
 import pathlib
+import re
+import zipfile
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -37,7 +39,7 @@ class TimeSeries(Task):
       data_dir: the folder with the files.
 
     Raises:
-      UserError: where there are no such files, and for what is no series.
+      UserError: where there are no such files, and for what is no series, with numbers that are not infinite, and its label.
     """
 
     paper_size: ClassVar[dict] = {}  # a data set has one size
@@ -50,6 +52,7 @@ class TimeSeries(Task):
                 f"data_dir={data_dir} holds no NAME_TRAIN.ts, train.npz or train.csv: give the folder of a data set"
             )
         found, self._content = read(folder)
+        _check(folder, found)
         if "valid" not in found:
             rows, answers = found["train"]
             held = np.arange(len(rows)) % HELD == HELD - 1
@@ -120,6 +123,20 @@ class TimeSeries(Task):
         return self._content
 
 
+def _check(folder: pathlib.Path, found: dict[str, Series]) -> None:
+    """Raises a UserError for what no model can be trained on, and for files that do not go together."""
+    for split, (rows, answers) in found.items():
+        if any(np.isinf(row).any() for row in rows):
+            raise UserError(f"{folder}: a series of {split} has a value that is infinite; leave it empty (nan) or out")
+        if answers.dtype.kind == "f" and not np.isfinite(answers).all():
+            raise UserError(f"{folder}: a number that is to be predicted in {split} is none, or infinite: leave it out")
+    shapes = {answers.shape[1:] if answers.dtype.kind == "f" else None for rows, answers in found.values() if rows}
+    if None in shapes and len(shapes) > 1:
+        raise UserError(f"{folder}: the y of one file are classes and those of another numbers")
+    if len(shapes) > 1:
+        raise UserError(f"{folder}: the y of one file are other numbers than those of another")
+
+
 def _standardised(rows: list[np.ndarray], train: list[np.ndarray]) -> list[np.ndarray]:
     every = np.concatenate(train)
     mean, std = np.nanmean(every, 0), np.nanstd(every, 0)
@@ -138,7 +155,7 @@ def _read_ts(folder: pathlib.Path) -> tuple[dict[str, Series], str]:
 
 
 def _parse_ts(path: pathlib.Path, text: str) -> Series:
-    rows, answers, real, data = [], [], False, False
+    rows, answers, real, unlabelled, data = [], [], False, False, False
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         if not line or line.startswith("#"):
@@ -147,6 +164,9 @@ def _parse_ts(path: pathlib.Path, text: str) -> Series:
         if not data and key.startswith("@"):
             data = key == "@data"
             real |= key == "@targetlabel" and value.strip().startswith("true")
+            if data and unlabelled and not real:
+                raise UserError(f"{path} has no labels (@classLabel false): there is nothing to learn")
+            unlabelled |= key == "@classlabel" and value.strip().startswith("false")
             if key == "@timestamps" and value.strip() == "true":
                 raise UserError(
                     f"{path} has times of its own (@timeStamps true): series must have a value at each step"
@@ -170,14 +190,22 @@ def _read_npz(folder: pathlib.Path) -> tuple[dict[str, Series], str]:
     def read(path):
         try:
             with np.load(path, allow_pickle=False) as file:
-                x, y = np.float64(file["x"]), file["y"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+                x, y = file["x"], file["y"]
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} holds no arrays x and y ({error})") from error
-        if x.ndim not in (2, 3) or len(x) != len(y) or y.ndim > 2 or (y.ndim == 2 and y.dtype.kind != "f"):
+        several = y.ndim == 2 and y.dtype.kind == "f"
+        if (
+            x.ndim not in (2, 3)
+            or not (y.ndim == 1 or several)
+            or len(x) != len(y)
+            or 0 in (*x.shape[1:], *y.shape[1:])
+        ):
             raise UserError(
                 f"{path}: x {x.shape} and y {y.shape} are not [rows, length(, channels)] and [rows(, numbers)]"
             )
-        rows = list(x.reshape(*x.shape[:2], -1))
+        if x.dtype.kind not in "fiub":
+            raise UserError(f"{path}: x is an array of {x.dtype}, not of real numbers")
+        rows = list(np.float64(x).reshape(*x.shape[:2], -1))
         return rows, np.float64(y).reshape(len(y), -1) if y.dtype.kind == "f" else y.astype(str)
 
     return _read_splits(folder, "npz", read)
@@ -185,21 +213,27 @@ def _read_npz(folder: pathlib.Path) -> tuple[dict[str, Series], str]:
 
 def _read_csv(folder: pathlib.Path) -> tuple[dict[str, Series], str]:
     def read(path):
-        lines = [line.split(",") for line in read_bytes(path).decode(errors="replace").splitlines() if line.strip()]
+        text = read_bytes(path).decode("utf-8-sig", errors="replace")
+        lines = [line.split(",") for line in text.splitlines() if line.strip()]
         try:
             rows = [np.array([float(value) for value in values]).reshape(-1, 1) for _, *values in lines]
         except ValueError as error:
             raise UserError(
                 f"{path}: a line should be y and then numbers, with commas between, without a heading ({error})"
             ) from None
-        answers = [answer.strip() for answer, *_ in lines]
-        try:
-            numbers = [float(answer) for answer in answers]
-        except ValueError:
-            return rows, np.array(answers)
-        return rows, np.array(numbers).reshape(-1, 1) if any("." in answer for answer in answers) else np.array(answers)
+        if not all(map(len, rows)):
+            raise UserError(f"{path}: a line has a y and no values behind it")
+        return rows, np.array([answer.strip() for answer, *_ in lines], str)
 
-    return _read_splits(folder, "csv", read)
+    found, content = _read_splits(folder, "csv", read)
+    said = np.concatenate([answers for _, answers in found.values()])
+    try:
+        said.astype(np.float64)
+    except ValueError:
+        return found, content
+    if all(re.fullmatch(r"[+-]?[0-9]+", answer) for answer in said):
+        return found, content
+    return {split: (rows, answers.astype(np.float64)[:, None]) for split, (rows, answers) in found.items()}, content
 
 
 def _read_splits(
@@ -213,9 +247,6 @@ def _read_splits(
             contents.append(read_bytes(path))
         elif split != "valid":
             raise UserError(f"{path} is missing")
-    kinds = {answers.dtype.kind == "f" for _, answers in found.values()}
-    if len(kinds) > 1:
-        raise UserError(f"{folder}: the y of one file are classes and those of another numbers")
     return found, lra.digest(*contents)
 
 

@@ -5,7 +5,8 @@
     import_hf.save("somewhere/else", checkpoint)
     import_hf.save("a/model/of/ours", import_hf.from_ours(model, config))
 
-Reading and writing follow the same table of an architecture (a file of `families/`), so a round trip changes no bit.
+Reading and writing follow the same table of an architecture (a file of `families/`), so a round trip changes no bit; but what is
+stored in fewer bits is written in bfloat16.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from common.errors import UserError
 from common.files import read_bytes
 from models.checks import whole
 from models.config import SECTIONS, ModelConfig
+from models.import_hf import mxfp4
 from models.import_hf.architecture import Architecture, Options, Part
 from models.import_hf.architectures import ARCHITECTURES
 from models.sequence_model import SequenceModel
@@ -61,8 +63,8 @@ class Checkpoint:
     Attributes:
       model: our model, its parameters in float32.
       config: its configuration.
-      hf_config: the content of config.json.
-      dtypes: numpy dtype of every tensor in the files.
+      hf_config: the content of config.json, but for how tensors were stored in fewer bits.
+      dtypes: numpy dtype of every tensor in the files; bfloat16 of those in fewer bits.
       names: of tensors in the files, where they are spelled otherwise.
       files: content of the tokenizer's files, by name.
     """
@@ -103,17 +105,21 @@ def load(directory: str | os.PathLike) -> Checkpoint:
     repeated = (
         {architecture.head} if config.tie_embeddings else set()
     )  # some writers repeat the embedding under this name
-    stored = architecture.stored_names(tensors, files)
-    _check_names(set(stored.values()), set(files) - repeated, directory)
+    found = set(files)
+    if hf.get("quantization_config"):
+        found = mxfp4.joined(found)
+        hf = {key: value for key, value in hf.items() if key != "quantization_config"}
+    stored = architecture.stored_names(tensors, found)
+    _check_names(set(stored.values()), found - repeated, directory)
     dtypes = {}
     for name, parts in tensors.items():
-        tensor = _read(files[stored[name]], stored[name])
+        tensor = _tensor(files, stored[name])
         dtypes[name] = tensor.dtype
         views = [_view(values, part, config) for part in parts]
         pieces = [einops.rearrange(view, part.axes) for view, part in zip(views, parts, strict=True)]
         expected = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
         if tensor.shape != expected:
-            where = files[stored[name]]
+            where = files.get(stored[name], directory)
             raise UserError(f"tensor {stored[name]!r} in {where} has the shape {tensor.shape}; expected {expected}")
         start = 0
         for view, piece, part in zip(views, pieces, parts, strict=True):
@@ -234,12 +240,20 @@ def _architecture(hf: Mapping[str, Any], where: pathlib.Path) -> Architecture:
 def _described(directory: pathlib.Path) -> tuple[dict[str, Any], Architecture, ModelConfig]:
     """What config.json says: its content, the architecture, and our configuration."""
     path = directory / "config.json"
-    try:
-        hf = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
+    hf = _object(path)
     architecture = _architecture(hf, directory)
     return hf, architecture, architecture.config(Options(hf, path, architecture))
+
+
+def _object(path: pathlib.Path) -> dict[str, Any]:
+    """The object that a file of JSON holds."""
+    try:
+        found = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object but {str(found)[:40]!r}")
+    return found
 
 
 def _with_stored_head(
@@ -305,7 +319,10 @@ def _view(values: Mapping[str, np.ndarray], part: Part, config: ModelConfig) -> 
 def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """The file of every tensor."""
     if (directory / INDEX).exists():
-        names = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+        pieces = _object(directory / INDEX).get("weight_map")
+        if not isinstance(pieces, dict) or not all(isinstance(name, str) for name in pieces.values()):
+            raise UserError(f"{directory / INDEX} has no 'weight_map', the file of each tensor: it is damaged")
+        names = sorted(set(pieces.values()))
     else:
         names = [WEIGHTS]
     files = {}
@@ -328,6 +345,14 @@ def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
 def _read(path: pathlib.Path, name: str) -> np.ndarray:
     with safe_open(path, framework="np") as file:
         return file.get_tensor(name)
+
+
+def _tensor(files: Mapping[str, pathlib.Path], name: str) -> np.ndarray:
+    """A tensor, which may be stored in two parts."""
+    if name in files:
+        return _read(files[name], name)
+    parts = (f"{name}_{part}" for part in mxfp4.PARTS)
+    return mxfp4.dequantised(*(_read(files[part], part) for part in parts), name)
 
 
 def _check_names(expected: set[str], found: set[str], directory: pathlib.Path) -> None:

@@ -73,7 +73,8 @@ class Options:
         known = {*self.defaults, *NEUTRAL, *architecture.neutral, "pruned_heads", "is_decoder", "is_encoder_decoder"}
         if "rope_theta" in known:
             known |= {"rope_scaling", "rope_parameters"}
-        if options.get("quantization_config"):
+        packed = options.get("quantization_config")
+        if packed and packed.get("quant_method") not in architecture.quantised:
             raise UserError(
                 f"{where}: quantization_config says that the weights are stored in fewer bits, which is not read; convert "
                 "them to bfloat16 and take it out"
@@ -227,6 +228,7 @@ class Architecture:
       head: the tensor of the head.
       buffers: ends of the names of tensors that some writers store and that follow from the options.
       spellings: parts of the names of tensors, and what some writers have in their place.
+      quantised: ways of storing tensors in fewer bits (`quantization_config.quant_method`) that are read.
       unused: beginnings of the names of tensors that the library's class does not read, either.
     """
 
@@ -239,6 +241,7 @@ class Architecture:
     neutral: frozenset[str] = frozenset()
     head: str = "lm_head.weight"
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    quantised: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     all_mixers: bool = False
     spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -1,12 +1,10 @@
 """Compressed attention: the heavily compressed attention (HCA) of DeepSeek-V4."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
-from common.errors import UserError
 from models.checks import at_least, head_size, positive
+from models.compressed_keys import check_rotated_last, empty_window, over_window, turned, weighted
 from models.key_blocks import block_buffers, complete_blocks
 from models.kv_cache import check_capacity
 from models.mixer import Ids, Mixer, Tokens
@@ -15,7 +13,6 @@ from models.params import dense, param, residual_output, zeros
 from models.partitioning import constrain
 from ops.attention import add_sinks, attention_with_logsumexp, merge
 from ops.projection import project
-from ops.rotary import rotary
 
 
 class CompressedAttention(Mixer):
@@ -30,8 +27,8 @@ class CompressedAttention(Mixer):
     of q . c / sqrt(C) and a learned sink of each head. R_p rotates the last channels by the position p, and, since what is summed
     was rotated, the sum is rotated back.
 
-    Its compressed *sparse* attention (CSA), overlapping blocks of 4 tokens of which an indexer chooses, is not offered. The
-    authors' output map has two factors, of groups of heads and of all; here it is one.
+    The model has it in turns with `compressed_sparse_attention`. The authors' output map has two factors, of groups of heads and
+    of all; here it is one.
 
     Args:
       heads: H.
@@ -67,8 +64,7 @@ class CompressedAttention(Mixer):
         at_least(1, heads=heads, head_channels=head_channels, q_rank=q_rank, rate=rate, window=window)
         positive(rotary_base=rotary_base)
         size = head_size(width, heads, "width") if head_channels is None else head_channels
-        if not 2 <= rotary_channels <= size or rotary_channels % 2:
-            raise UserError(f"`rotary_channels` must be even and from 2 to the {size} of a head, got {rotary_channels}")
+        check_rotated_last(rotary_channels, size)
         self.head_channels, self.rate, self.window = size, rate, window
         self.rotary_channels, self.rotary_base = rotary_channels, rotary_base
         self.q_rank = q_rank
@@ -91,8 +87,9 @@ class CompressedAttention(Mixer):
     ) -> tuple[Tokens, dict | None]:
         q = project(x if self.w_dq is None else self.q_norm(project(x, self.w_dq[...])), self.w_q[...])
         q = self.turned(rms_normalize(constrain(q, "batch", "length", "heads", None)), positions)
-        near = {"key": self.turned(self.kv_norm(project(x, self.w_kv[...]))[:, :, None], positions)}
-        near["segment"] = segment_ids
+        key = self.turned(self.kv_norm(project(x, self.w_kv[...]))[:, :, None], positions)
+        before = None if state is None else state["near"]
+        near, last = over_window(q, key, before, window=self.window, segment_ids=segment_ids)
         offset = 0 if state is None else state["length"]
         blocks, carried = complete_blocks(
             state,
@@ -104,16 +101,12 @@ class CompressedAttention(Mixer):
             offset=offset,
         )
         if state is not None:
-            near = {name: jnp.concatenate([state["near"][name].astype(a.dtype), a], 1) for name, a in near.items()}
-            last = {name: a[:, a.shape[1] - (self.window - 1) :] for name, a in near.items()}
             length = offset + x.shape[1]
             state = {"near": last, "length": length, "capacity": state["capacity"], **carried}
-        before = near["key"].shape[1] - x.shape[1]
-        where = {"segment_ids": segment_ids, "key_segment_ids": near["segment"]}
         ids = jnp.ones_like(positions) if segment_ids is None else segment_ids
         entry = blocks["key"].astype(q.dtype)
         parts = [
-            attention_with_logsumexp(q, near["key"], near["key"], window=self.window, query_offset=before, **where),
+            near,
             attention_with_logsumexp(
                 q,
                 entry,
@@ -131,25 +124,24 @@ class CompressedAttention(Mixer):
             y = jnp.where(state["length"] > state["capacity"], jnp.nan, y)  # instead of forgetting blocks
         return project(y, self.w_o[...], inputs=2), state
 
-    def turned(self, a: Float[Array, "B T H C"], positions) -> Float[Array, "B T H C"]:
+    def turned(self, a, positions):
         """a with its last channels rotated."""
-        rest, last = jnp.split(a, [a.shape[-1] - self.rotary_channels], axis=-1)
-        return jnp.concatenate([rest, rotary(last, positions, base=self.rotary_base, layout="interleaved")], axis=-1)
+        return turned(a, positions, self.rotary_channels, self.rotary_base)
 
     def entries(self, tokens, first):
         """The keys of blocks of tokens [B, M, rate, C] whose first ones have the positions [B, M]."""
-        weights = jax.nn.softmax(tokens["gate"].astype(jnp.float32) + self.b_z[...], axis=2)
-        key = self.c_norm(jnp.sum(weights * tokens["value"], axis=2))
+        key = self.c_norm(weighted(tokens["value"], tokens["gate"].astype(jnp.float32) + self.b_z[...]))
         return {"key": self.turned(key[:, :, None], first)}
 
     def initial_state(self, batch: int, capacity: int) -> dict:
         check_capacity(capacity)
         size = self.head_channels
-        near = {
-            "key": jnp.zeros((batch, self.window - 1, 1, size), jnp.float32),
-            "segment": jnp.zeros((batch, self.window - 1), jnp.int32),
-        }
         blocks = block_buffers(
             batch, capacity, self.rate, tokens={"value": (size,), "gate": (size,)}, blocks={"key": (1, size)}
         )
-        return {"near": near, "length": jnp.int32(0), "capacity": jnp.int32(capacity), **blocks}
+        return {
+            "near": empty_window(batch, self.window, size),
+            "length": jnp.int32(0),
+            "capacity": jnp.int32(capacity),
+            **blocks,
+        }

@@ -5,19 +5,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from common.errors import UserError
 from models.checks import at_least, check_rotated, grouped_heads, positive
 from models.kv_cache import buffers, extend, held
-from models.mixer import Context, Ids, Mixer, Scalars, Tokens
+from models.lightning_indexer import index_divergence, index_scores
+from models.mixer import Context, Ids, Mixer, Tokens
 from models.norms import LayerNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
-from ops.products import factor_dtype, product
 from ops.projection import project
 from ops.rotary import rotary
-from ops.selected_attention import over_queries, select, selected_attention, spans
+from ops.selected_attention import select, selected_attention
 
 
 class IndexedAttention(Mixer):
@@ -131,7 +130,8 @@ class IndexedAttention(Mixer):
         found = (project(y, self.w_o[...], inputs=2), state, context.stream)
         if context.key is None or not self.index_loss:
             return found
-        return *found, self.loss(q, k, log, qi, ki, w, chosen[:, :, 0], ids != 0)
+        divergence = index_divergence(q, k, log, qi, ki, w, chosen[:, :, 0], ids != 0, scale=self.scale)
+        return *found, {"objective": self.index_loss * divergence, "index_kl": divergence}
 
     def index(self, x, positions):
         """Index queries [B, T, H_I, D_I], keys [B, T, D_I] and weights [B, T, H_I], which have all factors."""
@@ -142,37 +142,6 @@ class IndexedAttention(Mixer):
         w = project(x, self.w_w[...], dtype=jnp.float32) * (heads * channels) ** -0.5
         return qi, ki[:, :, 0], w
 
-    def loss(self, q, k, log, qi, ki, w, chosen, valid) -> Scalars:
-        """The divergence of the softmax over the chosen keys' index scores from the heads' mean attention to them."""
-        q, k, log = jax.lax.stop_gradient((q, k, log))
-
-        def one(block):
-            q, log, qi, w, chosen = block
-            (B, C, H, K), n = q.shape, chosen.shape[-1]
-            pick = lambda a: spans(a, jnp.maximum(chosen, 0).reshape(B, C * n), 1).reshape(B, C, n, *a.shape[2:])
-            seen = chosen >= 0
-            q = q.reshape(B, C, self.kv_heads, -1, K)
-            s = product("bcgrk,bcngk->bcgrn", q, pick(k), factor_dtype(q))
-            p = jnp.exp(self.scale * s.reshape(B, C, H, n) - log[..., None])
-            p = jnp.mean(jnp.where(seen[:, :, None], p, 0), 2)
-            scores = index_scores(qi, w, pick(ki))
-            log_i = jax.nn.log_softmax(jnp.where(seen, scores, -1e30))
-            return jnp.sum(jnp.where(p > 0, p * (jnp.log(jnp.where(p > 0, p, 1)) - log_i), 0), -1)
-
-        size = max(1, min(128, 2**22 // (q.shape[0] * chosen.shape[-1] * self.kv_heads * q.shape[-1])))
-        divergence = over_queries(one, size, (q, log, qi, w, chosen))
-        divergence = jnp.sum(jnp.where(valid, divergence, 0)) / jnp.maximum(jnp.sum(valid), 1)
-        return {"objective": self.index_loss * divergence, "index_kl": divergence}
-
     def initial_state(self, batch: int, capacity: int) -> dict:
         sizes = (self.kv_heads, self.head_channels)
         return buffers(batch, capacity, key=sizes, value=sizes, index=(self.w_ki.shape[1],))
-
-
-def index_scores(
-    q: Float[Array, "B C I D"], w: Float[Array, "B C I"], k: Float[Array, "B ... D"]
-) -> Float[Array, "B C N"]:
-    """sum_j w_j relu(q_j . k), in float32; the keys are the same for all queries, or each query has its own. Zeros are +0."""
-    s = jax.nn.relu(product(f"bcid,{'bnd' if k.ndim == 3 else 'bcnd'}->bcin", q, k, factor_dtype(q, k)))
-    s = product("bci,bcin->bcn", w, s)
-    return jnp.where(s == 0, 0.0, s)

@@ -1,4 +1,4 @@
-"""What follows from papers' equations: the fast recurrence beside the dense one, and the lemma beside an integral."""
+"""What follows from papers' equations: beside dense matrices and integrals."""
 
 import json
 
@@ -46,3 +46,38 @@ def test_commands(tmp_path, capsys):
     assert len(found["online"]) == 3 and all(a > 0.9 * b for a, b in zip(found["online"], found["least"], strict=True))
     untrained.main(["--what=performer", "--features=8,16", "--size=4", "--draws=500", "--length=16", "--pairs=2"])
     assert "slopes over m" in capsys.readouterr().out
+
+
+def test_diagonal(capsys):
+    """The errors are those of the dense matrices."""
+    options = ["--what=diagonal", "--states=8,16", "--frequencies=3"]
+    untrained.main(options)
+    table = capsys.readouterr().out
+    for size in (8, 16):
+        A, B = hippo.transition("legs", size)
+        P = np.sqrt(np.arange(size) + 0.5)
+        whole, part = (np.linalg.solve(3j * np.eye(size) - M, B)[0] for M in (A, A + np.outer(P, P)))
+        error = abs(part / 2 / whole - 1)
+        assert f"| {size} | {error:.2e} |" in table
+
+
+def test_ring(monkeypatch):
+    """The energy is the mean of 1 / (1 - |lambda|^2), and one with gamma."""
+    monkeypatch.setattr(untrained, "RINGS", ((0.3, 0.8),))
+    (row,) = untrained.main(["--what=ring", "--length=400", "--draws=500"])["rows"]
+    u = np.linspace(0.3**2, 0.8**2, 10001)
+    assert abs(row["law"] - np.mean(1 / (1 - u))) < 1e-3
+    for mean, error, expected in zip(row["mean"], row["error"], (row["law"], 1.0), strict=True):
+        assert abs(mean - expected) < 6 * error < 0.2
+
+
+def test_reflections():
+    """The product of the reflections is the matrix; a row of products of each group is right."""
+    matrix = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
+    made = np.eye(4)
+    for key in untrained.reflections_of(matrix):
+        made = made - 2 * np.outer(key, key @ made)
+    np.testing.assert_allclose(made, matrix, atol=1e-12)
+    found = untrained.main(["--what=reflections", "--length=50"])
+    sizes = {name: (row["elements"], row["steps"], row["right"]) for name, row in found.items()}
+    assert sizes == {"S3": (6, 2, 1.0), "S4": (24, 2, 1.0), "A5": (60, 2, 1.0), "S5": (120, 4, 1.0)}

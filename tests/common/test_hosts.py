@@ -151,12 +151,16 @@ def test_places(monkeypatch):
     for key, value, message in [
         ("process_id", "2", "JAX_PROCESS_ID must be from 0 to 1, got 2"),
         ("coordinator_address", "10.0.0.1", "must be host:port"),
+        ("coordinator_address", ":8476", "must be host:port"),
+        ("num_processes", "0", "JAX_NUM_PROCESSES must be from 1 to 65536, got 0"),
+        ("num_processes", "99999999999", "JAX_NUM_PROCESSES must be from 1 to 65536"),
     ]:
         with pytest.raises(UserError, match=message):
             roll_call.find({"process_id": "1", key: value})
-    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "all")
-    with pytest.raises(UserError, match="takes numbers of devices"):
-        roll_call.find({"process_id": "1"})
+    for devices in ("all", "0,0", ""):
+        monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", devices)
+        with pytest.raises(UserError, match="takes different numbers of devices"):
+            roll_call.find({"process_id": "1"})
 
 
 def test_places_under_slurm(monkeypatch):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from compilation import hlo
+from compilation import hlo, replica_groups
 from training import sharding
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
@@ -24,7 +24,9 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
 %inner_body (t.0: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
   %t.0 = (s32[]{:T(128)}, bf16[4,8]{1,0}) parameter(0)
   %x.0 = bf16[4,8]{1,0} get-tuple-element(%t.0), index=1
-  %w.0 = f32[8,2]{1,0} custom-call(%x.0), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/kernel"}
+  %w.0 = f32[8,2]{1,0} custom-call(%x.0), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 8}"
+}}, metadata={op_name="jit(step)/jvp(scan)/scan/pallas_call"}
   %piece = bf16[4,8]{1,0} all-gather(%x.0), channel_id=1, replica_groups=[4,2]<=[2,2,2]T(0,2,1), dimensions={0}
   %f.0 = f32[4,2]{1,0} fusion(%x.0, %w.0), kind=kOutput, calls=%fused
   ROOT %r.0 = (s32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%x.0, %piece)
@@ -110,7 +112,7 @@ def test_products_are_counted_by_type_and_trips(program):
 
 
 def test_kernels_and_large_arrays(program):
-    assert program.kernels() == [hlo.Kernel("tpu_custom_call", 1, 15)]
+    assert program.kernels() == [hlo.Kernel("tpu_custom_call scan", 1, 15)]
     (large,) = program.large(8192)  # not the one in a core's own memory, nor the loop's state
     assert (str(large.shape), large.places, large.origin) == ("f32[2048]", 1, "jit(step)/far")
 
@@ -134,7 +136,7 @@ def test_kernels_and_large_arrays(program):
 )
 def test_axes_of_collectives(groups, axes):
     """Devices 0 to 7 are in the mesh in this order, `tensor` fastest."""
-    assert hlo.over_axes(f", channel_id=1, {groups}, to_apply=%add", MESH) == axes
+    assert replica_groups.over_axes(f", channel_id=1, {groups}, to_apply=%add", MESH) == axes
 
 
 def test_convolutions_of_compilers_count_what_meets_inputs():

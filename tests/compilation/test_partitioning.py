@@ -9,6 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from compilation import hlo
 from models import mixer
+from ops.attention import attention
+from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
 from ops.long_convolution import long_convolution
 from ops.selective_scan import selective_scan
@@ -69,8 +71,50 @@ def test_a_kernel_runs_on_rows_and_channels_of_its_own(mesh):
         np.testing.assert_allclose(y, x, atol=1e-6)
 
 
-def test_a_selective_scan_sums_over_devices_once(mesh):
-    """Gradients of what all channels share are summed over the channels' devices behind the loop over chunks."""
+def test_linear_attention_by_a_kernel_runs_on_rows_and_heads_of_its_own(mesh):
+    """Nothing is sent between devices but what is summed for a decay that all rows share; numbers are those of one device."""
+
+    def run(mesh, g, *arrays):
+        with sharding.tracing(mesh):
+            f = lambda g, q, k, v: linear_attention(q, k, v, g, implementation="pallas", chunk_size=16)
+            (y, state), vjp = jax.vjp(f, g, *arrays)
+            return y, state, *vjp((jnp.cos(y), state))
+
+    g, arrays = np.float32([-0.1, -0.2]), np.random.default_rng(0).standard_normal((3, 4, 24, 2, 4)).astype(np.float32)
+    place = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+    split = jax.device_put(g, sharding.replicated(mesh)), *(jax.device_put(x, place) for x in arrays)
+    compiled = jax.jit(lambda *x: run(mesh, *x)).lower(*split).compile()
+    sent = hlo.Program(compiled.as_text()).sent(dict(mesh.shape))
+    assert max(one.bytes for one in sent) <= 2 * 24 * 4  # the decays of heads, or of their tokens
+    alone = sharding.make_mesh({}, jax.devices()[:1])
+    for x, y in zip(run(alone, g, *arrays), compiled(*split), strict=True):
+        np.testing.assert_allclose(y, x, atol=2e-6 * float(jnp.max(jnp.abs(x))))
+
+
+def test_attention_by_a_kernel_runs_on_rows_and_heads_of_its_own(mesh):
+    """Where devices have query heads of one key head, the gradients of keys and values are summed, and no more is sent."""
+
+    def run(mesh, q, k, v):
+        with sharding.tracing(mesh):
+            y, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, implementation="splash"), q, k, v)
+            return y, *vjp(jnp.cos(y))
+
+    random = np.random.default_rng(0)
+    q, k, v = (random.standard_normal((4, 12, heads, 4)).astype(np.float32) for heads in (2, 1, 1))
+    place = lambda *spec: NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, *spec))
+    split = jax.device_put(q, place("tensor")), jax.device_put(k, place()), jax.device_put(v, place())
+    compiled = jax.jit(lambda q, k, v: run(mesh, q, k, v)).lower(*split).compile()
+    sent = hlo.Program(compiled.as_text()).sent(dict(mesh.shape))
+    assert {(one.kind, one.axes) for one in sent} == {("all-reduce", "tensor")}
+    alone = sharding.make_mesh({}, jax.devices()[:1])
+    q, k, v = (jax.device_put(x, jax.devices()[0]) for x in (q, k, v))
+    for x, y in zip(run(alone, q, k, v), compiled(*split), strict=True):
+        np.testing.assert_allclose(y, x, atol=2e-6 * float(jnp.max(jnp.abs(x))))
+
+
+@pytest.mark.parametrize("form", ["chunked", "blocked", "pallas"])
+def test_a_selective_scan_sums_over_devices_once(mesh, form):
+    """Gradients of what all channels share are summed over the channels' devices behind the loop over chunks, or the kernel."""
     names = ("x", "dt", "B", "C")
 
     def run(mesh, A, arrays):
@@ -82,7 +126,7 @@ def test_a_selective_scan_sums_over_devices_once(mesh):
                 arrays["B"],
                 arrays["C"],
                 axis="mlp",
-                implementation="chunked",
+                implementation=form,
                 chunk_size=4,
             )[0]
             y, vjp = jax.vjp(f, A, arrays)

@@ -36,6 +36,13 @@ def test_rows():
     assert digest(task.create("associative_recall", key_tokens=2, length=33, absent=True)) == "7d1d02aacd44feea"
     floors = recall.floors("valid")
     assert floors["chance"] == 1 / 9 and floors["most frequent of the row"] > floors["majority"]
+    # A dictionary of the row, of which no key is looked up.
+    right = []
+    for row in recall.rows("valid"):
+        known = list(dict(row["inputs"][:-2].reshape(-1, 2).tolist()).values())
+        best = {value for value in known if known.count(value) == max(map(known.count, known))}
+        right.append((row["targets"][-1] in best) / len(best))
+    assert floors["value of most keys"] == pytest.approx(np.mean(right))
 
 
 def test_bad_sizes():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import task
-from data.tasks.chomsky import PROBLEMS
+from data.tasks.chomsky import PROBLEMS, STRING_ACCURACY, string_sums
 from tests.data.generated_rows import check_rows, digest
 
 GOLDEN = {
@@ -174,3 +174,12 @@ def test_bad_settings():
         task.create("chomsky", problem="dick")
     with pytest.raises(ValueError, match="shortest=50 must be 1 to longest=40"):
         task.create("chomsky", shortest=50)
+
+
+def test_strings_count_alike():
+    """A long answer that is half right, a short one that is right, and a row that asks nothing."""
+    targets = np.array([[0, 1, 2, 1], [2, 0, 0, 0], [1, 1, 1, 1]])
+    weights = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]], np.float32)
+    said = np.array([[0, 1, 0, 0], [2, 1, 1, 1], [1, 1, 1, 1]])
+    sums = string_sums(np.eye(3)[said], targets, weights)
+    assert STRING_ACCURACY.value({name: float(value) for name, value in sums.items()}) == (1 / 2 + 1) / 2

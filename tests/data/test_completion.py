@@ -7,6 +7,7 @@ import pytest
 
 from common.errors import UserError
 from data import task
+from tests.data.generated_rows import digest
 from tests.data.small_data import write_completions
 
 LONG = "nothing here. " * 20 + "The colour is ultramarine. " + "nothing here. " * 20 + "\nColour:"
@@ -15,6 +16,7 @@ LONG = "nothing here. " * 20 + "The colour is ultramarine. " + "nothing here. " 
 def test_the_value_is_asked_for(tmp_path):
     write_completions(tmp_path)
     made = task.create("completion", data_dir=str(tmp_path), length=64)
+    assert digest(made) == "4573a6ad1ea508b1"
     records = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
     assert made.spec.metric.name == "contains" and made.new_tokens == 48 and made.spec.padded
     for split in made.splits:
@@ -61,6 +63,7 @@ def test_what_is_no_completion(tmp_path):
         task.create("completion", data_dir=str(tmp_path))
     for line, message in (
         ("{}", 'line 1, is no JSON object with "text" and "value"'),
+        ('{"text": "a", "value": "b \\ud83d"}', "line 1, is no JSON object"),
         ('{"text": " ", "value": "a"}', "has no text"),
         ('{"text": "a", "value": "b"}', "holds no text with a value"),
         (json.dumps({"text": "a", "value": "b" * 40}), "length=64 is less than four times the 41 tokens"),

@@ -107,6 +107,36 @@ def test_one_of_many_makes_a_folder_while_others_wait(tmp_path):
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["folder"]
 
 
+def test_a_file_whose_time_was_set_back_is_another(tmp_path):
+    """As by tar, rsync and cp -p: the same size and time, and other bytes."""
+    path, cache = tmp_path / "text.txt", str(tmp_path / "cache")
+    path.write_text("to be or not to be. " * 200)
+    stat, before = path.stat(), corpora.load(f"file:{path}", cache)
+    path.write_text("to see or not to see" * 200)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    after = corpora.load(f"file:{path}", cache)
+    assert after.fingerprint != before.fingerprint and b"see" in after.splits["train"].data.tobytes()
+
+
+@pytest.mark.parametrize("name, content", [("train", b"to be"), ("facts.json", b"{"), ("valid", None)])
+def test_a_damaged_folder_of_the_cache_is_not_read(tmp_path, name, content):
+    """It would be other data with the fingerprint of what it was made from."""
+    path = tmp_path / "text.txt"
+    path.write_text("to be or not to be. " * 200)
+    corpora.load(f"file:{path}", str(tmp_path / "cache"))
+    (damaged,) = (tmp_path / "cache").rglob(name)
+    damaged.unlink() if content is None else damaged.write_bytes(content)
+    with pytest.raises(UserError, match=f"{damaged.parent} is damaged, .*: delete it and run again"):
+        corpora.load(f"file:{path}", str(tmp_path / "cache"))
+
+
+def test_a_cache_that_is_a_file_says_what_to_do(tmp_path):
+    (tmp_path / "cache").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot be written \(.*\): .*MIXOLOGY_CACHE"):
+        files.make_folder(tmp_path / "cache" / "a" / "b", None)
+
+
 def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise PermissionError(13, "Permission denied", str(tmp_path / "cache"))

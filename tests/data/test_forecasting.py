@@ -35,6 +35,8 @@ def test_windows(name, ends, tmp_path):
 
 
 def test_floors(tmp_path):
+    from sklearn.linear_model import Ridge
+
     table(tmp_path / "a.csv", np.random.default_rng(1).normal(size=(300, 2)))
     ahead = task.create("forecasting", data_dir=str(tmp_path), length=5, horizon=7)
     rows = [ahead.row("test", i, 0, 0) for i in range(ahead.num_examples("test"))]
@@ -42,7 +44,17 @@ def test_floors(tmp_path):
     last = np.stack([row["inputs"][-1:] for row in rows])
     again = np.stack([row["inputs"][[0, 1, 2, 3, 4, 0, 1]] for row in rows])  # a "day" is at most the input
     expected = [np.mean(np.square(truth - guess)) for guess in (0, last, again)]
-    np.testing.assert_allclose(list(ahead.floors().values()), expected, rtol=1e-5)
+    floors = ahead.floors()
+    np.testing.assert_allclose(list(floors.values())[:3], expected, rtol=1e-5)
+    # The linear map by scikit-learn, of each window of each column.
+    examples = []
+    for split in ("train", "test"):
+        rows = [ahead.row(split, i, 0, 0) for i in range(ahead.num_examples(split))]
+        x, y = (np.stack([r[key].reshape(-1, 2) for r in rows]) for key in ("inputs", "targets"))
+        examples.append([np.moveaxis(part - x[:, -1:], 1, 2).reshape(-1, part.shape[1]) for part in (x, y)])
+    (x, y), (held, truth) = examples
+    error = np.mean(np.square(Ridge(1e-3).fit(x, y).predict(held) - truth))
+    assert list(floors)[3] == "linear" and floors["linear"] == pytest.approx(error, rel=1e-3)
 
 
 def test_what_is_no_table(tmp_path):

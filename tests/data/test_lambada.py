@@ -26,10 +26,22 @@ def test_the_last_word_is_asked_for(tmp_path):
             assert lambada.decode(row["targets"][places]) == word
     assert lambada.text_sizes("test") == {"tokens": 17, "bytes": 17}
     # "saw" is said once before the last word, as every word is but the one that is asked for.
-    assert lambada.floors() == {"commonest last word": 0.2, "commonest of the passage": 0.0}
+    assert lambada.floors() == {
+        "commonest last word": 0.2,
+        "commonest of the passage": 0.0,
+        "commonest name of the passage": 0.0,
+    }
     assert lambada.spec.metric.name == "row_accuracy" and lambada.spec.padded
     (perplexity,) = (metric for metric in lambada.spec.metrics if metric.name == "word_perplexity")
     assert perplexity.value({"nats": np.log(8) * 5, "rows": 5, "weight": 17}) == pytest.approx(8)
+
+
+def test_names(tmp_path):
+    """Commas belong to no word, and what begins a sentence is a name only if no passage has it without a capital."""
+    texts = ["The cat met Ann, and the dog met Ann", "The end, the end of Bob. The Bob", "a rose is a rose"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    floors = task.create("lambada", data_dir=str(tmp_path), length=20).floors()
+    assert floors["commonest name of the passage"] == pytest.approx(2 / 3)
 
 
 def test_what_is_no_passage(tmp_path):
@@ -38,7 +50,11 @@ def test_what_is_no_passage(tmp_path):
         task.create("lambada", data_dir=str(tmp_path), length=2)
     with pytest.raises(UserError, match="tokenizer='bpe:300' is made from a corpus: give 'byte', or 'file:PATH'"):
         task.create("lambada", data_dir=str(tmp_path), tokenizer="bpe:300")
-    for line, message in (("{}", "is no JSON object"), ('{"text": "word"}', "has one word only")):
+    for line, message in (
+        ("{}", "is no JSON object"),
+        ('{"text": "a \\ud83d b"}', "is no JSON object"),
+        ('{"text": "word"}', "has one word only"),
+    ):
         (tmp_path / "passages.jsonl").write_text(line)
         with pytest.raises(UserError, match=f"line 1, {message}"):
             task.create("lambada", data_dir=str(tmp_path))

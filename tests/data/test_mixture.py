@@ -29,7 +29,8 @@ def test_names_hold_what_files_do():
         ("file:a+b", 0.7),
         ("jsonl:x/*.jsonl,field=a", 3.0),
     ]
-    for name in ("mix:", "mix:a*1", "mix:a+b", "mix:a*1+b", "mix:a*0+b*1", "mix:a*1+b*1x"):
+    huge = "9" * 400  # as a number it is infinite
+    for name in ("mix:", "mix:a*1", "mix:a+b", "mix:a*1+b", "mix:a*0+b*1", "mix:a*1+b*1x", f"mix:a*{huge}+b*1"):
         with pytest.raises(UserError, match="is no mixture: give two corpora or more"):
             mixture.parse(name)
 
@@ -64,6 +65,11 @@ def test_each_text_gets_its_share_and_shows_all_its_rows_before_any_again(texts,
         assert len(expected) == mix.num_examples(split)
         for index, row in enumerate(expected):
             np.testing.assert_array_equal(mix.example(split, index)["inputs"], row["inputs"])
+
+
+def test_a_text_without_a_row_is_refused(texts):
+    with pytest.raises(UserError, match=r"c' gets none of the 160 rows of an epoch; give it more weight"):
+        texts("mix:file:a*1+file:b+2*1+file:c*0.001")
 
 
 def test_a_mixture_is_named_so_that_it_can_be_made_again(texts, tmp_path):

@@ -108,3 +108,20 @@ def test_bad_sizes_say_what_to_change():
     task.create("mqar", vocab_size=10)
     with pytest.raises(ValueError, match="power_a=0"):
         task.create("mqar", power_a=0.0)
+
+
+@pytest.mark.parametrize(("updates", "passes"), [(2, 1), (4, 2)])
+def test_the_last_value_of_a_key_counts(updates, passes):
+    mqar = task.create("mqar", num_updates=updates, num_passes=passes, length=48)
+    for i in range(50):
+        row = mqar.example("train", i)
+        inputs, begin = row["inputs"].tolist(), 8 * passes + 2 * updates
+        shown = list(zip(inputs[:begin:2], inputs[1:begin:2]))
+        first, last = dict(shown[:4]), dict(shown)
+        assert len(first) == len(last) == 4 and sum(first[key] != last[key] for key in first) == updates
+        assert {inputs[t]: label for t, label in scored(row).items()} == last
+    assert mqar.floors("valid")["first value"] == 1 - updates / 4
+    with pytest.raises(ValueError, match="num_updates=5 must be 0 to num_kv_pairs=4"):
+        task.create("mqar", num_updates=5)
+    with pytest.raises(ValueError, match=r"4 \* num_kv_pairs \+ 2 \* num_updates=22, with at least one pair"):
+        task.create("mqar", num_updates=3, length=20)

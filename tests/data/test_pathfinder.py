@@ -23,6 +23,8 @@ HARD = "curv_contour_length_14"
         ("test", 1, {}, "bdf5782cc0ba1f80"),
         ("train", 0, {"protocol": "s4"}, "e7bd61aa9791f340"),
         ("test", 0, {"side": 256}, "226f856f657ab931"),
+        ("test", 0, {"side": 64, "difficulty": "easy"}, "6459027b43f8a88b"),
+        ("test", 0, {"difficulty": "intermediate"}, "59e11dcb333467ce"),
     ],
 )
 def test_rows_never_change(tmp_path, split, index, options, expected):
@@ -55,12 +57,15 @@ def test_an_image_is_drawn_once_for_all_processes(tmp_path, monkeypatch):
     assert len(drawn) == 2
 
 
-@pytest.mark.parametrize("side", [32, 128, 256])
-def test_contours_have_the_published_geometry(side):
-    p, rng = pathfinder.PARAMETERS[side], np.random.default_rng(side)
+@pytest.mark.parametrize(
+    ("side", "difficulty"), [(32, "hard"), (32, "easy"), (64, "intermediate"), (128, "hard"), (256, "hard")]
+)
+def test_contours_have_the_published_geometry(side, difficulty):
+    p, rng = pathfinder.parameters_of(side, difficulty), np.random.default_rng(side)
+    assert pathfinder.parameters_of(side, "hard") == pathfinder.PARAMETERS[side]
     for _ in range(2):
         targets, distractors = pathfinder.contours(p, rng)
-        assert targets.shape == (2, 14, 2) and len(distractors) <= p.num_distractors
+        assert targets.shape == (2, pathfinder.DASHES[difficulty], 2) and len(distractors) <= p.num_distractors
         np.testing.assert_allclose(abs(targets[0, 0, 0] - targets[1, 0, 0]), p.seed_distance)
         first = targets[0, 0, 0]
         assert 2 * p.seed_distance <= min(first.real, first.imag, p.side - first.real, p.side - first.imag)
@@ -208,8 +213,10 @@ def test_missing_and_corrupt_files(archive):
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match="side=64 must be one of 32, 128, 256"):
-        task.create("pathfinder", side=64)
+    with pytest.raises(ValueError, match="side=48 must be one of 32, 64, 128, 256"):
+        task.create("pathfinder", side=48)
+    with pytest.raises(ValueError, match="difficulty='harder' is unknown; did you mean 'hard'"):
+        task.create("pathfinder", difficulty="harder")
     with pytest.raises(ValueError, match="source='archives' is unknown; did you mean 'archive'"):
         task.create("pathfinder", source="archives")
     with pytest.raises(ValueError, match="source='archive' needs the folder lra_release"):

@@ -37,6 +37,12 @@ def test_rows():
     check_rows(phone, rows=8)
     assert digest(phone) == "c5697ac26ce1c418"
     assert phone.spec.metric.name == "row_accuracy" and 1 / 25 < phone.floors()["a number of the book"] < 1 / 12
+    # Of the entries two are shown, and never asked for.
+    small = task.create("phone_book", length=204)
+    texts = [small.decode(row["inputs"]) for row in small.rows("valid")]
+    assert (
+        small.floors("valid")["a number of the book"] == np.mean([1 / (text.count(": ") - 5) for text in texts]) > 0.3
+    )
     with pytest.raises(ValueError, match="length=100 must be"):
         task.create("phone_book", length=100)
     with pytest.raises(ValueError, match=r"depth=2\.0 must be 0"):

@@ -113,6 +113,9 @@ def test_a_corpus_is_converted_once_and_again_when_it_changes(tmp_path, monkeypa
         (b'{"text": "\xe4"}\n', r"a\.jsonl, line 1: it is no JSON \("),
         (b'{"text": "\\ud800"}\n', r"a\.jsonl, line 1: 'text' is no valid text \("),
         (b'{"text": "a"}\n', r"of 1 documents none fell to "),
+        (b'{"text": ""}\n{"text": null}\n', r"a\.jsonl holds no text: all 2 documents are empty"),
+        (b"\n", r"a\.jsonl holds no text"),
+        (b'{"text": ' + b"[" * 99_999 + b"\n", r"a\.jsonl, line 1: it is no JSON \(maximum recursion"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, content, message):
@@ -135,6 +138,25 @@ def test_bad_files_are_named(tmp_path):
         load(f"parquet:{tmp_path / 'c.parquet'}")
     with pytest.raises(UserError, match=r"c\.parquet: the column 'id' holds no text but int64"):
         load(f"parquet:{tmp_path / 'c.parquet'},field=id")
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    latin = pyarrow.array([b"F\xfc\xdfe"])
+    for columns, message in (
+        ({"text": pyarrow.Array.from_buffers(pyarrow.string(), 1, latin.buffers())}, "no intact parquet file .*utf-8"),
+        ({"text": latin}, "holds no text but binary"),
+    ):
+        parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
+        with pytest.raises(UserError, match=rf"d\.parquet.* {message}"):
+            load(f"parquet:{tmp_path / 'd.parquet'}")
+    plain = pyarrow.array(TEXTS)
+    prints = set()
+    for i, column in enumerate((plain, plain.dictionary_encode(), plain.cast(pyarrow.string_view()))):
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / f"{i}.parquet")
+        prints.add(load(f"parquet:{tmp_path / f'{i}.parquet'}").fingerprint)
+    assert len(prints) == 1
+    twice = pyarrow.table([latin, latin], names=["text", "text"])
+    parquet.write_table(twice, tmp_path / "d.parquet")
+    with pytest.raises(UserError, match=r"d\.parquet: there are several columns 'text'"):
+        load(f"parquet:{tmp_path / 'd.parquet'}")
     (tmp_path / "c.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"c\.parquet is no intact parquet file"):
         load(f"parquet:{tmp_path}")
@@ -148,6 +170,15 @@ def test_options_are_checked_and_paths_may_look_like_them(tmp_path):
     load = lambda name: corpora.load(name, str(tmp_path / ".cache"))
     with pytest.raises(UserError, match=r"no hyperparameter 'feild'; did you mean 'field'"):
         load("jsonl:a.jsonl,feild=body")
+    with pytest.raises(UserError, match="has valid twice"):
+        load("jsonl:a.jsonl,valid=0.1,field=x,valid=0.2")
+    with pytest.raises(UserError, match=r"names no file: give its path, as in corpus='jsonl:PATH'"):
+        load("jsonl:")
+    for name in ("jsonl:gs://bucket/a.jsonl", "file:a.txt,valid=s3://bucket/b.txt", "bin:https://host/a.bin"):
+        with pytest.raises(UserError, match="is at an address, and is read from files of this machine"):
+            load(name)
+    with pytest.raises(UserError, match="Could not determine home directory"):
+        load("file:~nobody-of-that-name/a.txt")
     with pytest.raises(UserError, match="valid is empty"):
         load("jsonl:a.jsonl,valid=")
     with pytest.raises(UserError, match=r"shares above 0 and below 0\.5, or paths; got 0\.9"):
@@ -179,6 +210,37 @@ def ids_task(path, folder, length=8, **options):
     return task.create("language_model", corpus=f"bin:{path}", length=length, cache_dir=str(folder), **options)
 
 
+def test_a_file_is_of_one_split(tmp_path):
+    """What is learned is not what is scored, also where a folder or a link holds it."""
+    load = lambda name: corpora.load(name, str(tmp_path / "cache"), ids=True)
+    (tmp_path / "web").mkdir()
+    write_jsonl(tmp_path / "web" / "a.jsonl", TEXTS)
+    write_jsonl(tmp_path / "web" / "dev.jsonl", TEXTS)
+    (tmp_path / "link").symlink_to(tmp_path / "web" / "a.jsonl")
+    (tmp_path / "a.txt").write_text("words " * 99)
+    IDS.astype("<u2").tofile(tmp_path / "a.bin")
+    for name in (
+        f"jsonl:{tmp_path}/web,valid={tmp_path}/web/dev.jsonl",
+        f"jsonl:{tmp_path}/web/a.jsonl,test={tmp_path}/link",
+        f"file:{tmp_path}/a.txt,valid={tmp_path}/a.txt",
+        f"bin:{tmp_path}/a.bin,valid={tmp_path}/a",
+    ):
+        with pytest.raises(UserError, match=r"is of train and of .*: name the files of train"):
+            load(name)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("words " * 99)
+    for cache, message in (
+        (tmp_path / "a.txt", r"cannot be written \(Not a directory\)"),
+        ("/proc/nowhere", r"cannot be written \(No such file or directory\)"),
+        ("gs://bucket/cache", "is no folder of this machine"),
+    ):
+        with pytest.raises(UserError, match=message):
+            corpora.load(f"file:{tmp_path}/a.txt", str(cache))
+
+
 def test_ids_of_nanogpt(tmp_path):
     """Rows of a split are its ids, and documents end behind each end of text."""
     IDS.astype("<u2").tofile(tmp_path / "train.bin")
@@ -205,6 +267,8 @@ def test_ids_of_nanogpt(tmp_path):
         ids_task(tmp_path, tmp_path / "cache", tokenizer="ids:50000")
     with pytest.raises(UserError, match="holds token ids, and a text is needed"):
         corpora.load(f"bin:{tmp_path}", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="no id of train is eot=50000: give the one that documents end with"):
+        ids_task(f"{tmp_path},eot=50000", tmp_path / "cache")
 
 
 def test_ids_of_llm_c_in_several_files(tmp_path):
@@ -220,6 +284,9 @@ def test_ids_of_llm_c_in_several_files(tmp_path):
     content = (tmp_path / "x_train_2.bin").read_bytes()
     (tmp_path / "x_train_2.bin").write_bytes(content[:-4])
     with pytest.raises(UserError, match=r"x_train_2\.bin holds 2,499 ids, and its header or index says 2,500"):
+        ids_task(f"{tmp_path}/x_train_*.bin", tmp_path / "cache")
+    (tmp_path / "x_train_2.bin").write_bytes(content[:500])
+    with pytest.raises(UserError, match=r"x_train_2\.bin ends within its header"):
         ids_task(f"{tmp_path}/x_train_*.bin", tmp_path / "cache")
 
 
@@ -237,6 +304,10 @@ def test_ids_of_megatron(tmp_path):
     (tmp_path / "text_document.idx").write_bytes(index[:-8])
     with pytest.raises(UserError, match=r"text_document\.idx has 126 bytes instead of 134"):
         ids_task(tmp_path / "text_document", tmp_path / "cache")
+    for wrong in ((0, 1, 3, 4, 6), (0, 3, 1, 4, 5)):
+        (tmp_path / "text_document.idx").write_bytes(index[:-40] + struct.pack("<5q", *wrong))
+        with pytest.raises(UserError, match=r"text_document\.idx: documents do not follow each other"):
+            ids_task(tmp_path / "text_document", tmp_path / "cache")
     (tmp_path / "text_document.idx").write_bytes(b"x" * 99)
     with pytest.raises(UserError, match=r"text_document\.idx is no index of Megatron"):
         ids_task(tmp_path / "text_document", tmp_path / "cache")

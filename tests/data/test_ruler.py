@@ -97,13 +97,26 @@ def test_haystacks(ruler):
 
 
 def test_floors(ruler):
-    assert ruler(kind="single_1").floors() == {"any of the text": 1.0}
+    for kind in ("single_1", "multivalue", "vt"):  # there is nothing else to say
+        assert ruler(kind=kind).floors("valid") == {"any of the text": 1.0}
     assert ruler(kind="multiquery").floors()["any of the text"] == pytest.approx(1 / 24)
     row = ruler(kind="multikey_2").row("valid", 0, 0, 0)
     needles = ruler().decode(row["inputs"]).count("One of the special magic")
     made = ruler(kind="multikey_2")
     made.sizes = {"train": 1, "valid": 1, "test": 1}
     assert made.floors("valid")["any of the text"] == pytest.approx(1 / needles)
+
+
+def test_the_commonest_land_is_a_floor(ruler):
+    """On average over rows, with equally common ones taken equally often."""
+    made, right = ruler(kind="qa_2", length=2048), []
+    for i in range(made.num_examples("valid")):
+        row = made.row("valid", i, 0, 0)
+        lands = re.findall(r"is a town in (\w+)\.", made.decode(row["inputs"]))
+        best = [land for land in set(lands) if lands.count(land) == max(map(lands.count, lands))]
+        right.append((made.decode(row["targets"][row["weights"] > 0]) in best) / len(best))
+    assert abs(np.mean(right) - made.floors("valid")["any of the text"]) < 0.1
+    assert made.floors("valid")["any of the text"] > 0.2
 
 
 def test_bad_settings(ruler):

@@ -9,6 +9,7 @@ import pytest
 from common.errors import UserError
 from data import task
 from data.tasks import speech_commands
+from tests.data.generated_rows import digest
 from tests.data.small_data import write_sounds
 
 
@@ -37,6 +38,7 @@ def test_all_words_by_the_lists(tmp_path):
             np.testing.assert_allclose(row["inputs"][:, 0], expected, atol=1e-4)
             seen.add((split, word))
     assert len(seen) == 105
+    assert digest(made) == "b75bc26e4c32cb39"
     slow = task.create("speech_commands", data_dir=str(tmp_path), every=3)
     assert slow.spec.length == 5334 and slow.name == "speech_commands/all/every3"
     np.testing.assert_array_equal(slow.row("test", 4, 0, 0)["inputs"], made.row("test", 4, 0, 0)["inputs"][::3])

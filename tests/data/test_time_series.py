@@ -53,9 +53,37 @@ def test_lines(tmp_path):
     series = task.create("time_series", data_dir=str(tmp_path))
     assert (series.spec.objective, series.spec.targets, series.spec.length) == ("classification", 2, 2)
     assert series.row("test", 0, 0, 0)["targets"] == 1
-    (tmp_path / "train.csv").write_text("1.5,0.5,1\n2,0,0\n" * 10)
-    (tmp_path / "test.csv").write_text("2.0,3,4\n")
-    assert task.create("time_series", data_dir=str(tmp_path)).spec.objective == "regression"
+    (tmp_path / "train.csv").write_bytes(b"\xef\xbb\xbf1,0.5,1\r\n2,0,0\r\n" * 1 + b"1,0,0\r\n" * 19)
+    assert task.create("time_series", data_dir=str(tmp_path)).spec.targets == 2  # the mark of a spreadsheet is no label
+    for train, test in (("1.5,0.5,1\n2,0,0\n", "2,3,4\n"), ("1,0.5,1\n2,0,0\n", "2e-1,3,4\n")):
+        (tmp_path / "train.csv").write_text(train * 10)
+        (tmp_path / "test.csv").write_text(test)
+        assert task.create("time_series", data_dir=str(tmp_path)).spec.objective == "regression"
+
+
+X, Y = np.ones((20, 3)), np.ones(20)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"x": np.where(np.eye(20, 3) > 0, np.inf, 0), "y": Y}, "value that is infinite"),
+        ({"x": X, "y": Y * np.nan}, "to be predicted in train is none"),
+        ({"x": X, "y": np.ones((20, 2))}, "other numbers than"),
+        ({"x": X[:, :0], "y": Y}, r"x \(20, 0\) and y \(20,\) are not"),
+        ({"x": X, "y": np.float64(3)}, r"y \(\) are not"),
+        ({"x": X * 1j, "y": Y}, "x is an array of complex128"),
+        (None, "holds no arrays x and y"),
+    ],
+)
+def test_arrays_that_are_none(train, message, tmp_path):
+    np.savez(tmp_path / "test.npz", x=X, y=Y)
+    if train is None:
+        (tmp_path / "train.npz").write_bytes((tmp_path / "test.npz").read_bytes()[:200])
+    else:
+        np.savez(tmp_path / "train.npz", **train)
+    with pytest.raises(UserError, match=message):
+        task.create("time_series", data_dir=str(tmp_path))
 
 
 def test_what_is_no_data_set(tmp_path):
@@ -65,6 +93,12 @@ def test_what_is_no_data_set(tmp_path):
     path = tmp_path / "Small_TEST.ts"
     path.write_text("@data\n1,2:3:a\n")
     with pytest.raises(UserError, match=r"Small_TEST.ts, line 2, is no series"):
+        task.create("time_series", data_dir=str(tmp_path))
+    path.write_text("@classLabel false\n@data\n1,2:3,4\n")
+    with pytest.raises(UserError, match="has no labels"):
+        task.create("time_series", data_dir=str(tmp_path))
+    path.write_text("@targetLabel true\n@data\n1,2:3,4:5\n")
+    with pytest.raises(UserError, match="are classes and those of another numbers"):
         task.create("time_series", data_dir=str(tmp_path))
     path.write_text("@timeStamps true\n@data\n")
     with pytest.raises(UserError, match="has times of its own"):

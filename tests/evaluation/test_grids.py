@@ -1,5 +1,6 @@
 """Any task and any setting on a checkpoint: what is scored, what is refused, and what is written."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,8 +12,11 @@ from safetensors.numpy import save_file
 from common.errors import UserError
 from configs import recall
 from data import task as tasks
+from data.generated import GeneratedTask
+from data.rows import token_row
 from evaluation import grids, scoring, settings, suite
 from evaluation.loading import LoadedRun, load_hf
+from tests.data import small_data
 from training import setup
 from training.config import resolve
 
@@ -90,6 +94,79 @@ def test_word_problems_by_sequence_and_last_position(words, capsys):
     first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test, length 6")]
     assert first.startswith("test, length 6, 16 of 1,000 rows: accuracy") and "row accuracy" in second
     assert second.startswith(f"test, length 6, 16 of 1,000 rows: row accuracy {100 * right.all(1).mean():.2f} %")
+
+
+def test_nothing_is_scored_where_one_setting_is_refused(words, capsys):
+    for name, values in (("word_problem,flip_flop", []), ("word_problem", ["task.length=6,-1"])):
+        with pytest.raises(UserError, match=r"flip_flop: this model cannot|length=-1: "):
+            grids.score_settings(words, settings.asked(words, name, values, "", []), batches=1)
+    assert not capsys.readouterr().out
+
+
+def test_a_key_that_is_set_twice():
+    """A task's own word goes before that to all, whatever their order."""
+    parse = lambda *asked: settings.parse(asked, ["passkey", "mqar"])
+    with pytest.raises(UserError, match=r"--set task\.length is given twice: write its values once, with commas"):
+        parse("task.length=64", "task.length=128")
+    for asked in (("task.length=64", "mqar.length=32"), ("mqar.length=32", "task.length=64")):
+        assert parse(*asked) == {"passkey": {"length": [64]}, "mqar": {"length": [32]}}
+
+
+def test_settings_that_no_task_of_several_takes():
+    sections = [{"name": "mqar", "num_kv_pairs": pairs} for pairs in (4, 8)]
+    settings.check_some(["task.length=20"], sections, "--score")  # the first takes it
+    settings.check_some([], sections, "--score")
+    with pytest.raises(UserError, match=r"--score \{'length': 9\}: length=9 must be even"):
+        settings.check_some(["task.length=20,9"], sections, "--score")
+
+
+def test_scores_that_are_no_numbers(words):
+    spoilt = dataclasses.replace(words, params=jax.tree.map(lambda leaf: leaf * np.nan, words.params))
+    with pytest.raises(UserError, match=r"no numbers \(NaN\) in 8 of 8 rows"):
+        scoring.score_task(spoilt, words.config.task, batches=1)
+
+
+class MostlyZeros(GeneratedTask):
+    """Some places of each row are scored, and nine labels of ten are 0."""
+
+    sizes = {"train": 8, "valid": 8, "test": 48}
+
+    def __init__(self):
+        self.name, self.spec = "zeros", tasks.Spec(6, None, 6, "token_labels", 13, causal=True)
+
+    def draw(self, split, rng):
+        scored = (rng.random(13) < 0.4) | (np.arange(13) == rng.integers(13))
+        return token_row(rng.integers(6, size=13), rng.integers(6, size=13) * (rng.random(13) < 0.1), scored)
+
+    def floors(self, split="test"):
+        return {}
+
+
+def test_long_rows_are_read_in_pieces(words, run, tmp_path, monkeypatch):
+    """The scores are those of whole rows, with padding behind the last piece and with padding inside."""
+    small_data.write_passages(tmp_path)
+    passages = tasks.create("lambada", data_dir=str(tmp_path), length=60)
+    whole = [scoring.score_task(run, passages), scoring.score_task(words, MostlyZeros())]
+    run.steps.clear()
+    words.steps.clear()
+    monkeypatch.setattr(scoring, "LONG", 0)
+    monkeypatch.setattr(scoring, "PIECE", 5)
+    pieces = [scoring.score_task(run, passages), scoring.score_task(words, MostlyZeros())]
+    for one, other in zip(whole, pieces, strict=True):
+        assert other.result == pytest.approx(one.result, rel=1e-5) and other.intervals.keys() == one.intervals.keys()
+    # Of a model that always says 0.
+    silent = dataclasses.replace(words, params=jax.tree.map(lambda leaf: leaf * 0, words.params))
+    rows = list(MostlyZeros().rows("test"))
+    right = np.mean([not row["targets"].any() for row in rows])
+    assert 0.3 < right < 0.9 and scoring.score_task(silent, MostlyZeros()).result["row_accuracy"] == pytest.approx(
+        right
+    )
+    # What needs the row whole has it.
+    run.steps.clear()
+    words.steps.clear()
+    (at,) = settings.asked(run, "language_model", ["task.positions=3+9"], "", [])
+    assert scoring.in_pieces(run, tasks.create(at.task, **at.options)) is None
+    assert scoring.in_pieces(run, run.config.task) is not None
 
 
 def test_tasks_that_do_not_fit(words, run):

@@ -44,7 +44,7 @@ def test_a_run_that_cannot_be_used(copied, tmp_path):
     workdir = copied()
     for content, message in [
         ('{"task": ', "cannot be read as JSON"),
-        ("[]", "config.json is damaged: it is no object"),
+        ("[]", "config.json is damaged: it has no section task and no section model"),
         ('{"seed": 0, "task": 3, "train": {}}', "has no section task and no section model"),
         (
             '{"seed": 0, "task": {}, "model": {}, "optimizer": {}, "train": {}, "mesh": {}}',
@@ -70,6 +70,16 @@ def test_a_configuration_of_older_code(copied, trained):
     del raw["train"]["z_loss"], raw["model"]["dropout"]
     (workdir / "config.json").write_text(json.dumps(raw))
     assert load(workdir, "latest").config.raw == load(trained, "latest").config.raw
+
+
+def test_a_configuration_of_another_model(copied):
+    """Its parameters have the same shapes, and its numbers would be others."""
+    workdir = copied()
+    raw = json.loads((workdir / "config.json").read_text())
+    raw["model"]["logit_scale"] = 2.0
+    (workdir / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"than the checkpoint was trained with \(model\.logit_scale: 1\.0 -> 2\.0\)"):
+        load(workdir)
 
 
 def test_other_data(shorter, trained, capsys):

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from common.errors import UserError
 from evaluation import sampling
@@ -137,6 +138,9 @@ def test_prompts_of_a_file(tmp_path):
     assert sampling.read_prompts(lines) == ["one", "  two words", "three"]
     objects.write_text('"one\\nline"\n{"prompt": "two", "id": 3}\n')
     assert sampling.read_prompts(objects) == ["one\nline", "two"]
+    for path in (lines, objects):  # a mark of the byte order is no text
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert sampling.read_prompts(lines)[0] == "one" and sampling.read_prompts(objects) == ["one\nline", "two"]
     for content, message in [("", "holds no prompt"), ("{]", "line 1, is no JSON"), ("[3]", "neither a string")]:
         objects.write_text(content)
         with pytest.raises(UserError, match=message):
@@ -198,5 +202,21 @@ def test_prompts_that_cannot_be_continued(loaded):
         sample(loaded, "the \udcff", 3)
     two_sided = dataclasses.replace(loaded.config.model, causal=False)
     encoder = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, model=two_sided))
-    with pytest.raises(UserError, match="trains no model that continues a text"):
+    with pytest.raises(UserError, match="has no model that continues a text"):
         sample(encoder, "the", 3)
+    with pytest.raises(UserError, match="prompt 2 is empty"):
+        sampling.sample(loaded, ["the", ""], 3)
+
+
+def test_a_checkpoint_of_hugging_face(loaded, tmp_path, drawn, capsys):
+    """Its texts are cut and ended by its own tokens; nothing is written beside them."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({chr(i): i for i in range(128)}, []))
+    made.decoder = tokenizers.decoders.Fuse()
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [5, ord("{")]}))
+    theirs = dataclasses.replace(loaded.config, task=None)
+    hf = dataclasses.replace(loaded, config=theirs, workdir=tmp_path, tokenizer=made)
+    # What is drawn is "9 0 {'temperature..." in ASCII, with a "{" at its fifth place.
+    assert sample(hf, "ab", 9) == "ab9 0 "
+    assert "tokens/s" in capsys.readouterr().out and [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        sample(dataclasses.replace(hf, tokenizer=None), "ab", 9)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,7 @@ from common.errors import UserError
 from models import import_hf
 from models.checks import scaled
 from models.config import ModelConfig
-from models.import_hf import catalogue
+from models.import_hf import catalogue, mxfp4
 from models.import_hf.architecture import arranged
 from models.sequence_model import SequenceModel
 
@@ -82,6 +83,16 @@ def test_bfloat16_and_pieces(directory, tmp_path):
         assert copy[name].dtype == tensor.dtype and copy[name].tobytes() == tensor.tobytes()
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [("config.json", "[]"), ("config.json", "{"), ("model.safetensors.index.json", '{"weight_map": [1]}')],
+)
+def test_damaged_files(directory, name, content):
+    (directory / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(directory / name))):
+        import_hf.load(directory)
+
+
 def test_an_existing_directory_is_left_alone(directory):
     with pytest.raises(UserError, match="exists"):
         import_hf.save(directory, import_hf.load(directory))
@@ -116,6 +127,23 @@ def test_options_that_we_lack(directory, options, message):
     (directory / "config.json").write_text(json.dumps(CONFIG | options))
     with pytest.raises(ValueError, match=message):
         import_hf.load(directory)
+
+
+def test_four_bits():
+    """A byte is two numbers, the lower half first; a scale of 127 is 1, and every 32 numbers have their own."""
+    blocks = np.arange(256, dtype=np.uint8).reshape(1, 2, 8, 16)
+    scales = np.full((1, 2, 8), 127, np.uint8)
+    scales[0, 1, 7] = 120
+    found = mxfp4.dequantised(blocks, scales, "x")
+    assert found.shape == (1, 256, 2) and found.dtype == ml_dtypes.bfloat16
+    magnitudes = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    of = lambda half: (-1) ** (half >> 3) * magnitudes[half & 7]
+    expected = np.array([[of(byte & 15), of(byte >> 4)] for byte in range(256)], np.float32).reshape(2, 256)
+    expected[1, -32:] /= 128
+    np.testing.assert_array_equal(found[0].T.astype(np.float32), expected)
+    assert mxfp4.joined(["a_blocks", "a_scales", "b_blocks", "c"]) == {"a", "b_blocks", "c"}
+    with pytest.raises(UserError, match=r"x: blocks .* are not those of a tensor in MXFP4"):
+        mxfp4.dequantised(blocks, scales[:, :1], "x")
 
 
 def test_files_that_are_not_there(directory):
@@ -269,3 +297,21 @@ def test_every_size_has_a_ratio():
         for size in range(1, 3 * width):
             assert scaled(width, expand=size / width) == size
     assert scaled(85, expand=1.1) == 93 and scaled(10, expand=0.99) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", r"config\.json is no JSON"),
+        ("config.json", "[1]", r"config\.json is no JSON object but '\[1\]'"),
+        ("model.safetensors.index.json", "{", r"index\.json is no JSON"),
+        ("model.safetensors.index.json", "{}", r"index\.json has no 'weight_map'"),
+    ],
+)
+def test_files_that_are_damaged(name, content, message, tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "mamba", "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1}'
+    )
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        import_hf.load(tmp_path)

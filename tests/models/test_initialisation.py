@@ -109,6 +109,7 @@ def laws(name: str, shape: tuple[int, ...]) -> dict[str, tuple[float, float]]:
         "s4d": {"c": (0.0, 0.5**0.5)},
         "s5": {"b": (0.0, (2 * 256) ** -0.5), "c": (0.0, 256**-0.5)},
         "ttt_linear": {"memory": (0.0, 0.02), "w_lr": (0.0, 0.02)},
+        "ttt_mlp": {"memory_in": (0.0, 0.02), "memory_out": (0.0, 0.02), "w_lr": (0.0, 0.02)},
     }
     if name in ("gated_delta_net", "comba", "preconditioned_gated_delta_net"):
         common["a_log"] = moments(np.log(16 * unit))

@@ -34,7 +34,7 @@ def test_every_primitive_declares_its_forms():
 
 def test_policies_go_by_the_platform_that_is_traced_for():
     assert program() == program(implementation="sequential")  # JAX's default is a CPU here
-    for name, known, form in (("tpu", "tpu", "pallas"), ("cuda", "gpu", "associative"), ("cpu", "cpu", "sequential")):
+    for name, known, form in (("tpu", "tpu", "pallas"), ("cuda", "gpu", "blocked"), ("cpu", "cpu", "sequential")):
         with dispatch.platform(name):
             assert dispatch.current_platform() == known
             assert program() == program(implementation=form)
@@ -53,7 +53,7 @@ def test_one_place_asks_for_the_platform_of_this_process():
 
 def test_choices_are_obeyed():
     alone = {form: program(implementation=form) for form in dispatch.offered()["linear_recurrence"]}
-    assert len(set(alone.values())) == 4
+    assert len(set(alone.values())) == 5
     for form, expected in alone.items():
         for text in (form, f"linear_recurrence={form}", f" attention = reference , linear_recurrence = {form} "):
             with dispatch.implementation(text):

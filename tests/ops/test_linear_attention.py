@@ -163,6 +163,41 @@ def test_all_chunks_at_once(decay, bonus, x64):
         assert_close(results["chunked"], results["reference"], 1e-12)
 
 
+@pytest.mark.parametrize(
+    ("decay", "bonus", "segments"),
+    [("BTH", True, SEGMENTS), pytest.param("H", False, None, marks=pytest.mark.thorough)],
+)
+def test_kernel(decay, bonus, segments):
+    """The TPU's kernel, interpreted, in float32 beside the reference in float64; three chunks, the first of them filled up."""
+    inputs, cotangents = {}, {}
+    for kind in ("mild", "zero", "-20", "spikes", "forget"):
+        inputs[kind] = example(decay, kind, bonus)
+        cotangents[kind] = cotangents_like(inputs[kind])
+    with jax.enable_x64(True):
+        expected = {kind: with_gradients(("reference",), x, cotangents[kind], segments) for kind, x in inputs.items()}
+    single = lambda tree: jax.tree.map(lambda x: x.astype(np.float32), tree)
+    for kind, x in inputs.items():
+        actual = with_gradients(("pallas",), single(x), single(cotangents[kind]), segments)["pallas"]
+        assert actual[0][0].dtype == jnp.float32
+        # Differences of sums of log-decays are rounded as the sums are, here up to 16 x 110.
+        assert_close(actual, expected[kind]["reference"], 1e-5 if kind in ("mild", "zero") else 1e-4)
+
+
+def test_what_a_tpu_takes():
+    """The kernel where channels share a decay, for whole chunks of a type that it knows."""
+
+    def taken(decay, length, dtype):
+        shape = lambda *rest: jax.ShapeDtypeStruct((1, length, 2, *rest), dtype)
+        with dispatch.platform("tpu"), dispatch.implementation("auto") as choice:
+            jax.eval_shape(linear_attention, shape(4), shape(4), shape(4), shape(*decay))
+        return choice.taken["linear_attention"]
+
+    assert taken((), 128, jnp.float32) == taken((), 200, jnp.bfloat16) == {"pallas"}
+    assert taken((4,), 128, jnp.float32) == taken((), 64, jnp.float32) == {"chunked"}
+    with jax.enable_x64(True):
+        assert taken((), 128, jnp.float64) == {"chunked"}
+
+
 @pytest.mark.parametrize("length", [1, 5])
 def test_shorter_than_a_chunk(length, x64):
     inputs = example("BTHK", bonus=True, length=length)

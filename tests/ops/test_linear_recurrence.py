@@ -108,10 +108,13 @@ def check(implementation, is_complex, dtype, tolerance):
 
 
 @pytest.mark.parametrize("is_complex", [False, True])
-@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "pallas"])
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "blocked", "pallas"])
 def test_against_a_loop(implementation, is_complex, monkeypatch):
-    """Values, final states and all gradients, with NaN on padding; 13 tokens are several chunks, or blocks of 8, and a rest."""
+    """Values, final states and all gradients, with NaN on padding; 13 tokens are several chunks, or blocks of 3 whose borders are
+    blocks again, or of 8, and a rest.
+    """
     monkeypatch.setattr(module, "_CHUNK", 4)
+    monkeypatch.setattr(module, "_BLOCK", 3)
     monkeypatch.setattr(pallas_recurrence, "BLOCK_BYTES", 1)
     check(implementation, is_complex, jnp.float32, TOLERANCE)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.extend import core as jex
 
+from ops import dispatch, pallas_selective_scan
 from ops.selective_scan import selective_scan
 
 IMPLEMENTATIONS = ["reference", "sequential", "chunked"]
@@ -91,9 +92,10 @@ def assert_close(actual, expected, tolerance, message):
         assert error <= tolerance * scale, f"{message}, {name}: {error} against {scale}"
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_against_a_loop(implementation, expected):
-    """Values, final states and all gradients, with NaN on padding."""
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "blocked", "pallas"])
+def test_against_a_loop(implementation, expected, monkeypatch):
+    """Values, final states and all gradients, with NaN on padding; 13 tokens are several chunks, or blocks of 8, and a rest."""
+    monkeypatch.setattr(pallas_selective_scan, "BLOCK", 8)
     for name, actual in run_cases(implementation, jnp.float32).items():
         assert actual[0][0].dtype == actual[0][1].dtype == jnp.float32
         assert_close(actual, expected[name], TOLERANCE, name)
@@ -177,15 +179,29 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-def test_bfloat16():
+@pytest.mark.parametrize("implementation", ["auto", "pallas"])
+def test_bfloat16(implementation):
     ids = np.ones((2, 33), int)
     x, dt, A, B, C, D, _ = map(jnp.asarray, draw(ids, -1.0))
     x, B, C = (z.astype(jnp.bfloat16) for z in (x, B, C))
-    y, state = selective_scan(x, dt, A, B, C, D)
+    y, state = selective_scan(x, dt, A, B, C, D, implementation=implementation)
     expected, expected_state = selective_scan(x.astype(jnp.float32), dt, A, B, C, D)
     assert (y.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=1e-2 * np.abs(expected).max())
     np.testing.assert_allclose(state, expected_state, rtol=1e-6)
+
+
+def test_the_kernel_is_taken_where_it_fits():
+    """On TPUs; of channels that fill registers, of states that are not too many, and not in double precision."""
+    cases = [("tpu", 256, 16, "pallas"), ("gpu", 256, 16, "blocked"), ("cpu", 256, 16, "sequential")]
+    for platform, width, states, form in [*cases, ("tpu", 192, 16, "chunked"), ("tpu", 256, 65, "chunked")]:
+        shapes = [(2, 8, width)] * 2 + [(width, states)] + [(2, 8, states)] * 2
+        with dispatch.platform(platform), dispatch.implementation("auto") as choice:
+            arrays = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+            jax.eval_shape(lambda *arrays: selective_scan(*arrays), *arrays)  # a new function, which is traced anew
+        assert choice.taken["selective_scan"] == {form}
+    with jax.enable_x64(True), pytest.raises(ValueError, match="not offered"):
+        selective_scan(*(jnp.ones(shape) for shape in shapes), implementation="pallas")
 
 
 @pytest.mark.usefixtures("unchecked")

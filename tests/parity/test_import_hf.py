@@ -113,6 +113,38 @@ def test_steps(name, written):
     assert_close(found[:1], np.concatenate(expected, 1), 1e-4)
 
 
+def test_four_bits(tmp_path):
+    """Experts in MXFP4, as gpt-oss's release has them, are what the library makes of them, and are written in bfloat16."""
+    torch, transformers = load("torch"), load("transformers")
+    module, save_file = load("transformers.integrations.mxfp4"), load("safetensors.torch").save_file
+    options = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "num_local_experts": 3}
+    options |= {"num_hidden_layers": 1, "num_experts_per_tok": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    config = transformers.CONFIG_MAPPING["gpt_oss"](**SIZES | options)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    stored = {key: value.to(torch.bfloat16) for key, value in model.state_dict().items()}
+    unpacked = dict(stored)
+    for name, groups in (("gate_up_proj", 1), ("down_proj", 2)):
+        name = f"model.layers.0.mlp.experts.{name}"
+        blocks = torch.randint(0, 256, (3, stored.pop(name).shape[2], groups, 16), dtype=torch.uint8)
+        scales = torch.randint(118, 126, blocks.shape[:-1], dtype=torch.uint8)
+        stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        unpacked[name] = module.convert_moe_packed_tensors(blocks, scales)
+    model.load_state_dict(unpacked)
+    with torch.no_grad():
+        expected = model(torch.tensor(IDS), use_cache=False).logits.numpy()
+    save_file(stored, tmp_path / "model.safetensors")
+    described = json.loads(config.to_json_string()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    read = import_hf.load(tmp_path)
+    assert_close(ours(read.model, jnp.asarray(IDS))[0], expected, 1e-4)
+    import_hf.save(tmp_path / "copy", read)
+    copy = load("safetensors.torch").load_file(tmp_path / "copy" / "model.safetensors")
+    assert copy.keys() == unpacked.keys()
+    assert all(torch.equal(copy[name], tensor) for name, tensor in unpacked.items())
+    assert import_hf.load(tmp_path / "copy").config == read.config
+
+
 def tensors(directory):
     load("safetensors")
     from safetensors.numpy import load_file

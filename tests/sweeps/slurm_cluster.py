@@ -45,7 +45,7 @@ SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=20
+KillWait=120
 MinJobAge=600
 ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
@@ -118,7 +118,7 @@ def _ask(command, environment) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
 
 
-def _until(condition, folder, seconds: float = 30) -> None:
+def _until(condition, folder, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -15,6 +15,11 @@ from sweeps import axes
         ("log:1..100:3", ["1", "10", "100"]),
         ("lin:0..0.3:4", ["0", "0.1", "0.2", "0.3"]),
         ("lin:-1..1:3", ["-1", "0", "1"]),
+        ("lin:512..1024:3", ["512", "768", "1024"]),
+        ("lin:64..1984:31", [f"{n}" for n in range(64, 2048, 64)]),
+        ("lin:0.99..0.9999:3", ["0.99", "0.99495", "0.9999"]),
+        ("log:1000..10000:3", ["1000", "3160", "10000"]),
+        ("log:1..1.0001:3", ["1", "1.00005", "1.0001"]),
         ("pow2:64..512", ["64", "128", "256", "512"]),
         ("pow2:0.25..2", ["0.25", "0.5", "1", "2"]),
         ("1e-3,(1,2)", ["1e-3", "(1,2)"]),
@@ -32,12 +37,18 @@ def test_expressions(text, values):
         ("log:2..1:3", {}, "must go up"),
         ("log:0..1:3", {}, "begins above 0"),
         ("log:1..2:1", {}, "at least two values"),
-        ("lin:1..1.001:9", {}, "not different in three significant digits"),
+        ("lin:1..1.0000000000000002:9", {}, "more than there are numbers"),
+        ("log:1..2:99999999999", {}, "at most 10,000 values"),
+        ("pow2:1..1e400", {}, "from one number to another"),
+        ("lin:-1e400..1:3", {}, "from one number to another"),
+        ("lin:1..1.0000000000000002", {"draw": 9}, "more points than a can show"),
+        ("log:1..2", {"draw": 10**9}, "--draw must be from 1 to 10000"),
+        ("log:1..2", {"draw": 2, "seed": -1}, "--draw_seed must be at least 0"),
         ("pow2:3..8", {}, "powers of two"),
         ("pow2:1..8:2", {}, "takes no number"),
         ("log:1-2", {}, "is no range"),
         ("1,2", {"draw": 4}, "--draw needs an axis that is a range"),
-        ("log:1..2", {"draw": 0}, "--draw must be at least 1"),
+        ("log:1..2", {"draw": 0}, "--draw must be from 1 to 10000"),
     ],
 )
 def test_expressions_that_have_no_meaning(text, options, message):
@@ -80,5 +91,8 @@ def test_a_file_that_lists_cells(tmp_path):
         file.write_text(text)
         with pytest.raises(UserError, match=message):
             axes.listed(str(file))
+    (tmp_path / "cells.txt").write_text("mixer=gla")
+    with pytest.raises(UserError, match="no function"):
+        axes.listed(str(tmp_path / "cells.txt"))
     with pytest.raises(UserError, match="no such file"):
         axes.listed(str(tmp_path / "no.py"))

@@ -295,6 +295,7 @@ def test_attempts(tmp_path):
         ({"minutes": 0}, "--minutes must be at least 1"),
         ({"accelerators": "a100"}, "NUMBER or KIND:NUMBER"),
         ({"accelerators": "a100:0"}, "NUMBER or KIND:NUMBER"),
+        ({"accelerators": ":4"}, "NUMBER or KIND:NUMBER"),
     ],
 )
 def test_resources(given, message):

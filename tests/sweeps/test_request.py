@@ -65,6 +65,14 @@ def test_lengths():
         ("--over seed=0 --hosts=2", "are for engines with several machines"),
         ("--over seed=0 --option partition=gpu", "--engine=local has no options"),
         ("--over seed=0 --detach", "jobs of --engine=local end with the command"),
+        ("--over seed=0 --engine=local.py", "no engine 'local.py'"),
+        ("--over seed=0 --best_of=train.steps", "--best_of='train.steps' is unknown; choose one of seed"),
+        ("--over mixer=gla,lru --best_of=,", "--best_of takes different names"),
+        ("--over mixer=gla,lru --best_of=mixer,mixer", "--best_of takes different names"),
+        ("--over train.steps=0,-1", "none of the cells can be run; train.steps=0: train.steps must be"),
+        ("--over train.data_workers=99999999", "train.data_workers must be from 0 to 1024"),
+        ("--over train.steps=99999999999", "train.steps must be from 1 to 2147483647"),
+        ("--cancel --workdir=runs/never", "holds no cells of a sweep"),
         ("--over seed=0 --workers=0", "--workers must be at least 1"),
         ("--over seed=0 --engine=locla", "no engine 'locla'; did you mean 'local'"),
         ("--over seed=0 --match=params --budget=-1", "above 0, got -1"),
@@ -82,7 +90,8 @@ def test_lengths():
         ("--over corpus=\"'file:a,b',auto\"", "corpus='file:a,b' goes into the experiment file's argument"),
         ("--set train.steps=1", "needs an axis"),
         ("--ov seed=0", "--ov"),
-        ("--over seed=0 --workdir=az://bucket/sweep", "address"),
+        ("--over seed=0 --workdir=runs/other", "--workdir: it is given twice"),
+        ("--over optimizer.learning_rate=1e-3,0.001", "have the same configuration: leave one of them out"),
         ("--over mixer=mambo", "mambo"),
         ("--over train.stpes=3", "train.steps"),
     ],
@@ -90,7 +99,7 @@ def test_lengths():
 def test_what_is_refused(arguments, message, monkeypatch, tmp_path):
     """Before anything is built or written."""
     monkeypatch.chdir(tmp_path)
-    alone = arguments == "--over seed=0" or "--cell" in arguments or "--status" in arguments
+    alone = arguments == "--over seed=0" or arguments.startswith(("--cell", "--status", "--cancel"))
     needed = [] if alone else NEEDED
     with pytest.raises(UserError) as raised:
         entry.main([*needed, *shlex.split(arguments)])

@@ -56,7 +56,7 @@ def test_without_slurm(tmp_path, monkeypatch):
         Slurm(tmp_path).submit([tmp_path / "a"], 0)
 
 
-def until(condition, seconds=300):
+def until(condition, seconds=1800):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it does not come about"

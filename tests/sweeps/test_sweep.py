@@ -188,6 +188,31 @@ def test_a_sweep_keeps_its_configuration_and_data(text, tmp_path, no_plots):
     assert not finished.todo() and started.allow_other_data
 
 
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("job/cell.json", '{"values"', "no cell of a sweep"),
+        ("job/cell.json", "[1]", "is none of this version"),
+        ("job/cell.json", '{"engine": "local"}', "is none of this version"),
+        ("job/job.json", '{"job": 3}', "is none of this version"),
+        ("config.json", "[]", "is no configuration of a run"),
+        ("result.json", '{"accuracy": 1}', None),
+        ("result.json", "[]", None),
+        ("job/attempts.jsonl", '{"began": 1.0, "by": "me"}\n[1]\n{"sta', None),
+    ],
+)
+def test_records_that_are_none(text, tmp_path, capsys, file, content, message):
+    """What another program has written in a cell's directory is named, or is nothing."""
+    (cell,) = cells.plan(request(text, tmp_path, {"mixer": "gla"}))
+    cell.save()
+    (cell.workdir / file).write_text(content)
+    if message is None:
+        assert sweep.status(cell.workdir.parent) == STOPPED and "0/4" in capsys.readouterr().out
+    else:
+        with pytest.raises(UserError, match=message):
+            sweep.status(cell.workdir.parent)
+
+
 def test_updates_that_were_never_made(text, tmp_path):
     """A run whose last updates were left out has diverged, whatever its score."""
     (cell,) = cells.plan(request(text, tmp_path, {"mixer": "gla", "seed": "0"}))

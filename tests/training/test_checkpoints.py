@@ -252,6 +252,16 @@ def test_which_score_improves(tmp_path):
         checkpoints.close()
 
 
+def test_a_best_that_cannot_be_read_is_said(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, {"params": {"w": jnp.full(1, step)}}, {}, float(step))
+    checkpoints.close()
+    (tmp_path / "1" / "metadata").rename(tmp_path / "moved")
+    assert Checkpoints(tmp_path).best_step() == 2
+    assert "checkpoint 1 is damaged (no readable metadata" in capsys.readouterr().out
+
+
 def test_scores_of_older_code(tmp_path):
     """It wrote minus the score where a higher one is better."""
     checkpoints = Checkpoints(tmp_path, higher_is_better=True)

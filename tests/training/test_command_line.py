@@ -71,6 +71,20 @@ def test_what_cannot_be_set(setting, message):
         parse([FILE, "--config.train.steps=3", f"--config.{setting}"])
 
 
+def test_the_last_of_two_values_counts():
+    config = parse([FILE, *(f"--config.model.norm_eps={value}" for value in ("None", "1e-3"))])
+    assert config.model.norm_eps == 1e-3
+    config = parse([FILE, *(f"--config.model.norm_eps={value}" for value in ("1e-3", "None"))])
+    assert config.model.norm_eps is None
+
+
+@pytest.mark.parametrize("name, text", [("a.py", "x = 1"), ("a.txt", "some words")])
+def test_a_file_that_is_no_configuration(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name} is no configuration file: it defines no function get_config\(\)"):
+        parse([f"--config={tmp_path / name}"])
+
+
 @pytest.mark.parametrize("left", ["16", "--nonsense=3", "king"])
 def test_left_over_arguments(left):
     with pytest.raises(UserError, match=rf"'{left}' belongs to no option"):

@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import re
 
 import pytest
 
+from common.errors import UserError
 from data import task as tasks
 from models import mixer as mixers
 from training.config import resolve
@@ -75,7 +77,7 @@ def test_locked_typo_suggests(config):
         ("train.compute_dtype", "float16", "did you mean 'bfloat16' or 'float32'"),
         ("train.accumulation", 3, "not divisible"),
         ("optimizer.schedule", "cosin", "cosine"),
-        ("optimizer.learning_rate", float("nan"), "config.optimizer.learning_rate is not a number"),
+        ("optimizer.learning_rate", float("nan"), "config.optimizer.learning_rate must be a finite number, got nan"),
         ("optimizer.warmup_steps", -1, "optimizer.warmup_steps must be"),
         ("train.steps", 0, "train.steps must be at least 1, got 0"),
         ("train.eval_batches", -1, "train.eval_batches must be at least 0, got -1"),
@@ -84,6 +86,11 @@ def test_locked_typo_suggests(config):
         ("train.implementation", "chunkd", "chunked"),
         ("model.width", 0, "model.width must be at least 1"),
         ("model.depth", 0, "model.depth must be at least 1"),
+        ("train.steps", 2**31, "train.steps must be from 1 to 2147483647"),
+        ("train.profile_step", 10**6, "train.profile_step=1000000 is behind the last"),
+        ("train.watchdog_minutes", float("inf"), "config.train.watchdog_minutes must be a finite number, got inf"),
+        ("optimizer.group_scale.default", -1.0, "optimizer.group_scale.default must be at least 0"),
+        ("model.moe.balance", float("inf"), "model.moe.balance must be a finite number"),
         ("seed", -1, "config.seed must be a whole number from 0 to 4294967295, got -1"),
         ("seed", 2**32, "config.seed must be"),
         ("mesh.data", 0, "mesh"),
@@ -108,7 +115,39 @@ def test_bad_values(config, path, value, message):
             resolve(config)
 
 
-@pytest.mark.parametrize("arg,message", [("mixr=mamba", "mixer"), ("mixer=mambo", "mamba"), ("size=tiny", "small")])
+@pytest.mark.parametrize(
+    "section, key, value, message",
+    [
+        ("train", "steps", "6", "config.train.steps takes int, got '6'"),
+        ("train", "steps", True, "config.train.steps takes int, got True"),
+        ("train", "steps", None, "config.train.steps takes int, got None"),
+        ("model", "width", 8.0, "config.model.width takes int, got 8.0"),
+        ("model", "norm_eps", "small", "config.model.norm_eps takes float or None, got 'small'"),
+        ("model", "pattern", "gla", "config.model.pattern takes tuple[str, ...], got 'gla'"),
+        ("model", "mixer", {"mamba": {"state": "4"}}, "mixer 'mamba': `state` takes int, got '4'"),
+        ("model", "moe", {"top_k": 1.5}, "model.moe.top_k takes int, got 1.5"),
+        ("task", "length", "16", "`length` takes int, got '16'"),
+        ("task", "name", 5, "config.task.name takes str, got 5"),
+        ("mesh", "data", "2", "whole numbers"),
+    ],
+)
+def test_types_of_a_file(config, section, key, value, message):
+    """A config.json, which no command line has checked."""
+    raw = json.loads(json.dumps(resolve(config).raw))
+    raw[section][key] = value
+    with pytest.raises(UserError, match=re.escape(message)):
+        resolve(raw)
+
+
+@pytest.mark.parametrize(
+    "arg,message",
+    [
+        ("mixr=mamba", "mixer"),
+        ("mixer=mambo", "mamba"),
+        ("size=tiny", "small"),
+        ("size=small,size=large", "size twice"),
+    ],
+)
 def test_bad_arguments(arg, message):
     """The config file's argument is checked like any flag."""
     with pytest.raises(ValueError, match=message):

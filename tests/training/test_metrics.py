@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from common.appended import Appended
 from data.metrics import ACCURACY, bits_per
 from training.metrics import MetricWriter, Progress, peak_flops, read_metrics
 
@@ -109,6 +110,20 @@ def test_cut_line(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('[1]\n"x"\n{"step": 1}\n{"step": 3, "split": "a", "loss": 1}\n')
     assert read_metrics(tmp_path) == [{"step": 3, "split": "a", "loss": 1}]
     assert read_metrics(tmp_path / "nothing") == []
+    damaged = ['{"step": "a", "split": "x"}', '{"step": 1, "split": ["x"]}', '{"step": 1, "split": "x", "loss": "low"}']
+    damaged += ['{"step": 1, "split": "x", "loss": null}', '{"step": 1, "split": "x", "loss": [1]}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*damaged, '{"step": 3, "split": "a", "loss": "NaN"}']))
+    (line,) = read_metrics(tmp_path)
+    assert line["step"] == 3 and np.isnan(line["loss"])
+
+
+def test_a_cut_line_does_not_take_the_next_along(tmp_path):
+    (tmp_path / "lines").write_text('{"a": 1}\n{"b": ')
+    for _ in range(2):
+        file = Appended(tmp_path / "lines")
+        file.write('{"c": 3}\n')
+        file.close()
+    assert (tmp_path / "lines").read_text().splitlines() == ['{"a": 1}', '{"b": ', '{"c": 3}', '{"c": 3}']
 
 
 def test_mistakes(tmp_path):

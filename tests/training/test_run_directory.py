@@ -150,6 +150,9 @@ def test_data_is_identity(tmp_path, monkeypatch, capsys):
     assert launches(run)[1]["fingerprint"] == "f" * 64 and launches(run)[1]["fingerprint_before"] == own
     assert recorded_data(tmp_path) == "f" * 64 and check_data(tmp_path, "f" * 64, False) is None
     assert check_data(tmp_path / "elsewhere", own, False) is None  # there is no record to compare with
+    (tmp_path / "elsewhere" / "checkpoints" / "3").mkdir(parents=True)
+    assert check_data(tmp_path / "elsewhere", own, False) is None
+    assert "elsewhere has no record of its data" in capsys.readouterr().out
 
 
 def test_one_writer(tmp_path):
@@ -162,6 +165,10 @@ def test_one_writer(tmp_path):
     open_run(tmp_path, CONFIG)
     (tmp_path / ".lock").write_text("{")
     open_run(tmp_path, CONFIG)
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"\.lock cannot be opened \(Is a directory\)"):
+        open_run(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("workdir", ["", "  ", "az://bucket/run", "gs://bucket", "gs:/bucket/run", "~nobody_here/run"])
@@ -190,6 +197,20 @@ def test_unreadable_records(tmp_path):
     run = open_run(tmp_path / "run", CONFIG)
     run.environment.write_text("[{")
     with pytest.raises(RunDirectoryError, match=r"environment\.json cannot be read as JSON"):
+        open_run(run.root, CONFIG)
+    for damaged in ("{}", "[1]"):
+        run.environment.write_text(damaged)
+        for read in (lambda: open_run(run.root, CONFIG), lambda: check_data(run.root, "f" * 64, False)):
+            with pytest.raises(RunDirectoryError, match=r"environment\.json is damaged"):
+                read()
+    run.environment.unlink()
+    sections = json.loads(run.config.read_text())
+    for damaged in ([], sections | {"model": []}, {key: value for key, value in sections.items() if key != "model"}):
+        run.config.write_text(json.dumps(damaged))
+        with pytest.raises(RunDirectoryError, match=r"config\.json is damaged: it has no section .*model"):
+            open_run(run.root, CONFIG)
+    run.config.write_text(json.dumps(sections | {"model": sections["model"] | {"mixer": []}}))
+    with pytest.raises(RunDirectoryError, match=r"another configuration \(model\.mixer"):
         open_run(run.root, CONFIG)
     run.config.write_text("{")
     with pytest.raises(RunDirectoryError, match=r"config\.json cannot be read as JSON"):

@@ -1,12 +1,12 @@
 """gpt-oss: attention with sinks, a window in every other layer, and experts with biases and a clamped gate.
 
-The release stores the experts in four bits (MXFP4), which is refused; copies of it in bfloat16 are read.
+The release stores the experts in four bits (MXFP4). They are read, and written back, in bfloat16, which holds the same numbers.
 """
 
 from typing import Any
 
 from models.config import ModelConfig
-from models.import_hf import experts, transformer
+from models.import_hf import experts, mxfp4, transformer
 from models.import_hf.architecture import LINEAR, VECTOR, Architecture, Block, Options, Tensors, outside
 
 YARN = {
@@ -106,4 +106,5 @@ ARCHITECTURE = Architecture(
     frozenset({"attention", "local_attention"}),
     DEFAULTS,
     frozenset({"output_router_logits", "experts_per_token", "initial_context_length"}),
+    quantised=(mxfp4.METHOD,),
 )

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from models import mixer as mixers
@@ -10,6 +11,7 @@ from models.mixer import Context
 from tests.tolerance import assert_close
 
 INDEXER = {"w_qi", "w_ki", "w_w", "ki_norm"}
+OF_BLOCKS = {"rate": 2, "top_k": 2, "window": 3, "index_heads": 3, "index_channels": 4, "rotary_channels": 4}
 X = np.random.default_rng(0).standard_normal((2, 12, 16)).astype(np.float32)
 IDS = np.array([[1] * 7 + [2] * 5, [0] * 2 + [3] * 9 + [0]], np.int32)
 
@@ -29,9 +31,16 @@ def test_short_documents():
     assert_close(found, expected)
 
 
-def test_loss():
-    """The objective has gradients to the indexer alone, the output to all but it; padding and other documents count nowhere."""
-    graph, params = nnx.split(build(top_k=4, index_loss=3.0))
+@pytest.mark.parametrize("blocks", [False, True])
+def test_loss(blocks):
+    """The objective has gradients to the indexer alone, the output to all but it; padding and other documents count nowhere.
+    So in `compressed_sparse_attention`, with blocks for keys."""
+    if blocks:
+        name, indexer = "compressed_sparse_attention", {"index", "w_qi", "w_w"}
+        model = mixers.create(name, 16, rngs=nnx.Rngs(0), index_loss=3.0, **OF_BLOCKS)
+    else:
+        model, indexer = build(top_k=4, index_loss=3.0), INDEXER
+    graph, params = nnx.split(model)
 
     def run(params, x, ids):
         context = Context(key=jax.random.key(0))
@@ -51,4 +60,4 @@ def test_loss():
     assert_close(objective, 3 * divergence)
     for gradients, moved in ((of_output, False), (of_objective, True)):
         for path, gradient in nnx.to_flat_state(gradients):
-            assert np.any(gradient[...]) == ((path[0] in INDEXER) == moved), path
+            assert np.any(gradient[...]) == ((path[0] in indexer) == moved), path

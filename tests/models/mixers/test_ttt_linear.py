@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from models import mixer as mixers
-from ops.ttt_linear import ttt_linear
+from ops.ttt import ttt
 
 
 def test_initialisation():
@@ -23,6 +23,6 @@ def test_inner_loss_falls():
     tokens = [jnp.broadcast_to(a, (1, 64, 1, 8)) for a in (k, k, v)]
     rates = jnp.full((1, 64, 1), 1 / 8), 1 / jnp.arange(1.0, 17)
     weight = 0.02 * jax.random.normal(jax.random.key(1), (1, 9, 8))
-    y, _ = jax.jit(ttt_linear)(*tokens, *rates, weight, jnp.ones((1, 8)), jnp.zeros((1, 8)))
+    y, _ = jax.jit(ttt)(*tokens, *rates, (weight,), jnp.ones((1, 8)), jnp.zeros((1, 8)))
     loss = np.square(np.asarray(y - v)).sum((0, 2, 3))
     assert (np.diff(loss[15::16]) < 0).all()
