@@ -351,7 +351,12 @@ def _bpe(corpus: Corpus, size: int, cache: pathlib.Path) -> Subword:
     import tokenizers  # slow to import, and only needed for subwords
 
     path = train_bpe(f"{corpus.fingerprint[:32]}-bpe{size}", [(corpus, 1.0)], size, cache)
-    return Subword(tokenizers.Tokenizer.from_file(str(path)))
+    try:
+        return Subword(tokenizers.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the package has no class of its own for it
+        raise UserError(
+            f"{path}, which is kept between runs, is damaged ({error}): delete it, and it is trained again"
+        ) from None
 
 
 def train_bpe(name: str, corpora: Sequence[tuple[Corpus, float]], size: int, cache: pathlib.Path) -> pathlib.Path:

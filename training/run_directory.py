@@ -296,6 +296,8 @@ def environment() -> dict[str, Any]:
 
 def _changes(run: RunDirectory, config: Config) -> dict[str, dict[str, Any]]:
     """The resumable keys that differ from the run's config, with both values; raises for other keys."""
+    if run.checkpoints.exists() and not run.checkpoints.is_dir():
+        raise RunDirectoryError(f"{run.checkpoints} is no directory: move it away, or use a new --workdir")
     if not run.config.exists():
         if run.checkpoints.exists():
             raise RunDirectoryError(
@@ -351,6 +353,7 @@ def saved_steps(checkpoints: Path) -> list[int]:
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if re.fullmatch("[0-9]+", path.name) and path.is_dir()]
+    found = [path for path in found if any(path.iterdir())]  # an empty folder is none
     if remote.is_address(checkpoints):
         found = [path for path in found if (path / remote.COMMITTED).exists()]
     return sorted(int(path.name) for path in found)

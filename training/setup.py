@@ -71,6 +71,10 @@ def check_capabilities(config: Config) -> None:
         if config.model.head != "token" or config.model.loss is not None or whole:
             why = f"its metric {whole[0]!r} is of whole rows" if whole else "it does not score tokens by logits"
             raise UserError(f"config.train.loss_chunks > 1 is not for task {config.task.name!r}: {why}; leave it at 1")
+        if config.train.loss_chunks > spec.length:
+            raise UserError(
+                f"config.train.loss_chunks={config.train.loss_chunks} is more pieces than the {spec.length} positions of a row"
+            )
     if config.train.carry:
         check_streams(config.model, config.task, "config.train.carry")
     for name, mixer in config.model.sketches.items():

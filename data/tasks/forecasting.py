@@ -11,6 +11,7 @@ The targets are `horizon` times the columns, one step after the other; with `col
 
 import math
 import pathlib
+import re
 from typing import ClassVar
 
 import numpy as np
@@ -162,6 +163,8 @@ def _table(path: pathlib.Path, text: str, column: str | None) -> np.ndarray:
     """The columns behind the first, or the one that is named: float64 [rows, columns]."""
     lines = text.splitlines()
     _, *names = [name.strip() for name in lines[0].split(",")] if lines else [""]
+    if names and all(re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", name) for name in names):
+        raise UserError(f"{path} has no heading but numbers in its first line: write the names of the columns there")
     if column is not None and column not in names:
         raise UserError(f"{path} has no column {column!r}; there are {', '.join(names)}")
     chosen = range(1, len(names) + 1) if column is None else [names.index(column) + 1]

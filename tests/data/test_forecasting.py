@@ -70,6 +70,9 @@ def test_what_is_no_table(tmp_path):
         create(column="y", length=2, horizon=1)
     with pytest.raises(UserError, match=r"there is no file .*b\.csv; the folder has a\.csv"):
         create(file="b.csv")
+    (tmp_path / "a.csv").write_text("2016-07-01,1,-2.5\n2016-07-02,3,4\n")
+    with pytest.raises(UserError, match="no heading but numbers"):
+        create()
     (tmp_path / "a.csv").write_text(HEAD + "1,2,three\n")
     with pytest.raises(UserError, match="holds something else than numbers"):
         create()

@@ -55,6 +55,10 @@ def test_bpe_is_trained_once_and_always_the_same(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizers, "_byte_level", None)
     monkeypatch.setattr(tokenizers, "_convert", None)
     assert tokenizers.load("bpe:290", corpus, tmp_path / "one").fingerprint == first.fingerprint
+    for file in (tmp_path / "one" / "tokenizers").iterdir():
+        file.write_text("{")
+    with pytest.raises(UserError, match=r"is damaged .*delete it"):
+        tokenizers.load("bpe:290", corpus, tmp_path / "one")
 
 
 def test_bpe_merges_the_commonest_pairs(tmp_path):

@@ -122,10 +122,11 @@ def test_mixers_that_do_not_fit_the_rows(monkeypatch):
     [
         (recall.get_config("task=mqar,mixer=lru"), "its metric 'row_accuracy' is of whole rows"),
         (lra.get_config("task=listops,mixer=lru"), "it does not score tokens by logits"),
+        (lm.get_config("mixer=lru,corpus=stdlib"), "more pieces than the 256 positions"),
     ],
-    ids=["rows", "classes of rows"],
+    ids=["rows", "classes of rows", "short"],
 )
 def test_a_loss_that_has_no_chunks(config, message):
-    config.train.loss_chunks = 4
+    config.train.loss_chunks = 257
     with pytest.raises(UserError, match=message):
         setup.check_capabilities(resolve(config))

@@ -12,7 +12,7 @@ from common.files import write_atomically
 from configs import recall
 from training import run_directory
 from training.config import resolve
-from training.run_directory import RunDirectoryError, check_data, locate, read_config, recorded_data
+from training.run_directory import RunDirectoryError, check_data, locate, read_config, recorded_data, saved_steps
 
 
 def changed(**values):
@@ -189,6 +189,18 @@ def test_unwritable(tmp_path):
         with pytest.raises(RunDirectoryError, match=r"cannot write to .*file.*: choose another --workdir"):
             open_run(workdir, CONFIG)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_is_no_checkpoint(tmp_path):
+    """An empty folder is not one, whatever its name, and a file is not the folder of all."""
+    run = open_run(tmp_path / "run", CONFIG)
+    (run.checkpoints / "9").mkdir(parents=True)
+    assert saved_steps(run.checkpoints) == []
+    (run.checkpoints / "9").rmdir()
+    run.checkpoints.rmdir()
+    run.checkpoints.touch()
+    with pytest.raises(RunDirectoryError, match="checkpoints is no directory"):
+        open_run(run.root, CONFIG)
 
 
 def test_unreadable_records(tmp_path):
