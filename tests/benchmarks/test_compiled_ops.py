@@ -14,7 +14,7 @@ def test_rows_of_a_primitive():
     """A recurrence has two inputs, and so gradients, and an output, and so a cotangent, of [2, 16, 512] numbers of two bytes."""
     case = next(case for case in CASES if (case.primitive, case.variant) == ("linear_recurrence", "real"))
     programs = list(compiled_ops.programs(case, 16, 2, "fwdbwd", jax.devices()[0]))
-    assert [names for names, _, _ in programs] == [["auto", "sequential"], ["reference"], ["associative"]]
+    assert [names for names, _, _ in programs] == [["auto", "sequential"], ["reference"], ["associative"], ["blocked"]]
     row = compiled_ops.measured(*programs[0])
     assert (row["form"], row["auto"], row["flops"], row["trips"]) == ("sequential", True, 0, 16)
     assert row["fused_bytes"] == (2 + 1 + 1 + 2) * 2 * 2 * 16 * 512 < row["moved_bytes"]
