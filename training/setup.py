@@ -10,6 +10,7 @@ from common.errors import UserError
 from data.loader import Lanes, Loader
 from data.task import Spec, Task
 from models import accounting, scaling
+from models import mixer as mixers
 from models.accounting import Summary
 from models.config import ModelConfig
 from models.sequence_model import SequenceModel
@@ -185,7 +186,9 @@ def cost_table(config: Config) -> tuple[str, float]:
     rows = [cost(model, config.task.spec)]
     capacity = None if rows[0].carry_bytes is None else length
     with dispatch.matmul_form():
-        for name, mixer in model.sketches.items():
-            x = jax.ShapeDtypeStruct((1, length, model.width), jnp.float32)
+        x = jax.ShapeDtypeStruct((1, length, model.width), jnp.float32)
+        for name in model.names:
+            # With what it shares with others of its name, without which it cannot be called.
+            mixer = mixers.sketch(name, model.width, **model.mixer_options(name))
             rows.append(accounting.summarize(f"  one {name}", mixer, x, length, capacity))
     return accounting.table(rows), rows[0].flops_per_token

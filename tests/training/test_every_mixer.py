@@ -9,12 +9,14 @@ import optax
 import pytest
 from flax import nnx
 
+from configs import lra, recall
 from models import mixer as mixers
 from models.config import ModelConfig
 from models.sequence_model import SequenceModel
 from tests.collection import one_of_each_primitive
 from tests.tolerance import assert_close
-from training import optimizer, sharding, state
+from training import optimizer, setup, sharding, state
+from training.config import resolve
 from training.state import Metadata
 
 SCALES = {"default": 1.0, "ssm": 0.25, "fixed": 0.0}
@@ -96,3 +98,22 @@ def test_sensitive_parameters(name):
             assert not facts["decay"], path
         if facts["group"] == "ssm" and "embed" not in facts["axes"]:
             assert facts["keep_float32"], path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.thorough] * (not mixers.find(name).uses_context))
+        for name in mixers.names()
+    ],
+)
+def test_what_a_run_says_of_its_mixers(name):
+    """A run begins with what one mixer costs, also of those that share parameters with others of their name."""
+    config = (
+        recall.get_config(f"task=mqar,mixer={name}")
+        if mixers.find(name).causal
+        else lra.get_config(f"task=listops,mixer={name}")
+    )
+    config.model.mixer = {name: mixers.find(name).tiny}
+    table, flops = setup.cost_table(resolve(config))
+    assert f"one {name}" in table and flops > 0
