@@ -195,7 +195,7 @@ def test_a_sweep_keeps_its_configuration_and_data(text, tmp_path, no_plots):
         ("job/cell.json", "[1]", "is none of this version"),
         ("job/cell.json", '{"engine": "local"}', "is none of this version"),
         ("job/job.json", '{"job": 3}', "is none of this version"),
-        ("config.json", "[]", "is no configuration of a run"),
+        ("config.json", "[]", "is damaged: it has no section"),
         ("result.json", '{"accuracy": 1}', None),
         ("result.json", "[]", None),
         ("job/attempts.jsonl", '{"began": 1.0, "by": "me"}\n[1]\n{"sta', None),
