@@ -1,6 +1,6 @@
 # make train     trains a byte-level language model on real text, from nothing
-# make test      runs the tests
-# make programs  runs the tests of whole runs, sweeps and evaluations
+# make test      runs the tests that show within minutes whether a change is right
+# make rest      runs the other tests of the suite: whole programs, and what holds for a mixer for all mixers
 # make thorough  runs more tests: of what `make test` shows for one mixer of each primitive, the others; more cases
 # make parity    compares with independent implementations (installs CPU torch, transformers, ...)
 # make aot       compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 2.4 GB)
@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKDIR ?= runs/first
 
-.PHONY: train test programs thorough parity aot slurm ray hosts harness cloud lint clean
+.PHONY: train test rest thorough parity aot slurm ray hosts harness cloud lint clean
 
 # Large pages, which glibc takes from its environment only; the rest is in common/allocator.py.
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -26,10 +26,10 @@ train: $(VENV)/.installed
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample="KING HENRY:" --length=400
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --part=core $(ARGS)
 
-programs: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m programs $(ARGS)
+rest: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --part=rest $(ARGS)
 
 thorough: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "thorough and not slow" $(ARGS)

@@ -1,6 +1,7 @@
 """Test session set-up: CPU, eight fake devices, cheap compilation."""
 
 import os
+import pathlib
 from importlib.metadata import version
 
 # Compilation dominates these tests; unoptimised machine code computes the same mathematics.
@@ -26,6 +27,29 @@ from tests import typechecking  # noqa: E402
 # imported after them. NumPy's arrays are as good as JAX's, as they are to JAX.
 jaxtyping.Array = jax.Array | np.ndarray
 jaxtyping.install_import_hook(["ops", "models"], f"{typechecking.__name__}.check")
+
+
+# Whole programs: what is below them breaks them, and is tested by itself.
+PROGRAMS = ("benchmarks", "evaluation", "examples", "sweeps")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--part",
+        choices=("core", "rest"),
+        help="core: what shows within minutes whether a change is right, one mixer of each primitive and what is below whole "
+        "programs; rest: the other tests; by default both",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    part, here = config.getoption("--part"), pathlib.Path(__file__).parent
+    if part is None:
+        return
+    rest = lambda item: item.get_closest_marker("rest") or item.path.relative_to(here).parts[0] in PROGRAMS
+    left_out = [item for item in items if bool(rest(item)) != (part == "rest")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ def experiments():
 
 EXPERIMENTS = list(experiments())
 PAPERS = [(module, argument) for module, argument in EXPERIMENTS if module.__name__.startswith("configs.papers.")]
+FIRST = {module: argument for module, argument in reversed(EXPERIMENTS)}  # of each file
 NAMES = lambda cases: [f"{module.__name__}:{argument}" for module, argument in cases]
 
 
@@ -88,7 +89,14 @@ def with_data(config, folder):
     return config
 
 
-@pytest.mark.parametrize("module,argument", EXPERIMENTS, ids=NAMES(EXPERIMENTS))
+@pytest.mark.parametrize(
+    "module,argument",
+    [
+        pytest.param(module, argument, marks=[pytest.mark.thorough] * (FIRST[module] != argument))
+        for module, argument in EXPERIMENTS
+    ],
+    ids=NAMES(EXPERIMENTS),
+)
 def test_the_model_can_be_built(module, argument, archives):
     """With data in place a configuration resolves, and its model, optimiser and schedule fit together."""
     config = with_data(module.get_config(argument), archives)

@@ -46,8 +46,8 @@ def able(capability: str, value: bool = True) -> list[str]:
 
 
 def each(found) -> list:
-    """Test parameters, those of one mixer in one process."""
-    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in found]
+    """Test parameters, those of one mixer in one process. `make test` has the first of each primitive, `make rest` the others."""
+    return one_of_each_primitive(found, pytest.mark.rest)
 
 
 def forms() -> list:
