@@ -11,6 +11,8 @@ from models.config import ModelConfig
 from models.sequence_model import SequenceModel
 from training.config import section
 
+pytestmark = pytest.mark.rest
+
 # Size of the vocabulary, and number of parameters of the checkpoint: of griffin and jamba as published, of the others as
 # transformers' class has them when it is given the released sizes, see tests/parity/test_hybrids.py. The vocabularies of
 # bamba, granite4h and minimax01 were not read from a released configuration.

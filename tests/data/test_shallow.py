@@ -9,6 +9,8 @@ from data import shallow, task
 from data.tasks.chomsky import PROBLEMS
 from data.tasks.listops import TOKENS
 
+pytestmark = pytest.mark.rest
+
 MARGIN = 0.02
 
 

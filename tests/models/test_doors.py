@@ -15,6 +15,8 @@ from flax import nnx
 from common.errors import UserError
 from models import mixer as mixers
 
+pytestmark = pytest.mark.rest
+
 WIDTH, LENGTH = 32, 12
 # Widths that the usual numbers of heads divide and ones that they do not, and multiples of 4 whose heads are odd.
 WIDTHS = {"default": (1, 7), "tiny": (12,)}

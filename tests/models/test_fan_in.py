@@ -20,6 +20,8 @@ from models import mixer as mixers
 from models.params import input_dimensions
 from ops import dispatch
 
+pytestmark = pytest.mark.rest
+
 NARROW, WIDE, LENGTH = 128, 256, 32
 # What hands entries on. In a product of two arrays entry by entry, or a sum, it is the parameter that has the result's size.
 MOVES = {
