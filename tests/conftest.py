@@ -29,24 +29,24 @@ jaxtyping.Array = jax.Array | np.ndarray
 jaxtyping.install_import_hook(["ops", "models"], f"{typechecking.__name__}.check")
 
 
-# Whole programs: what is below them breaks them, and is tested by itself.
-PROGRAMS = ("benchmarks", "evaluation", "examples", "sweeps")
+# What stands above mixers and primitives, and beside them.
+OTHER_ROOMS = ("benchmarks", "compilation", "configs", "data", "evaluation", "examples", "sweeps", "training")
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--part",
-        choices=("core", "rest"),
-        help="core: what shows within minutes whether a change is right, one mixer of each primitive and what is below whole "
-        "programs; rest: the other tests; by default both",
+        choices=("core", "rest", "all"),
+        default="all",
+        help="core: primitives, models, and one mixer of each primitive, which take minutes; rest: the other tests; all: both",
     )
 
 
 def pytest_collection_modifyitems(config, items):
     part, here = config.getoption("--part"), pathlib.Path(__file__).parent
-    if part is None:
+    if part == "all":
         return
-    rest = lambda item: item.get_closest_marker("rest") or item.path.relative_to(here).parts[0] in PROGRAMS
+    rest = lambda item: item.get_closest_marker("rest") or item.path.relative_to(here).parts[0] in OTHER_ROOMS
     left_out = [item for item in items if bool(rest(item)) != (part == "rest")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]

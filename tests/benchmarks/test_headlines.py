@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import headlines
 
+pytestmark = pytest.mark.thorough
+
 
 def test_ratios():
     assert headlines.slope({8: 3.0, 16: 12.0, 4: 100.0}) == pytest.approx(2.0)

@@ -5,8 +5,11 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from benchmarks import lengths
+
+pytestmark = pytest.mark.thorough
 
 
 def test_equations_are_counted_inside_of_loops():

@@ -9,6 +9,8 @@ import pytest
 from benchmarks import untrained
 from ops import hippo
 
+pytestmark = pytest.mark.thorough
+
 
 def test_legs():
     """The O(N) step gives the coefficients of the dense matrices."""

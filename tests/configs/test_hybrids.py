@@ -11,8 +11,6 @@ from models.config import ModelConfig
 from models.sequence_model import SequenceModel
 from training.config import section
 
-pytestmark = pytest.mark.rest
-
 # Size of the vocabulary, and number of parameters of the checkpoint: of griffin and jamba as published, of the others as
 # transformers' class has them when it is given the released sizes, see tests/parity/test_hybrids.py. The vocabularies of
 # bamba, granite4h and minimax01 were not read from a released configuration.
@@ -67,6 +65,7 @@ def model(name: str, vocab_size: int) -> ModelConfig:
     return section(ModelConfig, raw | given, "config.model", sizes)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_parameters(name):
     vocab_size, parameters = RELEASED[name]

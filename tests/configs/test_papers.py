@@ -18,8 +18,6 @@ from data import metrics
 from training import setup
 from training.config import resolve
 
-pytestmark = pytest.mark.rest
-
 # What a file offers to choose from, and the key of its argument.
 CHOICES = {"RECIPES": "task", "MIXERS": "mixer", "CORPORA": "task", "HYBRIDS": "name"}
 WORDS = "to be or not to be, that is the question: whether tis nobler in the mind to suffer. "

@@ -9,8 +9,6 @@ from data import shallow, task
 from data.tasks.chomsky import PROBLEMS
 from data.tasks.listops import TOKENS
 
-pytestmark = pytest.mark.rest
-
 MARGIN = 0.02
 
 

@@ -260,6 +260,7 @@ def test_implementations_agree(name):
         programs.add(program)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", one_of_each_primitive(mixers.names(), pytest.mark.thorough))
 def test_bfloat16(name):
     """Outputs and gradients are finite in bfloat16 at two input scales, and close to float32's at the first."""

@@ -15,7 +15,7 @@ from models import mixer as mixers
 from models.config import ModelConfig
 from tests.collection import one_of_each_primitive
 
-pytestmark = pytest.mark.rest
+pytestmark = pytest.mark.thorough
 
 BASE, WIDE, LENGTH = 64, 256, 32
 FEW = 24  # values, of which no deviation is told

@@ -24,8 +24,6 @@ from training.checkpoints import Checkpoints
 from training.config import resolve
 from training.metrics import read_metrics
 
-pytestmark = pytest.mark.rest
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 

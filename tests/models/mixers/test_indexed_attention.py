@@ -31,7 +31,7 @@ def test_short_documents():
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("blocks", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_loss(blocks):
     """The objective has gradients to the indexer alone, the output to all but it; padding and other documents count nowhere.
     So in `compressed_sparse_attention`, with blocks for keys."""

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import nnx
 
 from models import mixer as mixers
@@ -9,6 +10,7 @@ from tests.models.test_contract import BATCH, LENGTH, PACKED, PIECES, WIDTH, inp
 from tests.tolerance import assert_close
 
 
+@pytest.mark.thorough
 def test_law_with_orthogonal_steps():
     """To the 1e-4 that its docstring states."""
     made = mixers.create("lact", WIDTH, rngs=nnx.Rngs(0), **mixers.find("lact").tiny | {"orthogonal": True})
