@@ -353,7 +353,6 @@ def saved_steps(checkpoints: Path) -> list[int]:
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if re.fullmatch("[0-9]+", path.name) and path.is_dir()]
-    found = [path for path in found if any(path.iterdir())]  # an empty folder is none
     if remote.is_address(checkpoints):
         found = [path for path in found if (path / remote.COMMITTED).exists()]
     return sorted(int(path.name) for path in found)
