@@ -1,7 +1,7 @@
 # make train     trains a byte-level language model on real text, from nothing
 # make test      runs the tests of primitives, models, and one mixer of each primitive
 # make rest      runs the other tests of the suite: of all mixers, and of what stands above and beside them
-# make thorough  runs more tests: of what `make test` shows for one mixer of each primitive, the others; more cases
+# make thorough  runs more tests than the suite has: of what it shows for one mixer of each primitive, the others; more cases
 # make parity    compares with independent implementations (installs CPU torch, transformers, ...)
 # make aot       compiles for TPUs and GPUs, without any, in an environment of its own (installs their compilers, 2.4 GB)
 # make slurm     sweeps on a SLURM cluster of one node, which is started and stopped (installs Debian's packages; as root)

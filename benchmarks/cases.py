@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ops import dispatch
 from ops.attention import attention
 from ops.delta_rule import delta_rule
 from ops.linear_attention import linear_attention
@@ -15,18 +16,6 @@ from ops.linear_recurrence import linear_recurrence
 from ops.long_convolution import long_convolution, vandermonde_kernel
 from ops.selective_scan import selective_scan
 from ops.state_space_scan import state_space_scan
-
-IMPLEMENTATIONS = (
-    "reference",
-    "sequential",
-    "chunked",
-    "associative",
-    "blocked",
-    "blockwise",
-    "library",
-    "fft",
-    "matmul",
-)
 
 
 class Case(NamedTuple):
@@ -37,7 +26,7 @@ class Case(NamedTuple):
       shape: for the table.
       inputs: (generator, length) -> float32 arrays, all of which are differentiated.
       function: (implementation, length, *inputs) -> output or tuple of outputs, without the final state.
-      implementations: what to try beside "auto"; those that the primitive does not offer are left out.
+      implementations: what to try beside "auto"; None for all that the primitive offers where it runs.
     """
 
     primitive: str
@@ -45,7 +34,12 @@ class Case(NamedTuple):
     shape: str
     inputs: Callable[[np.random.Generator, int], tuple[np.ndarray, ...]]
     function: Callable[..., Any]
-    implementations: tuple[str, ...] = IMPLEMENTATIONS
+    implementations: tuple[str, ...] | None = None
+
+    def forms(self) -> tuple[str, ...]:
+        """What to try beside "auto"; a call that a form does not take raises a ValueError."""
+        everything = dispatch.offered(dispatch.current_platform())
+        return everything[self.primitive] if self.implementations is None else self.implementations
 
 
 def _qkv(rng, length):

@@ -30,7 +30,6 @@ from common.errors import UserError, check_choice, check_range
 
 MODES = ("fwd", "fwdbwd")
 DEVICES = ("v5e", "h100")
-TPU_KERNELS = ("pallas", "splash")  # forms
 MB = 1e6
 
 
@@ -64,9 +63,7 @@ def programs(case, length: int, batch: int, mode: str, device) -> Iterator[tuple
         return jax.ShapeDtypeStruct((batch, *x.shape[1:]) if of_tokens else x.shape, jnp.bfloat16, sharding=place)
 
     inputs, cotangents = ([described(x) for x in arrays] for arrays in case_arrays(case, length))
-    forms = dispatch.offered().get(case.primitive, ())
-    if device.platform != "tpu":
-        forms = tuple(form for form in forms if form not in TPU_KERNELS)  # which are interpreted elsewhere
+    forms = dispatch.offered(device.platform).get(case.primitive, ())
     found: dict[str, tuple[list[str], object, float]] = {}
     for form in ("auto", *forms):
         function = differentiated(functools.partial(case.function, form), length, mode)

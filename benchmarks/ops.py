@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.cases import CASES, IMPLEMENTATIONS, Case, case_arrays
+from benchmarks.cases import CASES, Case, case_arrays
 from benchmarks.peers import PEERS, torch_program
 from benchmarks.timing import Clock, Expectation, Program, environment, measure, settle_process
 
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
 def jax_rows(case: Case, length: int, mode: str, inputs: list, cotangents: list, with_peers: bool) -> list[Rows]:
     """The implementations that the primitive offers, then the peers in JAX."""
     functions = {"auto": functools.partial(case.function, "auto")}
-    for name in case.implementations:
+    for name in case.forms():
         function = functools.partial(case.function, name)
         try:
             jax.eval_shape(functools.partial(function, length), *inputs)
@@ -74,7 +74,7 @@ def jax_rows(case: Case, length: int, mode: str, inputs: list, cotangents: list,
 
     rows = []
     for text, equal in names.items():
-        program = Program(equal[-1], _is_peer(equal[-1]), functools.partial(prepare, lowered[text]))
+        program = Program(equal[-1], _is_peer(case, equal[-1]), functools.partial(prepare, lowered[text]))
         rows.append(Rows(equal, program))
     return rows
 
@@ -90,8 +90,8 @@ def _takes(peer, length, inputs):
     return True
 
 
-def _is_peer(name):
-    return name not in ("auto", *IMPLEMENTATIONS)
+def _is_peer(case, name):
+    return name in {peer.name for peer in PEERS[case.primitive, case.variant]}
 
 
 def differentiated(function: Callable, length: int, mode: str) -> Callable:
@@ -159,7 +159,7 @@ def _records(case, length, mode, rows):
                     "mode": mode,
                     "implementation": name,
                     "auto": "auto" in names,
-                    "peer": _is_peer(name),
+                    "peer": _is_peer(case, name),
                     "milliseconds": 1e3 * median if ran else None,
                     "milliseconds_of_rounds": [1e3 * seconds for seconds in program.samples],
                     "to_fastest": median / fastest if ran else None,

@@ -72,7 +72,7 @@ def join(place: Place, seconds: float = roll_call.START) -> None:
         _group.computes = True
     # All open their devices at the same time, since JAX has each of them wait for the others there, and not for long.
     agree("devices", {"kind of devices": ", ".join(sorted({device.device_kind for device in jax.local_devices()}))})
-    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+    if jax.process_count() > 1 and jax.local_devices()[0].platform == "cpu":
         # Gloo gives them 30 seconds to come to the first thing that they compute together, and keeps the connections that it
         # makes then. What comes next is compiled first, which one of them may take a minute longer for.
         multihost_utils.sync_global_devices("devices")

@@ -19,6 +19,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -348,15 +349,13 @@ def _character(corpus: Corpus, cache: pathlib.Path) -> Character:
 
 
 def _bpe(corpus: Corpus, size: int, cache: pathlib.Path) -> Subword:
-    import tokenizers  # slow to import, and only needed for subwords
-
     path = train_bpe(f"{corpus.fingerprint[:32]}-bpe{size}", [(corpus, 1.0)], size, cache)
     try:
-        return Subword(tokenizers.Tokenizer.from_file(str(path)))
-    except Exception as error:  # the package has no class of its own for it
+        return Subword(read(path))
+    except UserError as error:
         raise UserError(
-            f"{path}, which is kept between runs, is damaged ({error}): delete it, and it is trained again"
-        ) from None
+            f"{path}, which is kept between runs, is damaged: delete it, and it is trained again"
+        ) from error
 
 
 def train_bpe(name: str, corpora: Sequence[tuple[Corpus, float]], size: int, cache: pathlib.Path) -> pathlib.Path:
@@ -404,9 +403,23 @@ def _byte_level(model):
     return tokenizer
 
 
-def _from_file(path: pathlib.Path) -> Subword:
-    import tokenizers
+def read(file: pathlib.Path, merges: pathlib.Path | None = None) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer.json, or of the vocabulary and the merges of a byte-level BPE.
 
+    Raises:
+      UserError: if the package cannot read it.
+    """
+    import tokenizers  # slow to import, and only needed for subwords
+
+    try:
+        if merges is None:
+            return tokenizers.Tokenizer.from_file(str(file))
+        return _byte_level(tokenizers.models.BPE.from_file(str(file), str(merges)))
+    except Exception as error:  # the package raises plain exceptions for files that it cannot read
+        raise UserError(f"{file} is no tokenizer that the package `tokenizers` can read ({error})") from error
+
+
+def _from_file(path: pathlib.Path) -> Subword:
     pairs = [(path / "vocab.json", path / "merges.txt"), (path / "encoder.json", path / "vocab.bpe")]
     found = next((pair for pair in pairs if all(file.is_file() for file in pair)), None)
     if found is None and not path.is_file():
@@ -414,9 +427,4 @@ def _from_file(path: pathlib.Path) -> Subword:
             f"there is no tokenizer {path}: give a tokenizer.json, or a folder with vocab.json and merges.txt, or with "
             "encoder.json and vocab.bpe"
         )
-    try:
-        if found is None:
-            return Subword(tokenizers.Tokenizer.from_file(str(path)))
-        return Subword(_byte_level(tokenizers.models.BPE.from_file(*map(str, found))))
-    except Exception as error:  # the package raises plain exceptions for files that it cannot read
-        raise UserError(f"{path} is no tokenizer that the package `tokenizers` can read ({error})") from error
+    return Subword(read(*(found or (path,))))

@@ -14,6 +14,7 @@ from flax import nnx
 from common import hosts
 from common.console import say
 from common.errors import UserError, near
+from data import tokenizers
 from data.task import Task
 from models import import_hf
 from models.sequence_model import SequenceModel
@@ -167,12 +168,7 @@ def load_hf(directory: str | Path) -> LoadedRun:
     config = Config(None, checkpoint.config, OptimizerConfig(), TrainConfig(), {"data": -1}, 0, None, raw)
     tokenizer, file = None, directory / "tokenizer.json"
     if file.is_file():
-        import tokenizers  # slow to import
-
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library has no class of its own for it
-            raise UserError(f"{file} is no file of a tokenizer: {error}") from None
+        tokenizer = tokenizers.read(file)
     say(f"{directory}: a {checkpoint.hf_config['model_type']} model")
     return LoadedRun(config, built, params, directory, 0, "", tokenizer=tokenizer)
 

@@ -256,14 +256,12 @@ def _encode(run, prompt, place):
         raise UserError(f"{place} is not valid UTF-8") from None
     if run.config.task is None:
         run.decode([])  # raises where there is no tokenizer
-        ids = np.asarray(
-            run.tokenizer.encode(prompt).ids
-        )  # with what the tokenizer puts around a text, as the library does
+        ids = run.tokenizer.encode(prompt).ids  # with what it puts around a text, as the library does
     else:
-        ids = np.asarray(run.config.task.encode(prompt))
+        ids = run.config.task.encode(prompt)
     if not len(ids):
         raise UserError(f"{place} is empty: generation needs at least one token to continue")
-    return ids
+    return np.asarray(ids)
 
 
 def _show(text):

@@ -201,7 +201,6 @@ def in_pieces(run: LoadedRun, task: tasks.Task) -> Callable[[Any, Any], dict] | 
 
     @functools.partial(jax.jit, donate_argnums=2)
     def step(params, batch, carry, start):
-        batch = {key: jnp.pad(batch[key], ((0, 0), (0, whole - spec.length))) for key in keys}
         piece = {key: jax.lax.dynamic_slice_in_dim(a, start, PIECE, 1) for key, a in batch.items()}
         piece = jax.lax.with_sharding_constraint(piece, sharding.batch_sharding(built.mesh))
         params = cast(params, built.metadata, run.config.train.compute_dtype)
@@ -209,10 +208,13 @@ def in_pieces(run: LoadedRun, task: tasks.Task) -> Callable[[Any, Any], dict] | 
         sums = _each(class_sums, spec.metrics, logits, piece["targets"], piece["weights"])
         return jax.lax.with_sharding_constraint(sums, sharding.replicated(built.mesh)), carry
 
-    begin = jax.jit(lambda params, rows: built.merge(params).initial_carry(rows, whole), static_argnums=1)
+    @jax.jit
+    def begin(params, batch):
+        filled = {key: jnp.pad(batch[key], ((0, 0), (0, whole - spec.length))) for key in keys}
+        return filled, built.merge(params).initial_carry(len(batch["inputs"]), whole)
 
     def score(params, batch):
-        carry, total = begin(params, len(batch["inputs"])), {}
+        (batch, carry), total = begin(params, batch), {}
         for start in range(0, whole, PIECE):
             sums, carry = step(params, batch, carry, start)
             if "rows" in total:

@@ -33,7 +33,7 @@ from ops.segments import zero_padding
 NOTHING = FLOOR
 
 
-@dispatch.primitive("reference", "blockwise", "library", "splash", matmul="blockwise")
+@dispatch.primitive("reference", "blockwise", "library", matmul="blockwise", tpu=("splash",))
 def attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S G K"],

@@ -21,10 +21,12 @@ from common.errors import UserError, near
 
 
 class _Declared(NamedTuple):
-    """What a primitive has declared: its forms, and the one of them that is made of matrix products."""
+    """What a primitive has declared: its forms, the one of them that is made of matrix products, and those that are kernels for
+    TPUs."""
 
     forms: tuple[str, ...]
     matmul: str | None
+    tpu: tuple[str, ...]
 
 
 # Decides where a primitive is called with "auto": (primitive, the forms that it offers, its policy) -> form.
@@ -39,26 +41,31 @@ _localise: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("loc
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
-def primitive(*forms: str, matmul: str | None = None) -> Callable[[Callable], Callable]:
+def primitive(*forms: str, matmul: str | None = None, tpu: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
     """Declares the forms of the decorated function, whose name is that of the primitive.
 
     Args:
       *forms: names of its implementations, "reference" among them.
       matmul: the form that is made of matrix products, if one is; see `matmul_form`.
+      tpu: further forms, which are kernels for TPUs and interpreted elsewhere.
     """
 
     def declare(function: Callable) -> Callable:
-        _declared[function.__name__] = _Declared(forms, matmul)
+        _declared[function.__name__] = _Declared((*forms, *tpu), matmul, tpu)
         return function
 
     return declare
 
 
-def offered() -> dict[str, tuple[str, ...]]:
-    """The forms that each primitive of `ops` offers."""
+def offered(platform: str | None = None) -> dict[str, tuple[str, ...]]:
+    """The forms that each primitive of `ops` offers; without those that a platform, where one is given, would interpret."""
     for module in pkgutil.iter_modules(ops.__path__):
         importlib.import_module(f"ops.{module.name}")
-    return {name: declared.forms for name, declared in sorted(_declared.items())}
+    interpreted = lambda declared: () if platform in (None, "tpu") else declared.tpu
+    return {
+        name: tuple(form for form in declared.forms if form not in interpreted(declared))
+        for name, declared in sorted(_declared.items())
+    }
 
 
 class Choice:

@@ -27,7 +27,7 @@ from ops.products import factor_dtype, product
 from ops.segments import is_start, zero_padding
 
 
-@primitive("reference", "sequential", "chunked", "pallas", matmul="chunked")
+@primitive("reference", "sequential", "chunked", matmul="chunked", tpu=("pallas",))
 def linear_attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],

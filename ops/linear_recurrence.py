@@ -26,7 +26,7 @@ _BLOCK = 16  # tokens of a block, which are one expression
 _CHUNK = 1024  # tokens per associative scan: bounds its temporaries, which are several times its inputs
 
 
-@dispatch.primitive("reference", "sequential", "associative", "blocked", "pallas")
+@dispatch.primitive("reference", "sequential", "associative", "blocked", tpu=("pallas",))
 def linear_recurrence(
     a: Real | Pair,
     b: Real | Pair,

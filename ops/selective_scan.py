@@ -18,7 +18,7 @@ from ops.token_loop import chunking, join, split, token_loop
 _CHUNK = {"sequential": 32, "chunked": 64, "blocked": 64}
 
 
-@dispatch.primitive("reference", "sequential", "chunked", "blocked", "pallas", matmul="chunked")
+@dispatch.primitive("reference", "sequential", "chunked", "blocked", matmul="chunked", tpu=("pallas",))
 def selective_scan(
     x: Float[Array, "B T D"],
     dt: Float[Array, "B T D"],

@@ -29,8 +29,7 @@ jaxtyping.Array = jax.Array | np.ndarray
 jaxtyping.install_import_hook(["ops", "models"], f"{typechecking.__name__}.check")
 
 
-# What stands above mixers and primitives, and beside them.
-OTHER_ROOMS = ("benchmarks", "compilation", "configs", "data", "evaluation", "examples", "sweeps", "training")
+CORE = ("common", "models", "ops")  # rooms
 
 
 def pytest_addoption(parser):
@@ -46,10 +45,12 @@ def pytest_collection_modifyitems(config, items):
     part, here = config.getoption("--part"), pathlib.Path(__file__).parent
     if part == "all":
         return
-    rest = lambda item: item.get_closest_marker("rest") or item.path.relative_to(here).parts[0] in OTHER_ROOMS
-    left_out = [item for item in items if bool(rest(item)) != (part == "rest")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+    parts = {"core": [], "rest": []}
+    for item in items:
+        of_core = item.path.relative_to(here).parts[0] in CORE and not item.get_closest_marker("rest")
+        parts["core" if of_core else "rest"].append(item)
+    items[:] = parts.pop(part)
+    config.hook.pytest_deselected(items=[item for left_out in parts.values() for item in left_out])
 
 
 @pytest.fixture

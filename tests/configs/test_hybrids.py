@@ -65,7 +65,6 @@ def model(name: str, vocab_size: int) -> ModelConfig:
     return section(ModelConfig, raw | given, "config.model", sizes)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_parameters(name):
     vocab_size, parameters = RELEASED[name]

@@ -15,7 +15,7 @@ from models import mixer as mixers
 from models.config import ModelConfig
 from tests.collection import one_of_each_primitive
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.rest
 
 BASE, WIDE, LENGTH = 64, 256, 32
 FEW = 24  # values, of which no deviation is told
