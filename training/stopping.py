@@ -1,5 +1,6 @@
 """Stopping at the end of a step when the machine is about to be taken away, or the user presses Ctrl-C."""
 
+import contextlib
 import os
 import signal
 import time
@@ -61,4 +62,7 @@ class GracefulStop:
             return
         self._requested, self._since = True, time.monotonic()
         name = signal.Signals(number).name
-        os.write(2, f"{name}: stopping after this step; once more to stop at once\n".encode())  # print may be running
+        with contextlib.suppress(OSError):  # on a full disk, say, what matters is that the run is saved
+            os.write(
+                2, f"{name}: stopping after this step; once more to stop at once\n".encode()
+            )  # print may be running
