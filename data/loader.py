@@ -6,7 +6,7 @@ before and however many hosts and devices share the work.
 
 import bisect
 import collections
-import concurrent.futures
+import concurrent.futures.process
 from collections.abc import Iterator
 
 import jax
@@ -109,7 +109,13 @@ class Loader:
             if ahead not in self._coming:
                 indices = [ahead * self.batch_size + i for i in mine]
                 self._coming[ahead] = self.workers.rows(self.split, indices, self.seed)
-        return mine, self._coming.pop(step).result()
+        try:
+            return mine, self._coming.pop(step).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError(
+                "a process that makes rows has ended: it was killed, perhaps for want of memory, or has printed why. Run the "
+                "same command again, or with another train.data_workers"
+            ) from None
 
     def _example(self, index: int) -> dict[str, np.ndarray]:
         if self.finite and index >= self.task.num_examples(self.split):

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import appended, hosts
+from common import appended, hosts, remote
 from common.errors import UserError
 from common.files import modified, read_json, touch, write_atomically
 
@@ -121,9 +121,11 @@ def attempt(workdir: Path):
     _append(workdir, {"began": began, "host": socket.gethostname()})
 
     def beat() -> None:
-        touch(place / "alive")
-        while not ended.wait(HEARTBEAT):
-            touch(place / "alive")
+        while True:
+            with contextlib.suppress(OSError), remote.spoken(place):  # a full disk, or one that is away for a moment
+                touch(place / "alive")
+            if ended.wait(HEARTBEAT):
+                return
 
     threading.Thread(target=beat, daemon=True).start()
     result: dict[str, Any] = {"status": "failed", "error": "it ended without a word"}

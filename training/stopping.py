@@ -67,4 +67,7 @@ class GracefulStop:
             return
         self._requested, self._since = True, time.monotonic()
         name = signal.Signals(number).name
-        os.write(2, f"{name}: stopping after this step; once more to stop at once\n".encode())  # print may be running
+        with contextlib.suppress(OSError):  # on a full disk, say, what matters is that the run is saved
+            os.write(
+                2, f"{name}: stopping after this step; once more to stop at once\n".encode()
+            )  # print may be running
