@@ -13,7 +13,9 @@ tasks. Their models have two blocks of width 128, and train for 200 epochs of ba
 import csv
 import pathlib
 import statistics
-import sys
+
+from common import command
+from common.errors import UserError
 
 KEYS = ("kind", "vocab_size", "length", "train_examples", "noise", "tokens")
 # A None is the kind's baseline. Compression's rows hold the tokens twice, and so are twice as long as theirs, less 2.
@@ -65,8 +67,13 @@ def scores(lines: list[dict[str, str]]) -> dict[str, dict[str, float]]:
     return {mixer: {**kinds, "MAD": statistics.mean(kinds.values())} for mixer, kinds in found.items()}
 
 
-def main(workdir: str) -> None:
-    with open(pathlib.Path(workdir) / "results.csv", newline="") as file:
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
+    parser.add_argument("workdir", metavar="SWEEP", type=pathlib.Path, help="directory of the sweep")
+    path = parser.parse_args(arguments).workdir / "results.csv"
+    if not path.is_file():
+        raise UserError(f"there is no {path}: give the directory of a sweep that has been run")
+    with open(path, newline="") as file:
         lines = list(csv.DictReader(file))
     unfinished = sum(line["status"] != "finished" for line in lines)
     if unfinished:
@@ -78,4 +85,4 @@ def main(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    command.run(main)
