@@ -77,7 +77,7 @@ class Attempt:
       seconds: that it worked; of one that was killed, until its last sign of life.
       status: "finished", "diverged", "failed", "interrupted" or "lost" (it was killed, or another process of the cell was);
         None while it works, or if it was killed and nobody has come after it.
-      error: why, in one line, of a cell that has diverged, failed or was lost.
+      error: why, in one line, of a cell that has diverged, failed, was lost, or was stopped between steps.
     """
 
     began: float

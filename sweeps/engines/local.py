@@ -55,7 +55,9 @@ class Local(Engine):
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         log = cell / LOG
         if remote.is_address(cell):
-            log = Path(tempfile.mkstemp(prefix="mixology-", suffix=".log")[1])
+            handle, name = tempfile.mkstemp(prefix="mixology-", suffix=".log")
+            os.close(handle)
+            log = Path(name)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 self.command(cell),
