@@ -80,7 +80,7 @@ class MetricWriter:
         with writing(run.metrics):
             lines = read_metrics(workdir)
             kept = [line for line in lines if line["step"] <= resume_step]
-            # The first evaluation is always saved: where there is one and no checkpoint, somebody has taken them away.
+            # The first evaluation is saved: where there is one and no checkpoint, it was taken away, or the disk was full.
             if not kept and any(line["split"] == "valid" for line in lines):
                 _set_aside(run.metrics, lines)
         self._earlier = {(line["split"], line["step"]) for line in kept}
@@ -258,7 +258,7 @@ def _set_aside(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     names = itertools.chain(["metrics.before.jsonl"], (f"metrics.before-{i}.jsonl" for i in itertools.count(2)))
     kept = next(found for found in (path.with_name(name) for name in names) if not found.exists())
     write_atomically(kept, "".join(map(_encode, lines)))
-    say(f"{path.parent} has no checkpoint any more and begins anew; what it had recorded is kept as {kept.name}")
+    say(f"{path.parent} has no checkpoint and begins anew; what it had recorded is kept as {kept.name}")
 
 
 def _number(name: str, value: Any) -> int | float:
