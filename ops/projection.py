@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ops import sequence
 from ops.dispatch import choose, matmul_precision, on_cpu, primitive
 
 
@@ -96,11 +97,15 @@ def _separated_forward(inputs, dtype, x, w):
 def _separated_backward(inputs, dtype, kept, dy):
     x, w = kept
     x, dy = jax.lax.optimization_barrier((x, dy.astype(x.dtype)))
+    dot = lambda a, b, i, j: jax.lax.dot_general(a, b, ((i, j), ((), ())), precision=matmul_precision(a.dtype))
+    places, outputs = x.ndim - inputs, w.ndim - inputs
+    if sequence.ways() > 1:  # of rows in shards, places in one axis would be gathered whole
+        dx = dot(dy, w, range(places, dy.ndim), range(inputs, w.ndim))
+        return dx, dot(x, dy, range(places), range(places))
     matrix = lambda a, columns: a.reshape(-1, math.prod(a.shape[a.ndim - columns :]))
-    dy = matrix(dy, w.ndim - inputs)
-    dot = lambda a, b, i, j: jax.lax.dot_general(a, b, (((i,), (j,)), ((), ())), precision=matmul_precision(a.dtype))
-    dx = dot(dy, matrix(w, w.ndim - inputs), 1, 1)
-    dw = dot(matrix(x, inputs), dy, 0, 0)
+    dy = matrix(dy, outputs)
+    dx = dot(dy, matrix(w, outputs), (1,), (1,))
+    dw = dot(matrix(x, inputs), dy, (0,), (0,))
     return dx.reshape(x.shape), dw.reshape(w.shape)
 
 
