@@ -172,7 +172,8 @@ def _pictures(folder, stem, cells):
 
 
 def heat_map(axes, cells: Sequence[Cell], keys: Sequence[str]) -> None:
-    """Draws a metric over one or two keys of a grid; of cells that are equal in both the last is shown."""
+    """Draws a metric over one or two keys of a grid; of cells that are equal in both the last is shown. The title has the values
+    of all other keys."""
     import numpy as np
 
     column, row = (*reversed(keys), None)[:2] if len(keys) > 1 else (keys[0], None)
@@ -196,7 +197,9 @@ def heat_map(axes, cells: Sequence[Cell], keys: Sequence[str]) -> None:
             )
     axes.set_xticks(range(len(columns)), columns)
     axes.set_xlabel(column)
-    axes.set_yticks(range(len(rows)), [""] if row is None else rows)
+    axes.set_yticks([] if row is None else range(len(rows)), None if row is None else rows)
     axes.set_ylabel("" if row is None else row)
     axes.figure.colorbar(image, label=metric.label)
-    axes.set_title(cells[0][0].task)
+    last = cells[-1][0]
+    others = [f"{key}={value}" for key, value in last.named.items() if key not in keys]
+    axes.set_title(", ".join([Path(last.task).stem, *others]), wrap=True)
