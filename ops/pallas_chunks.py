@@ -20,7 +20,8 @@ from ops import dispatch
 CHUNK = 128  # tokens: as many as a matrix unit has rows
 LEAST = 16  # rows of a tile of bfloat16
 LANES = 128  # of a register
-LARGEST = 512  # lanes of the heads of a point of the grid, so that their states and gradients fit into the memory
+MOST = 8  # heads of a point of the grid, each of which is compiled by itself
+LARGEST = 512  # lanes of all of them, so that their states and gradients fit into the memory
 
 # Logical axes of tokens [B, T, H, K], of a number for each of them [B, H, N, 1, C], of restarts, of a state, of those of chunks.
 TOKENS = ("batch", None, "heads", None)
@@ -32,10 +33,10 @@ STATES = ("batch", "heads", None, None, None)
 
 def supports(q: Array, v: Array, dtype: jnp.dtype) -> bool:
     """Whether kernels take heads like those of q [B, T, H, K] and v [B, T, H, V], with a state of this type."""
-    sizes = q.shape[-1], v.shape[-1]
+    heads, K, V = q.shape[2], q.shape[-1], v.shape[-1]
+    at_once = heads_at_once(heads, K, V)
     # A TPU's compiler refuses products over one channel of bfloat16.
-    fits = sizes[0] > 1 and sizes[1] > 0 and heads_at_once(q.shape[2], *sizes) * max(sizes) <= LARGEST
-    return fits and dtype == jnp.float32
+    return dtype == jnp.float32 and K > 1 and V > 0 and at_once <= MOST and at_once * max(K, V) <= LARGEST
 
 
 def heads_at_once(heads: int, *sizes: int) -> int:
