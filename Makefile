@@ -46,7 +46,7 @@ aot: $(VENV)-aot/.installed
 
 slurm: $(VENV)/.installed-dev
 	command -v sbatch slurmctld slurmd munged >/dev/null || \
-		DEBIAN_FRONTEND=noninteractive timeout 120 apt-get install -y -qq --no-install-recommends munge slurmctld slurmd slurm-client || true
+		DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y -qq --no-install-recommends munge slurmctld slurmd slurm-client
 	$(BIN)/python -m pytest -m slurm tests/sweeps $(ARGS)
 
 ray: $(VENV)-ray/.installed

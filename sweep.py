@@ -18,7 +18,7 @@ are still at work: run the same command again.
 import argparse
 
 from common import command
-from common.errors import check_range
+from common.errors import UserError, check_range
 
 # The help is there at once: what takes seconds to import is imported when the command line has been read.
 
@@ -59,7 +59,8 @@ def parser() -> command.Parser:
     add = made.add_argument_group("instead of running").add_mutually_exclusive_group().add_argument
     add("--status", action="store_true", help="print how far the cells in --workdir are and exit")
     add("--cancel", action="store_true", help="stop the jobs of the cells in --workdir and exit")
-    add("--cell", metavar="DIR", help="run one cell where it is (what engines start for each cell)")
+    cell = "run a cell where it is (what engines start for each cell), or several, one after the other in one process"
+    add("--cell", nargs="+", metavar="DIR", help=cell)
     return made
 
 
@@ -74,13 +75,11 @@ def main(arguments: list[str]) -> int:
             "--cell, --status and --cancel are of a sweep that is there: no --config, --over or --set goes with them"
         )
     check_range("--retries", options.retries, 0)
-    from sweeps import cells, driver, engine, request, runner, sweep
+    from sweeps import driver, engine, request, sweep
     from training import run_directory
 
     if options.cell is not None:
-        cell = cells.load(options.cell)
-        command.start(distributed=cell.hosts > 1)
-        return runner.run(cell)
+        return run_cells(options.cell)
     command.start(platform="cpu")  # a sweep itself needs no device, and leaves those that there are to its runs
     workdir = run_directory.locate(options.workdir)
     if options.status:
@@ -105,6 +104,23 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on", flush=True)
         return command.STOPPED
+
+
+def run_cells(directories: list[str]) -> int:
+    """Runs cells one after the other. Returns the exit status: 1 where any has failed or diverged, else 0; or that of a stop,
+    behind which no other cell begins."""
+    from sweeps import cells, runner
+
+    given = [cells.load(directory) for directory in directories]
+    if len(given) > 1 and any(cell.hosts > 1 for cell in given):
+        raise UserError("--cell takes one cell of several hosts at a time: the processes of a cell begin together")
+    command.start(distributed=given[0].hosts > 1)
+    failed = 0
+    for cell in given:
+        if (status := runner.run(cell)) == command.STOPPED:
+            return status
+        failed = max(failed, status)
+    return failed
 
 
 def requested(options: argparse.Namespace):

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     from training import command_line, config, initial, loop, run_directory
 
     command.start(vars(options))
-    source = None if options.init_from is None else initial.find(options.init_from)
+    source = None if options.init_from is None else initial.find(options.init_from, options.workdir)
     chosen = command_line.parse([f"--config={options.config}", *keys], source)
     if not options.show_config:
         if options.workdir is None:

@@ -40,7 +40,9 @@ def single(kind: str) -> str:
     return f"{kind}:" + "x".join(["1"] * (TPUS[kind].dimensions if kind in TPUS else 1))
 
 
-def programs(case, length: int, batch: int, mode: str, device) -> Iterator[tuple[list[str], object, float]]:
+def programs(
+    case, length: int, batch: int, mode: str, device, wanted: set[str] | None = None
+) -> Iterator[tuple[list[str], object, float]]:
     """The different programs of a case for a device: (who is called so, the lowered program, seconds of tracing it).
 
     Args:
@@ -48,6 +50,7 @@ def programs(case, length: int, batch: int, mode: str, device) -> Iterator[tuple
       length, batch: of the sequences.
       mode: "fwd" or "fwdbwd".
       device: a `jax.Device`.
+      wanted: the forms, beside what the primitive picks by itself; all by default.
     """
     import jax
     import jax.numpy as jnp
@@ -64,6 +67,7 @@ def programs(case, length: int, batch: int, mode: str, device) -> Iterator[tuple
 
     inputs, cotangents = ([described(x) for x in arrays] for arrays in case_arrays(case, length))
     forms = dispatch.offered(device.platform).get(case.primitive, ())
+    forms = [form for form in forms if wanted is None or form in wanted]
     found: dict[str, tuple[list[str], object, float]] = {}
     for form in ("auto", *forms):
         function = differentiated(functools.partial(case.function, form), length, mode)
@@ -182,7 +186,7 @@ def main(arguments: list[str]) -> None:
                 for line in (HEAD, ["---", "---", *["---:"] * (len(HEAD) - 2)]):
                     print(f"| {' | '.join(line)} |")
                 for mode in modes:
-                    for names, lowered, traced in programs(case, length, options.batch, mode, device):
+                    for names, lowered, traced in programs(case, length, options.batch, mode, device, wanted):
                         if wanted is not None and not wanted & set(names):
                             continue
                         place = {"device": kind, "primitive": case.primitive, "variant": case.variant, "length": length}

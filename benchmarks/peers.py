@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -81,6 +82,7 @@ def fla(file: str, name: str) -> Callable:
 def _module_of_file(path):
     spec = importlib.util.spec_from_file_location("fla_" + pathlib.Path(path).parent.name, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # torch.compile looks functions up by the name of their module
     spec.loader.exec_module(module)
     return module
 

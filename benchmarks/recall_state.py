@@ -5,10 +5,10 @@
     python -m benchmarks.recall_state runs/mqar runs/other --png=recall_state.png
 
 `--mixers` prints the names of all mixers that can be trained on a recall task and have a carry, as a value of the sweep's axis.
-The sweeps may have any axes beside the mixer, such as widths and states, and may be several, of one task at one length. A point
-is a setting, its bar the range over seeds; the points of a mixer are joined in the order of their carries. The stairs are the
-best score that is found up to each size of the carry, and the table marks the settings on them (after figure 2 of Based, arXiv
-2402.18668).
+The sweeps may have any axes beside the mixer, such as widths and states, and may be several, of one task at one length. Of
+axes that a sweep has tuned (--best_of), only what was chosen on the validation split is there. A point is a setting, its bar the
+range over seeds; the points of a mixer are joined in the order of their carries. The stairs are the best score that is found up
+to each size of the carry, and the table marks the settings on them (after figure 2 of Based, arXiv 2402.18668).
 """
 
 import csv
@@ -58,7 +58,7 @@ def read(folders: Sequence[Path]) -> tuple[list[Point], Mapping]:
             names = list(reader.fieldnames or ())
             axes = [name for name in names[: names.index("status")] if name not in ("mixer", "seed")]
             for line in reader:
-                if line["status"] != "finished" or not line.get("carry_bytes"):
+                if line["status"] != "finished" or not line.get("carry_bytes") or line.get("chosen") == "False":
                     continue
                 kinds.setdefault((line["task"], line["metric"], line["length"]), folder)
                 setting = ", ".join(f"{name}={line[name]}" for name in axes)

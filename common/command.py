@@ -5,6 +5,8 @@ before the end and to be run again (EX_TEMPFAIL of sysexits.h, by which schedule
 """
 
 import argparse
+import errno
+import io
 import os
 import signal
 import sys
@@ -19,6 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # for what is imported from 
 
 STOPPED = hosts.AGAIN
 DAY = 86_400  # seconds
+# What the machine refuses, wherever that is met: the reason and, where it is known, the file are all that there is to say.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+REFUSED_BY_NAME = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 class _Once(argparse.Action):
@@ -69,27 +74,85 @@ def whole_numbers(text: str) -> list[int]:
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main(arguments)`, whose result is the exit status (None for 0). Does not return.
 
-    A `UserError` is printed as one message and ends with status 1. Ctrl-C and SIGTERM, where nothing has to be saved, end with
-    `STOPPED`. Every other exception keeps its traceback. One of several processes tells the others why it ends, and they
-    end, too.
+    A `UserError`, and what the machine refuses (a full disk, a name that is too long, an output that nobody reads), is printed as
+    one message and ends with status 1. Ctrl-C and SIGTERM, where nothing has to be saved, end with `STOPPED`. Every other
+    exception keeps its traceback. One of several processes tells the others why it ends, and they end, too.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _open_standard_streams()
     try:
+        _check_directory()
         status = main(sys.argv[1:])
         hosts.leave()
+        sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
         status, text, consequence = 1, f"error: {error}", hosts.is_consequence(error)
     except KeyboardInterrupt:
         status, text, consequence = STOPPED, "stopped", False
     except Exception as error:
-        if not hosts.joined():
+        if (refused := _refusal(error)) is not None:
+            status, text, consequence = 1, f"error: {refused}", False
+        elif hosts.joined():
+            status, text, consequence = 1, traceback.format_exc(), hosts.is_consequence(error)
+        else:
             raise
-        status, text, consequence = 1, traceback.format_exc(), hosts.is_consequence(error)
     if hosts.joined():
         hosts.end(status, text, consequence)
     print(text, file=sys.stderr)
     sys.exit(status)
+
+
+class _Stream(io.TextIOWrapper):
+    """A standard stream. What its encoding does not have is printed as its code. What cannot be written, since the disk is full
+    or nobody reads it, is a `UserError` of standard output, once, and is dropped of standard error: nobody would see it."""
+
+    lost = False
+
+    def write(self, text: str) -> int:
+        return self._tried(super().write, text)
+
+    def flush(self) -> None:
+        self._tried(super().flush)
+
+    def _tried(self, do: Callable, *arguments: str) -> Any:
+        try:
+            return None if self.lost else do(*arguments)
+        except OSError as error:
+            self.lost = True
+            if self is sys.stdout:
+                raise UserError(f"what is printed cannot be written ({error.strerror})") from error
+
+
+def _open_standard_streams() -> None:
+    """Has the standard streams lead somewhere: where one is closed (`2>&-`), the next file that is opened would get its number,
+    and what libraries print would be written into a checkpoint."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+        elif number and (stream := getattr(sys, name)) is getattr(sys, f"__{name}__"):
+            options = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            setattr(sys, name, _Stream(stream.buffer, stream.encoding, "backslashreplace", **options))
+
+
+def _check_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current directory is not there any more: change to another one") from None
+
+
+def _refusal(error: Exception) -> str | None:
+    """What the machine has refused, in words; None for every other error."""
+    if not isinstance(error, OSError):
+        return None
+    if error.filename is not None and error.errno in (*REFUSED, *REFUSED_BY_NAME):
+        return f"{error.filename}: {error.strerror}"
+    return error.strerror if error.errno in REFUSED else None
 
 
 def start(distributed: bool | Mapping[str, Any] = False, platform: str | None = None, cache: bool = True) -> None:

@@ -13,7 +13,7 @@ import platform
 import jax
 import jaxlib
 
-from common.files import cache_folder
+from common.files import NoHome, cache_folder
 
 MAX_BYTES = 2 * 2**30
 MINIMUM_SECONDS = 0.2  # what compiles faster is not kept
@@ -24,10 +24,10 @@ def use() -> None:
     if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
         return
     key = f"jax-{jax.__version__}-jaxlib-{jaxlib.__version__}-{_processor()}"
-    folder = cache_folder() / "compiled" / key
     try:
+        folder = cache_folder() / "compiled" / key
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, NoHome):
         return  # a cache is a convenience
     if not os.access(folder, os.W_OK):
         return

@@ -18,19 +18,34 @@ from typing import Any, NewType
 from common import remote
 from common.errors import UserError
 
+
+class NoHome(UserError):
+    """A path begins in a home that this machine does not know."""
+
+
 # The annotation of a hyperparameter that is a path, which `common.plugins` makes absolute.
 Folder = NewType("Folder", str)
 
 
 def cache_folder(cache_dir: str | None = None) -> pathlib.Path:
-    """`cache_dir`, else the environment's MIXOLOGY_CACHE, else ~/.cache/mixology. Raises a UserError for an address."""
+    """`cache_dir`, else the environment's MIXOLOGY_CACHE, else ~/.cache/mixology.
+
+    Raises:
+      UserError: for an address.
+      NoHome: where the user has no home.
+    """
     path = cache_dir or os.environ.get("MIXOLOGY_CACHE") or "~/.cache/mixology"
     if remote.is_address(path):
         raise UserError(
             f"{path} is no folder of this machine, as cache_dir or the environment's MIXOLOGY_CACHE must be: give one, such as a "
             "mounted bucket"
         )
-    return pathlib.Path(absolute(path))
+    try:
+        return pathlib.Path(absolute(path))
+    except NoHome as error:
+        raise NoHome(
+            f"{error}: give a folder for what is kept between runs, as cache_dir or in the environment's MIXOLOGY_CACHE"
+        ) from None
 
 
 def absolute(path: str | pathlib.Path) -> str:
@@ -39,12 +54,12 @@ def absolute(path: str | pathlib.Path) -> str:
     An address ("gs://...") stays as it is.
 
     Raises:
-      UserError: for the home of a user whom this machine does not know.
+      NoHome: for the home of a user whom this machine does not know.
     """
     try:
         return str(path) if remote.is_address(path) else os.path.abspath(pathlib.Path(path).expanduser())
     except RuntimeError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise NoHome(f"{path}: {str(error).rstrip('.')}") from None
 
 
 def check_can_write(what: str, path: str | pathlib.Path) -> None:
@@ -54,7 +69,7 @@ def check_can_write(what: str, path: str | pathlib.Path) -> None:
       what: the option that names the file, in the message.
       path: of the file. Its folder must be there.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(absolute(path))
     if path.is_dir():
         raise UserError(f"{what}={path} is a folder; give the name of a file")
     if not path.parent.is_dir():
@@ -62,6 +77,22 @@ def check_can_write(what: str, path: str | pathlib.Path) -> None:
     # The file is written beside itself first, so the folder's permissions decide.
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"{what}={path}: the folder {path.parent} may not be written to")
+
+
+def check_can_make(folder: pathlib.Path, option: str) -> None:
+    """Raises a UserError where a folder may not be written to, or cannot be made: before the work whose results it is to hold. Of
+    addresses nothing is said.
+
+    Args:
+      folder: the folder.
+      option: with which another one is given.
+    """
+    if remote.is_address(folder):
+        return
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise UserError(f"cannot write to {folder}: {there} {why}; give another folder as {option}")
 
 
 def read_bytes(path: str | pathlib.Path) -> bytes:
@@ -95,8 +126,12 @@ def write_atomically(path: str | pathlib.Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if (
+            isinstance(error, OSError) and error.filename is None
+        ):  # a full disk does not say which file it has no room for
+            error.filename = str(path)
         raise
 
 
@@ -120,11 +155,20 @@ def make_folder(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> N
             made = pathlib.Path(temporary, "made")
             made.mkdir()
             fill(made)
+            # A power cut could leave the folder with files that are empty.
+            for path in [path for path in made.rglob("*") if path.is_file()]:
+                with path.open("rb") as file:
+                    os.fsync(file)
             try:
                 made.rename(folder)
             except OSError:  # where there are no locks, another process may have been first; what it made is the same
                 if not folder.exists():
                     raise
+
+
+def damaged(path: pathlib.Path) -> UserError:
+    """The error of what lies in the cache and is not what was put there, as after a power cut."""
+    return UserError(f"{path}, which is kept between runs, is damaged: delete it and run again")
 
 
 def make_file(path: pathlib.Path, content: Callable[[], bytes | str]) -> None:

@@ -39,6 +39,7 @@ LOST = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|coordination service|heartbeat|
 _group: "_Group | None" = None
 _watchdog: Watchdog | None = None
 _calls: list[Callable[[int, str], None]] = []
+_noting: int | None = None  # C's handler for SIGTERM that JAX has, see `noting_sigterm`
 
 
 def joined() -> bool:
@@ -70,6 +71,7 @@ def join(place: Place, seconds: float = roll_call.START) -> None:
     )
     if _group is not None:
         _group.computes = True
+    _take_back_sigterm()
     # All open their devices at the same time, since JAX has each of them wait for the others there, and not for long.
     agree("devices", {"kind of devices": ", ".join(sorted({device.device_kind for device in jax.local_devices()}))})
     if jax.process_count() > 1 and jax.local_devices()[0].platform == "cpu":
@@ -170,7 +172,7 @@ def leave() -> None:
 def end(status: int, text: str, consequence: bool = False) -> NoReturn:
     """Ends this process, and with it the others, which are told why. Does not return.
 
-    Where another process has ended first, its reason is the one that is told.
+    Where another process has ended first, its reason is the one that is told. From then on SIGTERM and Ctrl-C change nothing.
 
     Args:
       status: of all.
@@ -179,6 +181,8 @@ def end(status: int, text: str, consequence: bool = False) -> NoReturn:
     """
     if consequence:
         time.sleep(NOTICE)  # the thread that hears the cause ends this process
+    for number in (signal.SIGTERM, signal.SIGINT):  # a scheduler may send them twice
+        signal.signal(number, signal.SIG_IGN)
     _group.end({"process": _group.me, "status": status, "text": text, "ours": True})
 
 
@@ -199,6 +203,21 @@ def ending(call: Callable[[int, str], None]) -> Iterator[None]:
         yield
     finally:
         _calls.remove(call)
+
+
+@contextlib.contextmanager
+def noting_sigterm() -> Iterator[None]:
+    """Leaves SIGTERM to JAX meanwhile, which only takes note: `multihost_utils.reached_preemption_sync_point` then says after
+    which step all processes stop. Elsewhere it ends all at once, as Ctrl-C does. Nothing where JAX has joined no processes.
+    """
+    if _noting is None:
+        yield
+        return
+    _library().signal(signal.SIGTERM, _noting)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def progress(step: int) -> None:
@@ -372,6 +391,21 @@ def _let_speak() -> None:
     """Has an abort wait for some seconds. JAX aborts a process as soon as it misses process 0, before this process could say
     why; the handler is C's sleep, whose argument is then the number of the signal."""
     with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        library = _library()
         library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
+
+
+def _take_back_sigterm() -> None:
+    """Gives SIGTERM back to Python. JAX has taken it, and a process that asks JAX at no step would heed it no more: one that
+    reads its data, or that scores a run."""
+    global _noting
+    with contextlib.suppress(OSError, AttributeError):
+        _noting = _library().signal(signal.SIGTERM, None)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _library() -> ctypes.CDLL:
+    """C's, whose handlers of signals Python does not show."""
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    return library

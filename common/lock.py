@@ -32,7 +32,7 @@ def locked(directory: Path, what: str) -> Iterator[None]:
       what: works there, for the message.
 
     Raises:
-      UserError: if another process holds it; the message says which. Or if its file cannot be opened.
+      UserError: if another process holds it; the message says which. Or if its file cannot be opened or written.
     """
     path = directory / FILE
     busy = lambda: UserError(f"another {what} is at work in {directory} ({_holder(path)}): wait for it or stop it")
@@ -58,8 +58,11 @@ def locked(directory: Path, what: str) -> Iterator[None]:
                 f"{directory}: its file system has no locks; see to it that one {what} at a time works there",
                 file=sys.stderr,
             )
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(_here()).encode(), 0)
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(_here()).encode(), 0)
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror}") from error
         yield
     finally:
         os.close(file)

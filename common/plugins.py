@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import pathlib
 import pkgutil
 import sys
@@ -58,11 +59,10 @@ class Plugins:
         """
         if self.root is None or not name.endswith(".py"):
             return name
-        places = (pathlib.Path(name).expanduser(), self.root / name)
-        path = next((place for place in places if place.is_file()), None)
+        path = next((place for place in (absolute(name), str(self.root / name)) if os.path.isfile(place)), None)
         if path is None:
             raise UserError(f"there is no file {name} with a {self.kind}")
-        return absolute(path)
+        return path
 
     def find(self, name: str) -> type:
         """The class of a plugin.

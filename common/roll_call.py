@@ -183,11 +183,12 @@ def _hello(connection: socket.socket) -> tuple[dict[str, Any] | None, "Line"]:
 def _answer(place: Place, seconds: float) -> tuple[list[str], dict[int, "Line"]]:
     """Another process answers the roll call."""
     host, _, port = place.address.rpartition(":")
+    here = _self(place)  # it reads the sources, and process 0 waits no longer than `GREETING` for who has connected
     deadline, problem = time.monotonic() + seconds, "what answers there is not process 0"
     while (left := deadline - time.monotonic()) > 0:
         try:
             line = Line(socket.create_connection((host.strip("[]"), int(port)), timeout=min(5.0, left)))
-            line.send(_self(place))
+            line.send(here)
         except OSError as error:
             problem = error.strerror or str(error)
         else:

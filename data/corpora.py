@@ -27,7 +27,6 @@ import functools
 import hashlib
 import importlib
 import io
-import json
 import os
 import pathlib
 import re
@@ -46,7 +45,7 @@ import numpy as np
 
 from common.console import say
 from common.errors import UserError
-from common.files import absolute, cache_folder, in_cache, make_folder, write_atomically
+from common.files import absolute, cache_folder, in_cache, write_atomically
 from data import corpus as contract
 from data import flat, local_text
 from data.corpus import READERS, Corpus
@@ -288,16 +287,15 @@ def _tfds(name: str, cache: pathlib.Path, data_dir: str | None, download: bool) 
     files = sorted((path.name, path.stat().length, path.stat().mtime) for path in builder.data_path.iterdir())
     sentences = builder.name in SENTENCES
     # Preparing a data set again changes its files, so that an old conversion is never taken for the new data.
-    key = json.dumps([builder.info.full_name, feature, files, LACKING, *["lines"] * sentences]).encode()
-    folder = cache / "tfds" / hashlib.sha256(key).hexdigest()[:32]
+    key = ["tfds", builder.info.full_name, feature, files, LACKING, *["lines"] * sentences]
 
-    def fill(made: pathlib.Path) -> None:
+    def fill(made: pathlib.Path) -> dict:
         _convert(builder, feature, b"\n" * sentences, made)
-        (made / "fingerprint").write_text(fingerprint(flat.mapped(made)))
+        return {"fingerprint": fingerprint(flat.mapped(made))}
 
-    make_folder(folder, fill)
+    folder, facts = flat.kept(cache, key, fill)
     version = f"tfds:{builder.info.full_name.removesuffix(f'/{builder.version}')}:{builder.version}"
-    return Corpus(version, flat.mapped(folder), (folder / "fingerprint").read_text(), sentences)
+    return Corpus(version, flat.mapped(folder), facts["fingerprint"], sentences)
 
 
 def _tfds_builder(name: str, data_dir: str | None, download: bool):

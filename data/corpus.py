@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import inspect
+import os
 import pathlib
 import re
 from typing import ClassVar
@@ -114,9 +115,9 @@ def read(kind: str, rest: str, cache: pathlib.Path, download: bool) -> Corpus:
 
 def _parse(kind: str, rest: str) -> tuple[Reader, str, dict[str, str]]:
     path, options = rest, {}
-    while (found := re.fullmatch(r"(.+),([a-z_]+)=([^,]*)", path, re.DOTALL)) and not pathlib.Path(
-        path
-    ).expanduser().exists():
+    while found := re.fullmatch(r"(.+),([a-z_]+)=([^,]*)", path, re.DOTALL):
+        if os.path.exists(absolute(path)):  # False of a name that is too long, which the options may be
+            break
         path = found[1]
         if found[2] in options:
             raise UserError(f"corpus='{kind}:{rest}' has {found[2]} twice")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import make_folder, read_json
+from common.files import damaged, make_folder, read_json
 
 SPLITS = ("train", "valid", "test")
 # Another one where files of the user's are to be converted again, because the program makes something else of them.
@@ -266,8 +266,8 @@ def kept(
 
     make_folder(folder, make)
     facts = read_json(folder / "facts.json")
-    if facts is None or facts.get("sizes", {}).items() - _sizes(folder).items():
-        raise UserError(f"{folder} is damaged, which is made from your data: delete it and run again")
+    if not isinstance(facts, dict) or facts.get("sizes", {}).items() - _sizes(folder).items():
+        raise damaged(folder)
     return folder, facts
 
 

@@ -6,13 +6,14 @@ before and however many hosts and devices share the work.
 
 import bisect
 import collections
-import concurrent.futures
+import concurrent.futures.process
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from common import hosts
 from common.errors import UserError, check_choice
 from data.rows import PLACES, shown
 from data.task import REAL, Spec, Task
@@ -108,7 +109,13 @@ class Loader:
             if ahead not in self._coming:
                 indices = [ahead * self.batch_size + i for i in mine]
                 self._coming[ahead] = self.workers.rows(self.split, indices, self.seed)
-        return mine, self._coming.pop(step).result()
+        try:
+            return mine, self._coming.pop(step).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError(
+                "a process that makes rows has ended: it was killed, perhaps for want of memory, or has printed why. Run the "
+                "same command again, or with another train.data_workers"
+            ) from None
 
     def _example(self, index: int) -> dict[str, np.ndarray]:
         if self.finite and index >= self.task.num_examples(self.split):
@@ -199,7 +206,8 @@ def prefetch(loader: Loader, start_step: int = 0, depth: int = 2) -> Iterator[di
     """Yields the loader's batches from `start_step` on, made and placed by a background thread up to `depth` ahead.
 
     An error in the making of a batch is raised where that batch would have been yielded. Closing the generator, or
-    leaving it for good, ends the thread.
+    leaving it for good, ends the thread, and waits for it unless this process is one of several: when one of those ends, all
+    do, and none is to wait for a row that a disk may never give.
     """
     if depth < 1:
         raise ValueError(f"depth={depth} must be at least 1")
@@ -215,4 +223,4 @@ def prefetch(loader: Loader, start_step: int = 0, depth: int = 2) -> Iterator[di
                 return
             yield pending.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=not hosts.joined(), cancel_futures=True)

@@ -28,7 +28,7 @@ from jaxtyping import Float64, UInt8
 
 from common import command
 from common.errors import UserError
-from common.files import check_can_write, make_file, write_atomically
+from common.files import check_can_write, damaged, make_file, read_json, write_atomically
 from data import corpora
 from data.corpus import Corpus
 from data.flat import Stream
@@ -191,7 +191,10 @@ def bits_per_byte(corpus: Corpus, documents: bool, cache: pathlib.Path) -> dict[
         return json.dumps({split: _bits(model, streams[split]) for split in ("valid", "test")})
 
     make_file(path, table)
-    return json.loads(path.read_text())
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"valid", "test"} <= found.keys():
+        raise damaged(path)
+    return found
 
 
 def _bits(model: KneserNey, stream: Stream) -> list[float]:

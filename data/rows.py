@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
+LARGEST = 1e150  # real number of a data set: the square of a larger one is infinite, and so is its deviation
 # Where a token is. Models take their fast paths without them.
 PLACES = ("segment_ids", "positions")
 

@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import absolute, make_file, make_folder
+from common.files import absolute, damaged, make_file
 from data import flat
 from data.corpus import Corpus
 from data.flat import SPLITS, Stream
@@ -212,10 +211,8 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
         tokenizer = _from_file(pathlib.Path(absolute(rest)))
     else:
         raise _unknown(name)
-    key = json.dumps([corpus.fingerprint, tokenizer.fingerprint, _VERSION]).encode()
-    folder = cache / "tokens" / hashlib.sha256(key).hexdigest()[:32]
-    make_folder(folder, lambda made: _convert(name, tokenizer, corpus, made))
-    facts = json.loads((folder / "facts.json").read_text())
+    key = ["tokens", corpus.fingerprint, tokenizer.fingerprint, _VERSION]
+    folder, facts = flat.kept(cache, key, lambda made: _convert(name, tokenizer, corpus, made))
     first = {split: flat.numbers(folder / f"{split}.first.npy") for split in SPLITS}
     splits = flat.mapped(folder, facts["dtype"])
     parts = f"{corpus.fingerprint} {tokenizer.fingerprint} {facts['fingerprint']}"
@@ -259,7 +256,7 @@ def _of_ids(name: str, corpus: Corpus) -> Tokenized:
     return Tokenized(name, tokenizer, corpus.splits, {}, {}, corpus.fingerprint)
 
 
-def _convert(name: str, tokenizer: Character | Subword, corpus: Corpus, folder: pathlib.Path) -> None:
+def _convert(name: str, tokenizer: Character | Subword, corpus: Corpus, folder: pathlib.Path) -> dict[str, Any]:
     dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
     itemsize = np.dtype(dtype).itemsize
     num_bytes = {}
@@ -283,8 +280,7 @@ def _convert(name: str, tokenizer: Character | Subword, corpus: Corpus, folder: 
             writer.end(itemsize)
         if not writer.size:
             raise UserError(f"the {split} split of {corpus.name!r} has no whole character; give a longer text")
-    facts = {"dtype": dtype, "num_bytes": num_bytes, "fingerprint": flat.fingerprint(flat.mapped(folder, dtype))}
-    (folder / "facts.json").write_text(json.dumps(facts))
+    return {"dtype": dtype, "num_bytes": num_bytes, "fingerprint": flat.fingerprint(flat.mapped(folder, dtype))}
 
 
 def _check_lossless(name: str, tokenizer: Character | Subword, text: str, ids: np.ndarray) -> None:
@@ -345,7 +341,13 @@ def _character(corpus: Corpus, cache: pathlib.Path) -> Character:
         return "".join(sorted(found))
 
     make_file(path, alphabet)
-    return Character(path.read_bytes().decode())
+    try:
+        found = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        found = ""
+    if not found:
+        raise damaged(path)
+    return Character(found)
 
 
 def _bpe(corpus: Corpus, size: int, cache: pathlib.Path) -> Subword:
@@ -353,9 +355,7 @@ def _bpe(corpus: Corpus, size: int, cache: pathlib.Path) -> Subword:
     try:
         return Subword(read(path))
     except UserError as error:
-        raise UserError(
-            f"{path}, which is kept between runs, is damaged: delete it, and it is trained again"
-        ) from error
+        raise damaged(path) from error
 
 
 def train_bpe(name: str, corpora: Sequence[tuple[Corpus, float]], size: int, cache: pathlib.Path) -> pathlib.Path:

@@ -12,7 +12,7 @@ import jax
 from common import hosts
 from common.console import say
 from common.errors import UserError
-from common.files import write_atomically, write_figure
+from common.files import check_can_make, write_atomically, write_figure
 from data import task as tasks
 from evaluation import report
 from evaluation.diagnostics.record import finite
@@ -48,7 +48,9 @@ def score_settings(
     Raises:
       UserError: if the model cannot answer a setting, or with `leave_out` none of them; if nothing can be written.
     """
-    ready, cells = [], []
+    ready, cells, folder = [], [], _folder(run, output)
+    if folder is not None:
+        check_can_make(folder, "--output")
     # All are made and looked at before the first is scored, which may take long.
     for setting in settings:
         with _named(setting, leave_out):
@@ -71,7 +73,6 @@ def score_settings(
             for metric in dict.fromkeys(scored.task.spec.metric.name for _, scored in own):
                 part = [cell for cell in own if cell[1].task.spec.metric.name == metric]
                 print(f"\n{part[0][1].task.name.partition('/')[0]}, {split} split\n{report.table(part)}")
-        folder = _folder(run, output)
         if folder is not None:
             print("\n" + _write(folder, run, cells, split))
     return cells

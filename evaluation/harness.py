@@ -22,7 +22,7 @@ from typing import Any
 from common import command
 from common.console import say
 from common.errors import UserError, check_range
-from common.files import write_atomically
+from common.files import absolute, write_atomically
 from evaluation.answers import Answers
 from evaluation.loading import LoadedRun, load, load_hf
 from training.run_directory import locate
@@ -80,7 +80,7 @@ def evaluate(
     """
     lm_eval = installed()
     model = as_lm()(run, **settings)
-    folder = None if include_path is None else str(Path(include_path).expanduser().absolute())
+    folder = None if include_path is None else absolute(include_path)
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"--include_path={include_path} is no folder")
     manager = lm_eval.tasks.TaskManager(include_path=folder, include_defaults=folder is None)

@@ -14,6 +14,7 @@ from flax import nnx
 from common import hosts
 from common.console import say
 from common.errors import UserError, near
+from common.files import absolute
 from data import tokenizers
 from data.task import Task
 from models import import_hf
@@ -150,7 +151,7 @@ def load_hf(directory: str | Path) -> LoadedRun:
     Raises:
       UserError: if there is none, or our model does not have what it needs.
     """
-    directory = Path(directory).expanduser().absolute()
+    directory = Path(absolute(directory))
     if not (directory / "config.json").is_file():
         raise UserError(f"--hf={directory} holds no config.json: give the directory of a checkpoint")
     checkpoint = import_hf.load(directory)

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.console import say
 from common.errors import UserError, check_range
-from common.files import write_atomically
+from common.files import absolute, write_atomically
 from evaluation import generation
 from evaluation.generation import Generator, of_model
 from evaluation.loading import LoadedRun
@@ -50,7 +50,7 @@ def read_prompts(path: str | Path) -> list[str]:
       UserError: if the file cannot be read or holds no prompt.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").split("\n")
+        lines = Path(absolute(path)).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts={path} cannot be read: {error}") from None
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, 1) if line.strip()]

@@ -5,6 +5,11 @@
         --best_of=optimizer.learning_rate,optimizer.weight_decay
     python -m examples.mad runs/mad
 
+The baseline of each task alone, for minutes on two CPU cores, needs no --cells (docs/results.md has what it finds):
+
+    python sweep.py --config=configs/recall.py:task=mad --workdir=runs/mad_small --over mixer=attention,mamba \\
+        task.kind=in_context_recall,fuzzy_in_context_recall,noisy_in_context_recall,selective_copying,compression,memorization
+
 The settings are the baseline of each task and what athms/mad-lab (configs/tasks/) changes of it, one thing at a time; a task's
 score is the mean of its settings' accuracies, each with the best learning rate and weight decay, and MAD's is the mean over the
 tasks. Their models have two blocks of width 128, and train for 200 epochs of batches of 128: 20,000 steps of 12,800 rows.
@@ -59,12 +64,22 @@ def scores(lines: list[dict[str, str]]) -> dict[str, dict[str, float]]:
     for line in lines:
         if line["status"] == "finished":
             settings = best.setdefault((line["mixer"], line["task.kind"]), {})
-            setting = tuple(line[f"task.{key}"] for key in KEYS)
+            setting = tuple(line.get(f"task.{key}") for key in KEYS)  # what is no axis is the same in all
             settings[setting] = max(settings.get(setting, (-1.0, -1.0)), (float(line["valid"]), float(line["test"])))
     found: dict[str, dict[str, float]] = {}
     for (mixer, kind), settings in best.items():
         found.setdefault(mixer, {})[kind] = statistics.mean(test for _, test in settings.values())
     return {mixer: {**kinds, "MAD": statistics.mean(kinds.values())} for mixer, kinds in found.items()}
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """The scores as text, in percent: a line for each task and one for their mean, a column for each mixer."""
+    kinds = [kind for kind in CHANGES if any(kind in own for own in found.values())]
+    lines = [["", *found]]
+    for kind in (*kinds, "MAD"):
+        lines.append([kind, *(f"{100 * own[kind]:.1f}" if kind in own else "-" for own in found.values())])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
 def main(arguments: list[str]) -> None:
@@ -75,13 +90,16 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"there is no {path}: give the directory of a sweep that has been run")
     with open(path, newline="") as file:
         lines = list(csv.DictReader(file))
+    if missing := [key for key in ("mixer", "task.kind") if key not in (lines or [{}])[0]]:
+        raise UserError(f"{path.parent} has no axis {' and none '.join(missing)}: it is no sweep of MAD's tasks")
     unfinished = sum(line["status"] != "finished" for line in lines)
     if unfinished:
         print(f"{unfinished} of {len(lines)} cells are not finished, and left out")
-    for mixer, kinds in scores(lines).items():
-        print(mixer)
-        for kind, score in kinds.items():
-            print(f"  {kind:<24} {100 * score:6.2f} %")
+    found = scores(lines)
+    print(table(found))
+    for mixer, own in found.items():
+        if len(own) <= len(CHANGES):
+            print(f"MAD of {mixer} is the mean over {len(own) - 1} of its {len(CHANGES)} tasks")
 
 
 if __name__ == "__main__":

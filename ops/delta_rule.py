@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, dispatch, segments, sequence
+from ops import chunks, dispatch, pallas_chunks, pallas_delta_rule, segments, sequence
 from ops.chunks import matmul, rows_before, transpose
 from ops.products import factor_dtype
 from ops.triangular import solve_unit_lower
@@ -28,7 +28,7 @@ _GROUP = 8  # chunks prepared at once on an accelerator: parallel work, for a bo
 _FULL = lax.Precision.HIGHEST
 
 
-@dispatch.primitive("reference", "sequential", "chunked", matmul="chunked")
+@dispatch.primitive("reference", "sequential", "chunked", matmul="chunked", tpu=("pallas",))
 def delta_rule(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
@@ -60,9 +60,11 @@ def delta_rule(
       initial_state: the state before the first token, zero by default.
       segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
       implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own derivative that
-        stores no states) or "chunked" (the WY/UT transform: matmuls over chunks, states kept once per group of chunks).
-        "auto" is chunked, except on CPU for K * V <= 4096, where it is sequential.
-      chunk_size: tokens per chunk of "chunked", a power of two.
+        stores no states), "chunked" (the WY/UT transform: matmuls over chunks, states kept once per group of chunks) or
+        "pallas" (a TPU kernel of the same, with `beta`, without float64 and for the heads of `pallas_chunks.supports`;
+        interpreted elsewhere). "auto" is sequential on a CPU for K * V <= 4096, the kernel on a TPU where it applies and the
+        piece has a chunk, else chunked.
+      chunk_size: tokens per chunk of "chunked" and "pallas", a power of two.
 
     Returns:
       y in v's dtype, zero on padding, and the final state in float32 (float64 if any of q, k, v is).
@@ -79,14 +81,19 @@ def delta_rule(
         return _over_shards(arguments, initial_state, segment_ids, options)
     batch, length, heads, key_size = q.shape
     policy = "sequential" if dispatch.on_cpu() and key_size * v.shape[-1] <= 4096 else "chunked"
-    form = dispatch.choose("delta_rule", implementation, policy)
+    dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
+    kernel = beta is not None and pallas_chunks.supports(q, v, dtype)
+    if kernel and dispatch.current_platform() == "tpu" and length >= pallas_chunks.CHUNK:
+        policy = "pallas"
+    form = dispatch.choose(
+        "delta_rule", implementation, policy, ("reference", "sequential", "chunked") + ("pallas",) * kernel
+    )
     if length == 1:
         form = "reference"  # one step: there is nothing to chunk, nor to recompute
 
-    dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
     factors = factor_dtype(q, k, v)
-    arrays = (q, k, v, beta, log_decay, a, b)
-    q, k, values, beta, g, a, b = jax.tree.map(lambda x: segments.zero_padding(x, segment_ids).astype(dtype), arrays)
+    arrays = jax.tree.map(lambda x: segments.zero_padding(x, segment_ids), (q, k, v, beta, log_decay, a, b))
+    q, k, values, beta, g, a, b = jax.tree.map(lambda x: x.astype(dtype), arrays)
     q = scale * q
     beta = None if beta is None else beta[..., None]
     if g is None:
@@ -98,7 +105,10 @@ def delta_rule(
         state = initial_state.astype(dtype)
     start = None if segment_ids is None else segments.is_start(segment_ids)
 
-    if form == "reference":
+    if form == "pallas":
+        chunk = max(pallas_chunks.LEAST, chunks.fit(chunk_size or pallas_chunks.CHUNK, length))
+        y, state = pallas_delta_rule.apply(chunk, scale, *arrays[:3], beta[..., 0], chunks.bounded(g), start, state)
+    elif form == "reference":
         y, state = _reference(q, k, values, beta, g, a, b, state, start)
     elif form == "sequential":
         y, state = _sequential(q, k, values, beta, g, a, b, state, start)

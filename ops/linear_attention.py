@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, pallas_linear_attention, sequence
+from ops import chunks, pallas_chunks, pallas_linear_attention, sequence
 from ops.dispatch import choose, current_platform, on_cpu, primitive
 from ops.products import factor_dtype, product
 from ops.segments import is_start, zero_padding
@@ -51,10 +51,10 @@ def linear_attention(
       initial_state: state before the first token; zeros if None. It belongs to the first token's segment.
       segment_ids: 0 is padding; the state restarts where the id changes.
       implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own gradient),
-        "chunked" (matmuls over chunks of tokens, own gradient), "pallas" (a TPU kernel of the same, for decays that channels
-        share, without float64; interpreted elsewhere), or "auto": sequential on a CPU for heads up to 64 x 64 whose channels
-        decay by themselves, and for others up to 16 x 32, the kernel on a TPU where it applies and the piece has a chunk, else
-        chunked.
+        "chunked" (matmuls over chunks of tokens, own gradient), "pallas" (a TPU kernel of the same, without float64 and for the
+        heads of `pallas_chunks.supports`; interpreted elsewhere), or "auto": sequential on a CPU for heads up to 64 x 64 whose
+        channels decay by themselves, and for others up to 16 x 32, the kernel on a TPU where it applies and the piece has a
+        chunk, else chunked.
       chunk_size: tokens per chunk of the chunked form and of the kernel, a power of two; None for the default.
 
     Returns:
@@ -72,11 +72,11 @@ def linear_attention(
     value_size = v.shape[-1]
     dtype = jnp.result_type(q, k, v, jnp.float32)
     g = _with_all_axes(log_decay, length, dtype)
-    offered = ("reference", "sequential", "chunked") + ("pallas",) * pallas_linear_attention.supports(q, v, g)
+    offered = ("reference", "sequential", "chunked") + ("pallas",) * pallas_chunks.supports(q, v, dtype)
     # What decays by channel costs the chunked form exponentials of every pair of tokens, or nearly so.
     largest = 64 * 64 if log_decay is not None and log_decay.ndim == 4 else 16 * 32
     policy = "sequential" if on_cpu() and key_size * value_size <= largest else "chunked"
-    if current_platform() == "tpu" and "pallas" in offered and length >= pallas_linear_attention.CHUNK:
+    if current_platform() == "tpu" and "pallas" in offered and length >= pallas_chunks.CHUNK:
         policy = "pallas"
     implementation = choose("linear_attention", implementation, policy, offered)
 
@@ -105,14 +105,20 @@ def linear_attention(
     else:
         kernel = implementation == "pallas"
         if chunk_size is None:
-            chunk_size = pallas_linear_attention.CHUNK if kernel else 32 if on_cpu() and g.shape[-1] > 1 else 64
+            chunk_size = pallas_chunks.CHUNK if kernel else 32 if on_cpu() and g.shape[-1] > 1 else 64
         chunk = chunks.fit(chunk_size, length)
-        chunk = max(chunk, pallas_linear_attention.LEAST) if kernel else chunk
+        chunk = max(chunk, pallas_chunks.LEAST) if kernel else chunk
         # Filled up in front, so that the last token is the last of its chunk and leaves its write undecayed there.
         fill = -length % chunk
         arrays = (read, k, v, chunks.bounded(g), start)
         arrays = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (fill, 0)) + ((0, 0),) * (x.ndim - 2)), arrays)
-        y, state = (pallas_linear_attention.attend if kernel else _chunked)(chunk, *arrays, state)
+        if kernel and bonus is None:  # which writes what is returned
+            y, state = pallas_linear_attention.attend(chunk, scale, v.dtype, *arrays, state)
+            return y[:, fill:], state
+        if kernel:
+            y, state = pallas_linear_attention.attend(chunk, 1.0, dtype, *arrays, state)
+        else:
+            y, state = _chunked(chunk, *arrays, state)
         y = y[:, fill:]
     if bonus is not None:
         first = _read(q[:, 0].astype(dtype), before)

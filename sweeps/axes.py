@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, check_range
+from common.files import absolute
 from common.plugins import program
 from sweeps.request import split_values
 
@@ -129,7 +130,7 @@ def listed(file: str) -> list[dict[str, str]]:
     Raises:
       UserError: if there is no such file or function, or if it returns something else.
     """
-    path = Path(file).expanduser()
+    path = Path(absolute(file))
     if not path.is_file():
         raise UserError(f"--cells={file}: there is no such file")
     found = program(path, "cells", f"--cells={file}")()

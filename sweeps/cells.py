@@ -28,6 +28,7 @@ from training.metrics import read_metrics
 from training.run_directory import RESUMABLE, RunDirectory, recorded_data
 
 RESULT, LOG = "result.json", "log.txt"
+CELLS = "*/job/cell.json"  # of a sweep's directory
 # What a run may be resumed with other values of, but changes what it finds: the same sweep must have the same.
 DECISIVE = ("mesh", "train.steps", "train.implementation", "train.eval_every", "train.eval_batches")
 
@@ -169,7 +170,7 @@ def load(workdir: str | Path) -> Cell:
 
 def here(sweep: Path) -> list[Cell]:
     """The cells that the directory of a sweep holds, in the order of its grid."""
-    found = sorted(sweep.glob("*/job/cell.json"), key=lambda path: (modified(path), path))
+    found = sorted(sweep.glob(CELLS), key=lambda path: (modified(path), path))
     return [load(path.parent.parent) for path in found]
 
 

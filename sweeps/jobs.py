@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import appended, hosts
+from common import appended, hosts, remote
 from common.errors import UserError
 from common.files import modified, read_json, touch, write_atomically
 
@@ -77,7 +77,7 @@ class Attempt:
       seconds: that it worked; of one that was killed, until its last sign of life.
       status: "finished", "diverged", "failed", "interrupted" or "lost" (it was killed, or another process of the cell was);
         None while it works, or if it was killed and nobody has come after it.
-      error: why, in one line, of a cell that has diverged, failed or was lost.
+      error: why, in one line, of a cell that has diverged, failed, was lost, or was stopped between steps.
     """
 
     began: float
@@ -121,9 +121,11 @@ def attempt(workdir: Path):
     _append(workdir, {"began": began, "host": socket.gethostname()})
 
     def beat() -> None:
-        touch(place / "alive")
-        while not ended.wait(HEARTBEAT):
-            touch(place / "alive")
+        while True:
+            with contextlib.suppress(OSError), remote.spoken(place):  # a full disk, or one that is away for a moment
+                touch(place / "alive")
+            if ended.wait(HEARTBEAT):
+                return
 
     threading.Thread(target=beat, daemon=True).start()
     result: dict[str, Any] = {"status": "failed", "error": "it ended without a word"}

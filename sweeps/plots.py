@@ -1,6 +1,7 @@
 """Plots of what a sweep has found: quality against cost, learning curves, scores by length."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ COSTS = {
     "flops_per_token": "FLOPs per token (forward)",
     "carry_bytes": "carry, bytes per sequence",
 }
+NAMES = re.compile(r"(quality|learning|lengths|settings|tuning)(-\d+)?\.png")  # of what is written
 MANY = 12  # rows beyond which labels go into a legend and shrink
 
 
@@ -31,7 +33,7 @@ def save(groups: Sequence[Sequence[Row]], folder: Path, choices: Sequence = (), 
       a sentence that says where they are.
     """
     plots = {"quality": quality, "learning": learning, "lengths": lengths, "settings": settings}
-    for path in (path for name in (*plots, "tuning") for path in folder.glob(f"{name}*.png")):
+    for path in [path for path in folder.glob("*.png") if NAMES.fullmatch(path.name)]:
         path.unlink()  # of an earlier state of the sweep
     if not groups:
         return "no plots: nothing is finished"

@@ -21,6 +21,8 @@ from sweeps.tuning import Choice
 from training.command_line import ROOT
 from training.run_directory import RunDirectory
 
+TABLE, REPORT = "results.csv", "report.md"
+
 
 def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Writes `report.md` and `results.csv` into the sweep's directory.
@@ -34,7 +36,7 @@ def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], ar
     make_directory(request.workdir)
     everything = rows(cells)
     choices = tuning.choose(request, everything, list(errors)) if request.best_of else []
-    write_atomically(request.workdir / "results.csv", _csv(request, cells, errors, choices))
+    write_atomically(request.workdir / TABLE, _csv(request, cells, errors, choices))
     text = [f"# {request.workdir.name}", _shell([_command("sweep.py", arguments)]), _method(request, cells)]
     compared = [choice.chosen for choice in choices if choice.chosen] if choices else everything
     groups = sections(compared)
@@ -49,7 +51,7 @@ def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], ar
         + _missing(cells, errors)
     )
     text += ["## Commands", "What each row is made of, without the sweep.", _commands(compared)]
-    write_atomically(request.workdir / "report.md", "\n\n".join(text) + "\n")
+    write_atomically(request.workdir / REPORT, "\n\n".join(text) + "\n")
 
 
 def _method(request: Request, cells: Sequence[Cell]) -> str:

@@ -90,19 +90,21 @@ def run(cell: Cell) -> int:
 
 
 def _left(status: str, error: str | None) -> int:
-    """The exit status. One of several processes that has failed ends here, and the others with it."""
-    if hosts.joined() and status in ("failed", "lost"):
-        hosts.end(CODES[status], f"error: {error}", consequence=status == "lost")
+    """The exit status. One of several processes that has failed, or was stopped alone, ends here, and the others with it."""
+    alone = status == "interrupted" and error is not None  # the others would wait for it
+    if hosts.joined() and (alone or status in ("failed", "lost")):
+        hosts.end(CODES[status], error if alone else f"error: {error}", consequence=status == "lost")
     return CODES[status]
 
 
 def _ended(cell: Cell) -> tuple[str, str | None]:
-    """How the cell has ended, and why, of one that has failed or diverged. What has failed is printed, too."""
+    """How the cell has ended, and why, of one that has failed, has diverged or was stopped between steps. What has failed is
+    printed, too."""
     try:
         with contextlib.chdir(command_line.ROOT if cell.cwd is None else cell.cwd):
             return _run(cell)
     except KeyboardInterrupt:
-        return "interrupted", None
+        return "interrupted", "stopped"
     except loop.Diverged as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return "diverged", cell.diverged() or str(error)

@@ -40,6 +40,7 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: 
       UserError: for a request that does not fit, or none of whose cells can be run; for a directory that cannot be written, that
         holds cells of another configuration or other data, or in which another sweep is at work. Nothing is run then.
     """
+    _check_reports(request.workdir)
     grid = cells.plan(request)
     cells.check_directories(grid)
     if all(cell.error for cell in grid):
@@ -61,7 +62,7 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: 
     groups, choices = _shown(request, grid, errors)
     with writing(request.workdir):
         drawn = plots.save(groups, request.workdir, choices, request.best_of)
-        say(f"{request.workdir / 'report.md'}, results.csv; {drawn}")
+    say(f"{request.workdir / report.REPORT}, {report.TABLE}; {drawn}")
     return _status(grid, errors, interrupted)
 
 
@@ -101,6 +102,14 @@ def _run(
     with writing(request.workdir):
         report.write(request, grid, errors, arguments)
     return len(left) - sum(outcome.status != "interrupted" for outcome in outcomes)
+
+
+def _check_reports(workdir: Path) -> None:
+    """Raises a UserError where a report would take the place of what is no sweep's."""
+    names = [path.name for path in workdir.glob("*.*")]
+    taken = [name for name in names if name in (report.TABLE, report.REPORT) or plots.NAMES.fullmatch(name)]
+    if taken and not any(workdir.glob(cells.CELLS)):
+        raise UserError(f"{workdir} has {taken[0]} and no cells of a sweep: move it away, or give another --workdir")
 
 
 def _shown(request: Request, grid: Sequence[Cell], errors: dict[str, str]):

@@ -43,6 +43,9 @@ def run(
       meanwhile: is called with the processes when they have been started.
       count: how many processes they are told that they are; by default as many as there are.
       seconds: after which they are killed.
+
+    Raises:
+      AssertionError: if they were, with what each has printed.
     """
     address, processes = f"127.0.0.1:{free_port()}", []
     for i, command in enumerate(commands):
@@ -66,8 +69,15 @@ def run(
         processes.append(started)
     ends: dict[int, Ended] = {}
 
+    late = []
+
     def collect(i: int) -> None:
-        out, err = processes[i].communicate(timeout=seconds)
+        try:
+            out, err = processes[i].communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            late.append(i)
+            processes[i].kill()
+            out, err = processes[i].communicate()
         ends[i] = Ended(processes[i].returncode, out, err)
 
     threads = [threading.Thread(target=collect, args=(i,)) for i in range(len(processes))]
@@ -80,4 +90,5 @@ def run(
     finally:
         for process in processes:
             process.kill()
+    assert not late, f"processes {sorted(late)} did not end within {seconds:g} s: {[ends[i] for i in sorted(ends)]}"
     return [ends[i] for i in range(len(processes))]

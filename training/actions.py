@@ -5,6 +5,7 @@ train(config, workdir, Action(every(100), lambda run: print(run.step)))
 
 import dataclasses
 import functools
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -42,6 +43,12 @@ def every(steps: int) -> Callable[[Any], bool]:
 
 def _due(steps: int, run) -> bool:
     return run.step == run.last or (steps > 0 and run.step % steps == 0)
+
+
+def _score(run) -> float:
+    """What the best checkpoint is chosen by: the task's metric on the validation split; NaN where the loss there is not finite,
+    since an accuracy is a number, too, where the model's scores are none."""
+    return run.result[run.config.task.spec.metric.name] if math.isfinite(run.result["loss"]) else math.nan
 
 
 class Log:
@@ -95,7 +102,7 @@ class Evaluate:
         run.record.write(run.step, "valid", run.result)
         spec = run.config.task.spec
         say(f"step {run.step:>{len(str(run.last))}}/{run.last}  valid  {describe(spec, run.result)}")
-        run.improved = run.checkpoints.improves(run.result[spec.metric.name])
+        run.improved = run.checkpoints.improves(_score(run))
         run.progress.start(run.step)  # the speed of training leaves evaluations out
 
     def score(self, run) -> None:
@@ -118,7 +125,7 @@ class Save:
     def __call__(self, run) -> None:
         self._log.flush(run)
         run.record.flush()
-        score = run.result[run.config.task.spec.metric.name] if run.scored == run.step else None
+        score = _score(run) if run.scored == run.step else None
         run.checkpoints.save(run.step, run.state, {"config": run.config.raw}, score)
 
 

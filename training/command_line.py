@@ -12,6 +12,7 @@ from ml_collections.config_flags import tuple_parser
 
 from common import signatures
 from common.errors import UserError, near, nearest
+from common.files import absolute
 from common.plugins import program
 from data import task as tasks
 from models import config as models
@@ -139,7 +140,7 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[tuple[str, str | None, l
 def _load(source: str) -> ConfigDict:
     """The configuration of FILE[:ARGUMENT]."""
     file, _, argument = source.partition(":")
-    path = next((p for p in (Path(file).expanduser(), ROOT / file) if p.is_file()), None)
+    path = next((p for p in (Path(absolute(file)), ROOT / file) if p.is_file()), None)
     if path is None:
         known = [
             str(p.relative_to(ROOT))

@@ -23,11 +23,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from common import remote
 from common.console import say
 from common.errors import UserError
+from data import task as tasks
 from models import import_hf
 from training.checkpoints import Checkpoints
 from training.checksums import checksums, named_leaves
 from training.config import FROM_TASK, HF, Config, locate
-from training.run_directory import RunDirectory, read_config
+from training.run_directory import RunDirectory, read_config, recorded_data, saved_steps
 from training.state import Built, State
 
 # Tokenizers that are made from the corpus: of another corpus, the same name is another vocabulary.
@@ -45,12 +46,14 @@ class Source:
       model: the model section of its configuration.
       tokenizer: of its text, as `data.tokenizers.load` takes it; None if there is none.
       task: the task section of a run's configuration; empty for other checkpoints.
+      data: the fingerprint of a run's data, where it is known.
     """
 
     address: str
     model: Mapping[str, Any]
     tokenizer: str | None = None
     task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    data: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +75,13 @@ class Weights:
         return {**state, "params": jax.tree.unflatten(tree, values)}
 
 
-def find(address: str) -> Source:
+def find(address: str, workdir: str | Path | None = None) -> Source:
     """What there is at an address.
+
+    Args:
+      address: of a run, one of its checkpoints, or "hf:" and a folder.
+      workdir: of the run that starts from it. Where that has checkpoints already, nothing else is read: it goes on, whatever has
+        become since of what it has started from.
 
     Raises:
       UserError: if there is neither a checkpoint nor a run.
@@ -81,6 +89,10 @@ def find(address: str) -> Source:
     if not address.strip():
         raise UserError("--init_from is empty: give the directory of a run, or hf: and a folder")
     address = locate(address)
+    if workdir is not None and saved_steps(RunDirectory(remote.at(workdir)).checkpoints):
+        raw = read_config(workdir)
+        if raw["train"].get("init_from") == address:
+            return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"])
     if address.startswith(HF):
         folder = Path(address.removeprefix(HF))
         model = dataclasses.asdict(import_hf.read_config(folder))
@@ -97,7 +109,7 @@ def find(address: str) -> Source:
         raise UserError(f"there is no run {address}; --init_from takes the directory of a run, or hf: and a folder")
     root, _ = _run(address)
     raw = read_config(root)
-    return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"])
+    return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"], recorded_data(root))
 
 
 def read_weights(address: str, config: Config, built: Built) -> Weights:
@@ -176,7 +188,17 @@ def _other_vocabulary(source: Source, config: Config) -> str | None:
     corpora = source.task.get("corpus"), config.raw["task"].get("corpus")
     if corpora[0] != corpora[1]:
         return f"the tokenizer {theirs} is there made from {corpora[0]}, here from {corpora[1]}"
+    if source.data is not None and source.data != _data_now(source):
+        return f"the tokenizer {theirs} is there made from what {corpora[0]} was then, and that is another text now"
     return None
+
+
+def _data_now(source: Source) -> str | None:
+    """The fingerprint that the data of a run has today; None where its task cannot be built any more."""
+    try:
+        return tasks.create(**source.task).fingerprint()
+    except UserError:
+        return None
 
 
 def _fitting(value: np.ndarray | jax.Array, shape: tuple[int, ...], axes: tuple[str | None, ...]):

@@ -12,6 +12,7 @@ from common import hosts
 from common.console import say
 from common.errors import UserError
 from data.loader import Loader, prefetch
+from data.metrics import LOSS
 from data.workers import Workers
 from ops import dispatch
 from training import setup, sharding
@@ -212,8 +213,9 @@ def diverged(workdir: str | Path, steps: int, metric: str) -> str | None:
     updates in its last tenth was made. None if it has."""
     lines = read_metrics(workdir)
     valid = [line for line in lines if line["split"] == "valid" and line["step"] == steps]
-    if valid and not _finite(valid[-1].get(metric)):
-        return f"{metric} on the validation split is {valid[-1].get(metric)}"
+    for name in (metric, LOSS.name) if valid else ():  # an accuracy is a number, too, where the model's scores are none
+        if not _finite(value := {LOSS.name: 0.0, **valid[-1]}.get(name)):
+            return f"{name} on the validation split is {value}"
     skipped = {line["step"]: line["skipped"] for line in lines if line["split"] == "train" and "skipped" in line}
     earlier = max((step for step in skipped if step <= 0.9 * steps), default=0)
     if steps in skipped and skipped[steps] - skipped.get(earlier, 0) >= steps - earlier:

@@ -5,9 +5,12 @@ are the strings "NaN", "Infinity" and "-Infinity", which Python's and pandas' co
 the record is in pieces (`common.appended`), and there are no event files.
 """
 
+import itertools
 import json
 import math
 import re
+import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +22,8 @@ import numpy as np
 
 from common import appended, remote
 from common.appended import Appended
+from common.console import say
+from common.files import write_atomically
 from data.metrics import LOSS, Metric
 from training.run_directory import RunDirectory, writing
 
@@ -73,7 +78,11 @@ class MetricWriter:
             return
         run = RunDirectory(remote.at(workdir))
         with writing(run.metrics):
-            kept = [line for line in read_metrics(workdir) if line["step"] <= resume_step]
+            lines = read_metrics(workdir)
+            kept = [line for line in lines if line["step"] <= resume_step]
+            # The first evaluation is saved: where there is one and no checkpoint, it was taken away, or the disk was full.
+            if not kept and any(line["split"] == "valid" for line in lines):
+                _set_aside(run.metrics, lines)
         self._earlier = {(line["split"], line["step"]) for line in kept}
         self._written = set()
         with writing(run.metrics):
@@ -82,11 +91,7 @@ class MetricWriter:
             self._events = None
             if remote.is_address(run.root):
                 return
-            # What another launch told of later steps is told again: TensorBoard is to forget it.
-            again = any(run.root.glob("events.out.tfevents.*"))
-            from tensorboardX import SummaryWriter  # which imports PyTorch, for seconds, where that is installed
-
-            self._events = SummaryWriter(str(run.root), purge_step=resume_step + 1 if again else None)
+            self._events = Events(run.root, resume_step + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Records numbers of one step of one split ("train", "validation", ...).
@@ -110,8 +115,8 @@ class MetricWriter:
         self._written.add((split, step))
         with writing(self._file.path):
             self._file.write(_encode({"step": int(step), "split": split} | values))
-            for name, value in values.items() if self._events is not None else ():
-                self._events.add_scalar(f"{split}/{name}", value, step)
+            if self._events is not None:
+                self._events.write(int(step), {f"{split}/{name}": value for name, value in values.items()})
 
     def flush(self) -> None:
         """Returns when what was recorded can be read: a checkpoint must not be ahead of the record."""
@@ -126,6 +131,52 @@ class MetricWriter:
                 self._file.close()
                 if self._events is not None:
                     self._events.close()
+
+
+class Events:
+    """TensorBoard's file of the events of one launch, each of which is in the file when `write` returns.
+
+    The library's own writer leaves that to a thread. Where the disk is full the thread ends, and the run waits for it for ever.
+
+    Args:
+      folder: of the run.
+      first: step from which on this launch tells: what others told of it and of later ones, TensorBoard is to forget.
+    """
+
+    def __init__(self, folder: Path, first: int):
+        from tensorboardX.proto import (
+            event_pb2,
+            summary_pb2,
+        )  # which imports PyTorch, for seconds, where that is installed
+        from tensorboardX.record_writer import masked_crc32c
+
+        self._event, self._summary, self._checksum = event_pb2.Event, summary_pb2.Summary, masked_crc32c
+        earlier = [re.search(r"tfevents\.(\d+)", path.name) for path in folder.glob("events.out.tfevents.*")]
+        second, fraction = divmod(time.time_ns(), 10**9)
+        # TensorBoard reads the files in order of their names, and clocks are set back.
+        second = max([second, *(int(found[1]) + 1 for found in earlier if found)])
+        name = f"events.out.tfevents.{second:010}.{socket.gethostname()}.{fraction:09}"
+        self._file = (folder / name).open("xb")
+        self._add(file_version="brain.Event:2")
+        if earlier:
+            self._add(step=first, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def write(self, step: int, values: Mapping[str, int | float]) -> None:
+        """Tells the numbers of a step, by their tags."""
+        summary = self._summary()
+        for tag, value in values.items():
+            summary.value.add(tag=re.sub(r"[^-/\w.]", "_", tag), simple_value=float(value))
+        self._add(step=step, summary=summary)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, **fields: Any) -> None:
+        content = self._event(wall_time=time.time(), **fields).SerializeToString()
+        size = struct.pack("<Q", len(content))
+        sums = (struct.pack("<I", self._checksum(part)) for part in (size, content))
+        self._file.write(size + next(sums) + content + next(sums))
+        self._file.flush()
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
@@ -200,6 +251,14 @@ class Progress:
             minutes, seconds = divmod(round((self._steps - step) * self._seconds), 60)
             parts.append(f"ETA {minutes // 60}:{minutes % 60:02}:{seconds:02}")
         return "  ".join(parts)
+
+
+def _set_aside(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Keeps the record of a run that begins anew."""
+    names = itertools.chain(["metrics.before.jsonl"], (f"metrics.before-{i}.jsonl" for i in itertools.count(2)))
+    kept = next(found for found in (path.with_name(name) for name in names) if not found.exists())
+    write_atomically(kept, "".join(map(_encode, lines)))
+    say(f"{path.parent} has no checkpoint and begins anew; what it had recorded is kept as {kept.name}")
 
 
 def _number(name: str, value: Any) -> int | float:

@@ -165,6 +165,12 @@ def described(config: Config, fingerprint: str) -> dict[str, str]:
 
 
 def _make(run: RunDirectory) -> None:
+    for folder in (run.root, *run.root.parents):
+        if folder.name == "checkpoints" and (folder.parent / "config.json").exists():
+            raise RunDirectoryError(
+                f"{run.root} lies in the checkpoints of the run {folder.parent}, which deletes old ones: to go on with it give "
+                "--workdir its own directory; to start from one of its checkpoints give that as --init_from"
+            )
     try:
         if remote.is_address(run.root):
             with remote.spoken(run.root):
@@ -299,10 +305,11 @@ def _changes(run: RunDirectory, config: Config) -> dict[str, dict[str, Any]]:
     if run.checkpoints.exists() and not run.checkpoints.is_dir():
         raise RunDirectoryError(f"{run.checkpoints} is no directory: move it away, or use a new --workdir")
     if not run.config.exists():
-        if run.checkpoints.exists():
-            raise RunDirectoryError(
-                f"{run.root} has checkpoints but no config.json: give it back or use a new --workdir"
-            )
+        for path in (run.checkpoints, run.metrics):
+            if path.exists():
+                raise RunDirectoryError(
+                    f"{run.root} has {path.name} but no config.json: give it back or use a new --workdir"
+                )
         return {}
     old, new = flatten(complete(read_config(run.root), config.raw)), flatten(config.raw)
     differing = [key for key in sorted({*old, *new}) if old.get(key, "absent") != new.get(key, "absent")]

@@ -42,7 +42,7 @@ class HuggingFace(Records):
         self.config, self.revision = config, revision
 
     def where(self, path: str) -> str:
-        return absolute(path) if pathlib.Path(path).expanduser().is_dir() else path
+        return absolute(path) if pathlib.Path(absolute(path)).is_dir() else path
 
     def sources(self, path: str, cache: pathlib.Path, download: bool) -> Sources:
         try:

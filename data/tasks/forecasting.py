@@ -20,7 +20,7 @@ from common.errors import UserError, check_range
 from common.files import Folder, read_bytes
 from data import lra
 from data.metrics import MAE, NUMBERS, Metric, squared_sums
-from data.rows import real_row
+from data.rows import LARGEST, real_row
 from data.task import Outline, Spec, Task
 
 MONTH = 30 * 24
@@ -174,6 +174,6 @@ def _table(path: pathlib.Path, text: str, column: str | None) -> np.ndarray:
         )
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} holds something else than numbers behind its first column: {error}") from None
-    if values.size == 0 or not np.isfinite(values).all():
-        raise UserError(f"{path} has no rows, or values that are no finite numbers")
+    if values.size == 0 or not (np.abs(values) <= LARGEST).all():
+        raise UserError(f"{path} has no rows, or values that are no finite numbers, or beyond {LARGEST:g}")
     return values

@@ -23,7 +23,7 @@ import numpy as np
 from common.errors import UserError, check_choice
 from common.files import Folder, read_bytes
 from data import images, lra
-from data.rows import class_row
+from data.rows import LARGEST, class_row
 from data.task import Outline, Spec, Task
 
 HELD = 10  # of so many rows of train one is of valid
@@ -126,9 +126,11 @@ class TimeSeries(Task):
 def _check(folder: pathlib.Path, found: dict[str, Series]) -> None:
     """Raises a UserError for what no model can be trained on, and for files that do not go together."""
     for split, (rows, answers) in found.items():
-        if any(np.isinf(row).any() for row in rows):
-            raise UserError(f"{folder}: a series of {split} has a value that is infinite; leave it empty (nan) or out")
-        if answers.dtype.kind == "f" and not np.isfinite(answers).all():
+        if any((np.abs(row) > LARGEST).any() for row in rows):
+            raise UserError(
+                f"{folder}: a series of {split} has a value that is infinite, or beyond {LARGEST:g}; leave it empty (nan) or out"
+            )
+        if answers.dtype.kind == "f" and not (np.abs(answers) <= LARGEST).all():
             raise UserError(f"{folder}: a number that is to be predicted in {split} is none, or infinite: leave it out")
     shapes = {answers.shape[1:] if answers.dtype.kind == "f" else None for rows, answers in found.values() if rows}
     if None in shapes and len(shapes) > 1:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from common import remote
 from common.errors import UserError
-from common.files import read_json, write_atomically
+from common.files import read_json, write_atomically, write_figure
 from evaluation.diagnostics.plots import PLOTS
 from training.run_directory import writing
 
@@ -44,11 +43,12 @@ def check(folder: Path, origin: Mapping[str, Any]) -> None:
 
 
 def save(result: dict[str, Any], folder: Path) -> str:
-    """Makes the folder anew, all of it or nothing; files in it that are not ours stay.
+    """Writes the numbers and the plots. Each file is whole at any time, and the numbers, which come last, are those of all the
+    plots that are there; files that are not ours stay as they are.
 
     Args:
       result: what `evaluation.diagnostics.measures.measure` returns, and where it comes from.
-      folder: the folder; that which contains it exists.
+      folder: the folder, which is made.
 
     Returns:
       a sentence on what is where.
@@ -59,44 +59,20 @@ def save(result: dict[str, Any], folder: Path) -> str:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        plots, said = {}, f"numbers in {folder / FILE}; for plots of them: pip install matplotlib"
+        figures, said = {}, f"numbers in {folder / FILE}; for plots of them: pip install matplotlib"
     else:
-        plots, said = PLOTS, f"numbers and plots in {folder}"
-    beside = None if remote.is_address(folder) else folder.parent
-    with writing(folder), tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=beside) as temporary:
-        made, before = Path(temporary, "made"), Path(temporary, "before")
-        made.mkdir()
-        (made / FILE).write_text(json.dumps(finite(result), indent=1, allow_nan=False))
-        for name, plot in plots.items():
-            figure = plot(result)
-            if figure is not None:
-                figure.savefig(made / f"{name}.png", dpi=120)
-        if beside is None:  # an object store, where the numbers, which come last, are those of all that is there
-            for path in sorted(made.iterdir(), key=lambda path: path.name == FILE):
-                write_atomically(folder / path.name, path.read_bytes())
-            return said
-        if folder.exists():
-            _keep_others(folder, made)
-            folder.rename(before)
-        try:
-            made.rename(folder)
-        except OSError:
-            if before.exists():
-                before.rename(folder)
-            raise
+        figures = {name: figure for name, plot in PLOTS.items() if (figure := plot(result)) is not None}
+        said = f"numbers and plots in {folder}"
+    numbers = json.dumps(finite(result), indent=1, allow_nan=False)
+    with writing(folder):
+        for name in PLOTS:
+            path = folder / f"{name}.png"
+            if name in figures:
+                write_figure(path, figures[name], dpi=120)
+            else:
+                path.unlink(missing_ok=True)
+        write_atomically(folder / FILE, numbers)
     return said
-
-
-def _keep_others(folder: Path, made: Path) -> None:
-    """Copies what is in the old folder and not of our making into the new one."""
-    ours = {FILE, *(f"{name}.png" for name in PLOTS)}
-    for path in folder.iterdir():
-        if path.name in ours:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, made / path.name, symlinks=True)
-        else:
-            shutil.copy2(path, made / path.name, follow_symlinks=False)
 
 
 def finite(tree: Any) -> Any:

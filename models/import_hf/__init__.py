@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common.errors import UserError
-from common.files import read_bytes
+from common.files import absolute, read_bytes
 from models.checks import whole
 from models.config import SECTIONS, ModelConfig
 from models.import_hf import mxfp4
@@ -90,7 +90,7 @@ def load(directory: str | os.PathLike) -> Checkpoint:
       UserError: for an architecture or an option of it that our model does not have, or that nobody reads; for tensors that are
         missing, left over or of another shape (named); for files that are not there or in another format.
     """
-    directory = pathlib.Path(directory).expanduser()
+    directory = pathlib.Path(absolute(directory))
     hf, architecture, config = _described(directory)
     files = {
         name: file
@@ -142,7 +142,7 @@ def read_config(directory: str | os.PathLike) -> ModelConfig:
     Raises:
       UserError: as `load`.
     """
-    directory = pathlib.Path(directory).expanduser()
+    directory = pathlib.Path(absolute(directory))
     _, architecture, config = _described(directory)
     return _with_stored_head(config, architecture, _files(directory))
 

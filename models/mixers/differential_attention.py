@@ -24,13 +24,15 @@ class DifferentialAttention(Mixer):
 
     Version 1: K = D / (2 heads), values of 2 K channels, and one lambda for each layer,
     lambda = exp(l_q1 . l_k1) - exp(l_q2 . l_k2) + lambda_init, lambda_init = 0.8 - 0.6 exp(-0.3 layer), with layers of this mixer
-    counted from 0; o <- (1 - lambda_init) o / rms(o) for each head, eps 1e-5.
+    counted from 0; o <- (1 - lambda_init) o / rms(o) for each head, eps 1e-5. The authors' later code has a weight for each
+    channel behind this norm, which all heads share; their first code and transformers' DiffLlama have none.
 
     Version 2 (the authors' code in microsoft/unilm, `Diff-Transformer-V2`): K = D / heads, each head has two queries and one key
     and value, k1 = k2, lambda = sigmoid(W_lambda x) for each token and head, and there is no norm.
 
     Positions are rotary, in pairs of neighbouring channels as in the authors' code; transformers' DiffLlama pairs the halves of a
-    head, and of the heads. Maps start as elsewhere here, the authors' as PyTorch's.
+    head, and of the heads. Maps start as elsewhere here, the authors' as PyTorch's; the vectors of lambda start as theirs,
+    N(0, 0.1^2).
 
     Args:
       heads: number of pairs of queries.

@@ -5,11 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from models.checks import at_least, check_rotated, grouped_heads, positive
 from models.kv_cache import buffers, extend, held, of_document
 from models.mixer import Ids, Mixer, Tokens
-from models.norms import RMSNorm, rms_normalize
+from models.norms import rms_normalize
 from models.params import dense, ones, param, residual_output, time_scale, zeros
 from models.partitioning import constrain
 from ops import sequence
@@ -28,9 +29,11 @@ class ForgettingAttention(Mixer):
 
     In the paper's "Pro" layer, the default, keys and values are mixed with those of the token before,
     k_t <- a_t k_{t-1} + (1 - a_t) k_t with a_t = sigmoid(W_a x_t) for each head, queries and keys are normalised with a weight
-    for each of their channels, and the output is normalised per head and gated. All of these off is its "LLaMA" layer.
+    for each of their channels, and the output of each head is normalised, with a weight for each channel, and gated. All of these
+    off is its "LLaMA" layer.
 
-    Query head h reads key-value head floor(h G / H). Maps start as elsewhere here; the authors start all as N(0, 0.02^2).
+    Query head h reads key-value head floor(h G / H). Maps start as elsewhere here; the authors start all as N(0, 0.02^2). As
+    theirs, b_f starts at 0, where a token weighs half as much for each token behind it.
 
     Args:
       heads: H.
@@ -41,7 +44,7 @@ class ForgettingAttention(Mixer):
       output_norm: whether the output of each head is normalised.
       output_gate: whether it is gated.
       rotary: whether queries and keys are rotated; the decay tells positions without it.
-      rotary_base: base of the rotary frequencies.
+      rotary_base: base of the rotary frequencies; 500,000 in the authors' code.
     """
 
     constant_carry = False
@@ -81,11 +84,11 @@ class ForgettingAttention(Mixer):
         self.b_f = time_scale(rngs, zeros, (heads,), ("heads",))
         of_heads = lambda on, heads, axis: dense(rngs, (width, heads), ("embed", axis)) if on else None
         self.w_ak, self.w_av = of_heads(shift, kv_heads, "kv_heads"), of_heads(shift, kv_heads, "kv_heads")
-        weight = lambda count, axis: (
-            param(rngs, ones, (count, size), (axis, None), decay=False, keep_float32=True) if qk_norm else None
+        weight = lambda on, count, axis: (
+            param(rngs, ones, (count, size), (axis, None), decay=False, keep_float32=True) if on else None
         )
-        self.q_weight, self.k_weight = weight(heads, "heads"), weight(kv_heads, "kv_heads")
-        self.norm = RMSNorm(size, rngs=rngs) if output_norm else None
+        self.q_weight, self.k_weight = weight(qk_norm, heads, "heads"), weight(qk_norm, kv_heads, "kv_heads")
+        self.o_weight = weight(output_norm, heads, "heads")
         self.w_g = dense(rngs, (width, heads, size), ("embed", "heads", None)) if output_gate else None
 
     def mix(
@@ -96,7 +99,7 @@ class ForgettingAttention(Mixer):
         v = constrain(project(x, self.w_v[...]), "batch", "length", "kv_heads", None)
         k, v, last = self.shifted(x, k, v, state, segment_ids)
         if self.q_weight is not None:
-            q, k = ((rms_normalize(a) * w[...]).astype(a.dtype) for a, w in ((q, self.q_weight), (k, self.k_weight)))
+            q, k = normalized(q, self.q_weight), normalized(k, self.k_weight)
         if self.rotary_base is not None:
             q, k = (rotary(a, positions, base=self.rotary_base) for a in (q, k))
         log_f = jax.nn.log_sigmoid(project(x, self.w_f[...]).astype(jnp.float32) + self.b_f[...])
@@ -118,8 +121,8 @@ class ForgettingAttention(Mixer):
                 key_segment_ids=state["segment"],
                 query_offset=offset,
             )
-        if self.norm is not None:
-            y = self.norm(y)
+        if self.o_weight is not None:
+            y = normalized(y, self.o_weight)
         if self.w_g is not None:
             y = sigmoid_gate(constrain(project(x, self.w_g[...]), "batch", "length", "heads", None), y)
         return project(y, self.w_o[...], inputs=2), state
@@ -143,3 +146,8 @@ class ForgettingAttention(Mixer):
         if self.w_ak is not None:
             state |= {name: jnp.zeros((batch, *sizes), jnp.float32) for name in ("last_key", "last_value")}
         return state
+
+
+def normalized(a: Float[Array, "B T H K"], weight: nnx.Param) -> Float[Array, "B T H K"]:
+    """a over its root mean square in each head, times the weight [H, K] of each channel."""
+    return (rms_normalize(a) * weight[...]).astype(a.dtype)

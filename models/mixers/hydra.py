@@ -28,9 +28,9 @@ class Hydra(Mixer):
     the product with a quasiseparable matrix. u and all B and C are silu(conv(W x)), where the convolution is centred; dt =
     softplus(W_dt x + b_dt), A = -exp(A_log).
 
-    The maps of the input start 1.73 times as large as in the authors' code, and the convolution's bias at 0; see
-    `models.params.dense`. Their code turns whole rows, so that padding behind a document comes before it; here each document is
-    turned by itself.
+    The maps of the input, and W_D, start 1.73 times as large as in the authors' code, and the convolution's bias at 0; see
+    `models.params.dense`. A starts at -1 and D at 1, as there. Their code turns whole rows, so that padding behind a document
+    comes before it; here each document is turned by itself.
 
     Args:
       state: N, size of B and C.

@@ -28,7 +28,8 @@ class Mamba3(Mixer):
     both, pairs of neighbouring channels are turned by angles theta_t = theta_{t-1} + pi dt_t tanh(W x). As in the authors' code,
     dt = softplus(W x + b), lambda = sigmoid(W x), -A = 1 + a for a = W x >= 0 and 1 / (1 - a) below (1e-4 at least), B and C are
     RMS-normalised maps of x shared by all heads, to which each head adds a bias, and a share of their channels is rotated.
-    There is no short convolution.
+    There is no short convolution. Until June 2026 their code had -A = softplus(a), as flash-linear-attention has: parameters of
+    that time do not fit.
 
     B_s x_s^T reaches a later state with the sum of two weights, of which the second is known at s + 1; so it is written then
     (one token late) and the token's own term is added to what is read.

@@ -19,7 +19,8 @@ class StickBreakingAttention(Mixer):
 
     A query gives its nearest key a share of its weight, the next nearest a share of what that one left, and so on: the order of
     tokens, and a preference for what is near, come without positions and hold for any length. What all keys leave, r_i, goes to
-    the token's own value, as in the authors' tests; without it (`remainder` off) the first token of a document has output 0.
+    the token's own value, as in the authors' tests; without it (`remainder` off, as in their model of 3 billion parameters) the
+    first token of a document has output 0.
 
     Query head h reads key-value head floor(h G / H). Streams like softmax attention, from a buffer of keys and values.
 

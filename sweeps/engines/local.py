@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from common import remote
 from common.appended import Appended
+from common.console import say
 from common.errors import UserError
 from common.files import read_json
 from common.lock import FILE, held
@@ -53,7 +55,9 @@ class Local(Engine):
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         log = cell / LOG
         if remote.is_address(cell):
-            log = Path(tempfile.mkstemp(prefix="mixology-", suffix=".log")[1])
+            handle, name = tempfile.mkstemp(prefix="mixology-", suffix=".log")
+            os.close(handle)
+            log = Path(name)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 self.command(cell),
@@ -92,15 +96,25 @@ class Local(Engine):
         return Seen("ended")
 
     def cancel(self, given: Mapping[str, Path]) -> None:
-        for name, cell in given.items():
-            if self._state(name, cell).state == "running":
-                os.kill(self._process(name, cell), signal.SIGTERM)
+        self._send(given, signal.SIGTERM)
 
     def kill(self, given: Mapping[str, Path]) -> None:
-        for name, cell in given.items():
-            if self._state(name, cell).state == "running":
-                os.kill(self._process(name, cell), signal.SIGKILL)
+        self._send(given, signal.SIGKILL)
 
-    def _process(self, name: str, cell: Path) -> int:
-        """Its number: of one that was adopted, what holds the cell's lock."""
-        return int(name) if name in self._processes else read_json(jobs.folder(cell) / FILE)["process"]
+    def _send(self, given: Mapping[str, Path], number: int) -> None:
+        for name, cell in given.items():
+            if self._state(name, cell).state == "running" and (process := self._process(name, cell)) is not None:
+                with contextlib.suppress(ProcessLookupError):  # it has ended since
+                    os.kill(process, number)
+
+    def _process(self, name: str, cell: Path) -> int | None:
+        """Its number: of one that was adopted, what holds the cell's lock; None where that is on another machine, or has not said
+        who it is."""
+        if name in self._processes:
+            return int(name)
+        holder = read_json(jobs.folder(cell) / FILE)
+        if not isinstance(holder, dict) or holder.get("host") != socket.gethostname():
+            where = "a process that has not said which" if not isinstance(holder, dict) else f"{holder.get('host')}"
+            say(f"{cell.name} is at work on {where}: stop it there")
+            return None
+        return holder["process"]

@@ -1,5 +1,6 @@
 """Ray: an actor on each host of a cell, on a cluster that is there."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,9 @@ class Ray(Engine):
         from ray.util import list_named_actors
 
         there = set(list_named_actors())
-        return {name: Seen("running" if _name(name, 0) in there else "ended") for name in given}
+        ended = [name for name in given if _name(name, 0) not in there]
+        self._release(ended)
+        return {name: Seen("ended" if name in ended else "running") for name in given}
 
     def cancel(self, given: Mapping[str, Path]) -> None:
         for name, cell in given.items():
@@ -122,6 +125,17 @@ class Ray(Engine):
                 actor.stop.remote()
             else:
                 self._ray.kill(actor)
+                self._release([name])
+
+    def _release(self, names: Sequence[str]) -> None:
+        """Gives back the nodes of jobs whose first process is gone: if it could not do so itself, others would wait for them."""
+        if self.resources.hosts == 1 and "slice" not in self.options:
+            return
+        from ray.util.placement_group import get_placement_group, remove_placement_group
+
+        for name in names:
+            with contextlib.suppress(ValueError):  # the group has been removed
+                remove_placement_group(get_placement_group(name))
 
 
 def _name(job: str, index: int) -> str:
@@ -144,7 +158,7 @@ def _host() -> type:
                 free.bind(("", 0))
                 self.port = free.getsockname()[1]
             arguments = (first, index, hosts, command, environment, log, code)
-            threading.Thread(target=self.run, args=arguments, daemon=True).start()
+            threading.Thread(target=self.whole, args=arguments, daemon=True).start()
 
         def address(self):
             """Where the processes of a cell meet."""
@@ -156,6 +170,17 @@ def _host() -> type:
             """Tells the process to save and stop."""
             if self.process is not None:
                 self.process.terminate()
+
+        def whole(self, *arguments):
+            """Runs the process, and ends with it; or where it cannot be run: this node does not see the directory of the cell."""
+            import traceback
+
+            try:
+                self.run(*arguments)
+            except BaseException:
+                traceback.print_exc()  # into Ray's own log
+            finally:
+                os._exit(0)
 
         def run(self, first, index, hosts, command, environment, log, code):
             import subprocess
@@ -193,6 +218,5 @@ def _host() -> type:
             if group is not None and index == 0:
                 time.sleep(5)  # the others end by themselves, as a rule
                 ray.util.remove_placement_group(group)
-            os._exit(0)
 
     return Host

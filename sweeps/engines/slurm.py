@@ -64,7 +64,8 @@ class Slurm(Engine):
                 'cell="${cells[$SLURM_ARRAY_TASK_ID]}"',
                 f'exec >>"$cell/{LOG}" 2>&1 </dev/null',
                 '[ -n "$SLURM_CPUS_PER_TASK" ] && export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
-                f"srun --ntasks={self.resources.hosts} --kill-on-bad-exit=1{log} {command}",
+                # The first process finds the floors when the others have ended, for which some clusters give it seconds.
+                f"srun --ntasks={self.resources.hosts} --kill-on-bad-exit=1 --wait=0{log} {command}",
                 "code=$?",
                 'echo "$code" >"$cell/job/exit_code"',
                 f'if [ "$code" = {STOPPED} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; then',

@@ -8,6 +8,8 @@ from benchmarks import recall_state
 from common.errors import UserError
 from models import mixer as mixers
 
+TUNED = (("1e-3", True, 0.5), ("1e-2", False, 0.6))  # rate, whether it was chosen, score
+
 
 def sweep(folder, lines, length=64):
     """A directory with what a sweep leaves: mixer, width, seed, carry bytes and the score of each cell (None: not finished)."""
@@ -46,6 +48,16 @@ def test_points_and_stairs(tmp_path):
     pytest.importorskip("matplotlib", reason="the picture is drawn by matplotlib, which is optional")
     recall_state.draw(points, best, example, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_of_tuned_axes_what_was_chosen(tmp_path):
+    """A better score on the test split counts for nothing."""
+    made = sweep(tmp_path / "tuned", [])
+    lines = ["mixer,rate,status,chosen,carry_bytes,task,metric,length,test"]
+    lines += [f"gla,{rate},finished,{chosen},100,mqar,accuracy,64,{test}" for rate, chosen, test in TUNED]
+    (made / "results.csv").write_text("\n".join(lines) + "\n")
+    points, _ = recall_state.read([made])
+    assert [(p.setting, p.scores) for p in points] == [("rate=1e-3", (0.5,))]
 
 
 def test_refusals(tmp_path):

@@ -1,11 +1,18 @@
 """How programs end: what a user can mend is one message, a fault of the program keeps its traceback."""
 
+import errno
+import os
+import pathlib
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from common import command
 from common.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +69,73 @@ def test_how_long_processes_wait_for_each_other_is_a_time():
             command.start({"distributed": True, "start_seconds": seconds})
     with pytest.raises(UserError, match="--process_id is for one of several processes: give --distributed"):
         command.start({"distributed": False, "process_id": "1"})
+
+
+def test_what_the_machine_refuses_is_one_message(capsys, monkeypatch):
+    """Wherever it is met; what may be a fault of the program keeps its traceback."""
+
+    def raises(number, name):
+        def main(arguments):
+            raise OSError(number, os.strerror(number), name)
+
+        return main
+
+    for number, name, said in (
+        (errno.ENOSPC, None, "No space left on device"),
+        (errno.EDQUOT, "/run/file", "/run/file: Disk quota exceeded"),
+        (errno.ENAMETOOLONG, "/run/file", "/run/file: File name too long"),
+        (errno.EROFS, "/run/file", "/run/file: Read-only file system"),
+    ):
+        assert ends(raises(number, name), capsys, monkeypatch) == (1, f"error: {said}\n")
+    for number, name in ((errno.ENOENT, "/run/file"), (errno.EPERM, None), (errno.EPIPE, None)):
+        with pytest.raises(OSError):
+            command.run(raises(number, name))
+
+
+PROGRAM = """
+import os, sys
+from common import command
+from common.errors import UserError
+
+def main(arguments):
+    with open(os.devnull) as file:
+        assert file.fileno() > 2, "a file has the number of a standard stream"
+    print("ä – 中")
+    sys.stdout.write(str(sys.stdin.read()))
+    if arguments[0] == "wrong":
+        raise UserError("change this – now")
+    return int(arguments[0])
+
+command.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "argument, streams, status, said",
+    [
+        ("0", "2>err >/dev/full", 1, "error: what is printed cannot be written (No space left on device)"),
+        ("75", "2>err | true", 1, "error: what is printed cannot be written (Broken pipe)"),
+        ("75", "<&- >&- 2>&-", 75, ""),
+        ("wrong", "2>&-", 1, ""),
+        ("wrong", "2>/dev/full", 1, ""),
+        ("wrong", "2>err", 1, r"error: change this \u2013 now"),
+    ],
+)
+def test_streams_that_are_closed_or_full(tmp_path, argument, streams, status, said):
+    """The status is one of ours, and no file of the program gets the number of a stream."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    shell = f"sleep 0.2 | {sys.executable} program.py {argument} {streams}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    options = {"shell": True, "executable": "/bin/bash", "cwd": tmp_path, "env": environment, "capture_output": True}
+    ended = subprocess.run(f"{shell}; exit ${{PIPESTATUS[1]}}", text=True, **options)
+    assert ended.returncode == status, ended
+    assert said in ((tmp_path / "err").read_text() if "err" in streams else "")
+
+
+def test_a_directory_that_is_gone(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = f"import os; os.rmdir({str(gone)!r}); from common import command; command.run(lambda arguments: 0)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", program], cwd=gone, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.startswith("error: the current directory is not there any more")

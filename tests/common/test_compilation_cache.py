@@ -5,6 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import pytest
+
+from common import compilation_cache
+from common.errors import UserError
+from common.files import cache_folder
+
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -23,6 +30,16 @@ def start(cache, **environment):
     assert run.returncode == 0, run.stderr
     value, hit, folder = run.stdout.split()
     return float(value), hit == "True", folder
+
+
+def test_a_user_without_a_home(monkeypatch):
+    """Has no cache of what is compiled, and is told what to do where one is needed."""
+    monkeypatch.setenv("MIXOLOGY_CACHE", "~nobody_here/cache")
+    before = jax.config.jax_compilation_cache_dir
+    compilation_cache.use()
+    assert jax.config.jax_compilation_cache_dir == before
+    with pytest.raises(UserError, match=r"~nobody_here/cache: .*: give a folder .*MIXOLOGY_CACHE"):
+        cache_folder()
 
 
 def test_the_second_start_does_not_compile(tmp_path):

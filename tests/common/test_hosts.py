@@ -1,8 +1,10 @@
 """Several processes meet, agree and end together. They do not start JAX here, so that each is over in no time."""
 
+import concurrent.futures
 import re
 import signal
 import socket
+import time
 
 import pytest
 
@@ -17,16 +19,21 @@ me = int(os.environ["JAX_PROCESS_ID"])
 place = roll_call.Place(os.environ["JAX_COORDINATOR_ADDRESS"], int(os.environ["JAX_NUM_PROCESSES"]), me)
 hosts.SEEN = 0.3
 def main(arguments):
-    hosts.meet(place, 3)
+    hosts.meet(place, SECONDS)
     print("met", flush=True)
     BODY
 command.run(main)
 """
 
 
-def run(body, count=3, **options):
+def program(body, seconds=60):
+    """Processes that meet, for so many seconds: a crowded machine starts them some seconds apart."""
     lines = body.replace("\n", "\n    ")
-    return processes.run([["-c", PROGRAM.replace("BODY", lines)]] * count, **options)
+    return ["-c", PROGRAM.replace("BODY", lines).replace("SECONDS", str(seconds))]
+
+
+def run(body, count=3, **options):
+    return processes.run([program(body)] * count, **options)
 
 
 def statuses(ends):
@@ -104,11 +111,9 @@ def test_a_process_that_makes_no_step_is_named():
 
 def test_who_does_not_come_is_named():
     """All that have come say so; one that reaches nobody says where it looked."""
-    ends = processes.run([["-c", PROGRAM.replace("BODY", "pass")]] * 2, count=4)
+    ends = processes.run([program("pass", 4)] * 2, count=4)
     assert statuses(ends) == [1, 1] and all("processes 2, 3 of 4 did not come" in end.err for end in ends), ends
-    (alone,) = processes.run(
-        [["-c", PROGRAM.replace("BODY", "pass")]], [{"JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2"}]
-    )
+    (alone,) = processes.run([program("pass", 2)], [{"JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2"}])
     assert alone.status == 1 and "did not reach process 0 at 127.0.0.1:" in alone.err, alone
 
 
@@ -120,15 +125,26 @@ def test_who_does_not_come_is_named():
     ],
 )
 def test_numbers_that_do_not_fit(other, message):
-    ends = processes.run([["-c", PROGRAM.replace("BODY", "pass")]] * 2, [{}, other])
+    ends = processes.run([program("pass", 4)] * 2, [{}, other])
     assert statuses(ends) == [1, 1]
     assert any(re.search(message, end.err) for end in ends), ends
 
 
 def test_other_programs_are_refused():
-    ends = processes.run([["-c", PROGRAM.replace("BODY", "pass"), f"--config.train.steps={i}"] for i in range(2)])
+    ends = processes.run([[*program("pass"), f"--config.train.steps={i}"] for i in range(2)])
     assert statuses(ends) == [1, 1]
     assert "command line: -c --config.train.steps=0 (process 0" in ends[0].err, ends
+
+
+def test_a_host_that_is_slow_to_read_its_sources(monkeypatch):
+    """It greets process 0 when it has read them."""
+    monkeypatch.setattr(roll_call, "GREETING", 0.2)
+    monkeypatch.setattr(roll_call, "program", lambda: time.sleep(0.5) or {"code": "abc"})
+    address = f"127.0.0.1:{processes.free_port()}"
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        places = [roll_call.Place(address, 2, i) for i in range(2)]
+        found = [answer.result()[0] for answer in [pool.submit(roll_call.call, place, 5) for place in places]]
+    assert found == [[socket.gethostname()] * 2] * 2
 
 
 def test_places(monkeypatch):

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.aot
 TPU = {
     "attention": ("attention", "splash"),
     "retnet": ("linear_attention", "pallas"),
-    "gla": ("linear_attention", "chunked"),
-    "delta_net": ("delta_rule", "chunked"),
+    "gla": ("linear_attention", "pallas"),
+    "delta_net": ("delta_rule", "pallas"),
     "s5": ("linear_recurrence", "pallas"),
     "mamba": ("selective_scan", "pallas"),
     "s4d": (None, None),  # a long convolution, which has no forms

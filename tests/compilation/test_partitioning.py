@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from compilation import hlo
 from models import mixer
 from ops.attention import attention
+from ops.delta_rule import delta_rule
 from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
 from ops.long_convolution import long_convolution
@@ -71,13 +72,22 @@ def test_a_kernel_runs_on_rows_and_channels_of_its_own(mesh):
         np.testing.assert_allclose(y, x, atol=1e-6)
 
 
-def test_linear_attention_by_a_kernel_runs_on_rows_and_heads_of_its_own(mesh):
+def attended(g, q, k, v):
+    return linear_attention(q, k, v, g, implementation="pallas", chunk_size=16)
+
+
+def corrected(g, q, k, v):
+    g = jnp.broadcast_to(g, q.shape[:3])
+    return delta_rule(q, k, v, 0.3 * jnp.exp(g), g, implementation="pallas", chunk_size=16)
+
+
+@pytest.mark.parametrize("function", [attended, corrected])
+def test_a_kernel_of_heads_runs_on_rows_and_heads_of_its_own(mesh, function):
     """Nothing is sent between devices but what is summed for a decay that all rows share; numbers are those of one device."""
 
     def run(mesh, g, *arrays):
         with sharding.tracing(mesh):
-            f = lambda g, q, k, v: linear_attention(q, k, v, g, implementation="pallas", chunk_size=16)
-            (y, state), vjp = jax.vjp(f, g, *arrays)
+            (y, state), vjp = jax.vjp(function, g, *arrays)
             return y, state, *vjp((jnp.cos(y), state))
 
     g, arrays = np.float32([-0.1, -0.2]), np.random.default_rng(0).standard_normal((3, 4, 24, 2, 4)).astype(np.float32)

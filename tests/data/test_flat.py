@@ -127,7 +127,9 @@ def test_a_damaged_folder_of_the_cache_is_not_read(tmp_path, name, content):
     corpora.load(f"file:{path}", str(tmp_path / "cache"))
     (damaged,) = (tmp_path / "cache").rglob(name)
     damaged.unlink() if content is None else damaged.write_bytes(content)
-    with pytest.raises(UserError, match=f"{damaged.parent} is damaged, .*: delete it and run again"):
+    with pytest.raises(
+        UserError, match=f"{damaged.parent}, which is kept between runs, is damaged: delete it and run again"
+    ):
         corpora.load(f"file:{path}", str(tmp_path / "cache"))
 
 

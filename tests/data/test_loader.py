@@ -1,13 +1,16 @@
 """Batches: the same rows whatever the sharding, the order of asking and the thread that makes them."""
 
+import concurrent.futures.process
 import itertools
 import threading
+import types
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from common.errors import UserError
 from data import task
 from data.loader import Loader, prefetch
 from data.task import Spec, Task
@@ -188,6 +191,15 @@ def test_prefetch_raises_the_error_where_the_batch_would_be():
     assert running() == 0
     with pytest.raises(StopIteration):
         next(ahead)
+
+
+def test_a_killed_worker_is_one_message():
+    made = concurrent.futures.Future()
+    made.set_exception(concurrent.futures.process.BrokenProcessPool())
+    loader = Loader(Counting(), "train", 4, 0)
+    loader.workers = types.SimpleNamespace(count=1, rows=lambda *_: made)
+    with pytest.raises(UserError, match=r"a process that makes rows has ended: .*train\.data_workers"):
+        loader[0]
 
 
 def test_workers_make_the_same_batches():

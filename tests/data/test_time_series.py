@@ -68,6 +68,7 @@ X, Y = np.ones((20, 3)), np.ones(20)
     ("train", "message"),
     [
         ({"x": np.where(np.eye(20, 3) > 0, np.inf, 0), "y": Y}, "value that is infinite"),
+        ({"x": np.where(np.eye(20, 3) > 0, 1e200, 0), "y": Y}, r"beyond 1e\+150"),
         ({"x": X, "y": Y * np.nan}, "to be predicted in train is none"),
         ({"x": X, "y": np.ones((20, 2))}, "other numbers than"),
         ({"x": X[:, :0], "y": Y}, r"x \(20, 0\) and y \(20,\) are not"),

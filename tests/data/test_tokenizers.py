@@ -48,6 +48,17 @@ def test_bytes_are_the_corpus_itself(corpus, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"half"])
+@pytest.mark.parametrize("name", ["tokenizers/*.txt", "tokens/*/train", "tokens/*/facts.json"])
+def test_a_damaged_cache_is_said(corpus, tmp_path, name, content):
+    """Nothing is trained on a text that a power cut has cut."""
+    tokenizers.load("character", corpus, tmp_path)
+    (path,) = tmp_path.glob(name)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged: delete it and run again|the corpus has no character"):
+        tokenizers.load("character", corpus, tmp_path)
+
+
 def test_bpe_is_trained_once_and_always_the_same(corpus, tmp_path, monkeypatch):
     first = tokenizers.load("bpe:290", corpus, tmp_path / "one")
     assert tokenizers.load("bpe:290", corpus, tmp_path / "two").fingerprint == first.fingerprint

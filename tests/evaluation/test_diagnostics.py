@@ -292,7 +292,32 @@ def test_a_folder_that_cannot_be_written(documents, tmp_path, monkeypatch):
     folder = tmp_path / "diagnostics"
     folder.mkdir()
     (folder / record.FILE).write_text("{}")
-    monkeypatch.setattr(record.Path, "write_text", full)
+    (folder / "notes.txt").write_text("of a reader")
+    monkeypatch.setattr(record, "PLOTS", {})
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left"):
         record.save({"step": 2}, folder)
     assert (folder / record.FILE).read_bytes() == b"{}" and list(tmp_path.iterdir()) == [folder]
+    assert sorted(path.name for path in folder.iterdir()) == [record.FILE, "notes.txt"]
+
+
+def test_a_stop_amid_diagnostics_takes_nothing_away(tmp_path, monkeypatch):
+    """Ctrl-C may come at any place: what lies in the folder, a reader's own files too, stays."""
+    folder = tmp_path / "diagnostics"
+    folder.mkdir()
+    for name in (record.FILE, "notes.txt"):
+        (folder / name).write_text("{}")
+    monkeypatch.setattr(record, "PLOTS", {})
+
+    rename, done = record.Path.rename, []
+
+    def stop(source, target):
+        if done or target == folder / record.FILE:
+            raise KeyboardInterrupt
+        done.append(rename(source, target))
+
+    monkeypatch.setattr(record.Path, "rename", stop)
+    monkeypatch.setattr(record.Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        record.save({"step": 2}, folder)
+    assert sorted(path.name for path in folder.iterdir()) == [record.FILE, "notes.txt"]

@@ -73,6 +73,17 @@ def test_a_grid(words, tmp_path, capsys):
     assert "pip install matplotlib" in printed or len(list(tmp_path.glob("*.png"))) == 1
 
 
+def test_a_folder_that_cannot_be_made_is_found_before_anything_is_scored(words, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(grids, "score_task", lambda *_: pytest.fail("scored"))
+    with pytest.raises(
+        UserError, match=r"cannot write to .*file/there: .*file is no folder; give another folder as --output"
+    ):
+        grids.score_settings(
+            words, settings.grid(words, "word_problem", {"length": [6]}), output=tmp_path / "file" / "there"
+        )
+
+
 def test_floors_of_the_rows_that_are_scored():
     flip = tasks.create("flip_flop", length=8)
     right = []

@@ -64,6 +64,27 @@ def test_mad(tmp_path):
     with open(tmp_path / "mad" / "results.csv") as file:
         scores = mad.scores(list(csv.DictReader(file)))
     assert scores == {"gla": pytest.approx({"compression": 0.3, "memorization": 0.7, "MAD": 0.5})}
+    text = mad.table(scores | {"mamba": {"memorization": 1.0, "MAD": 1.0}})
+    shown = [
+        ["gla", "mamba"],
+        ["compression", "30.0", "-"],
+        ["memorization", "70.0", "100.0"],
+        ["MAD", "50.0", "100.0"],
+    ]
+    assert [line.split() for line in text.splitlines()] == shown
+
+
+def test_mad_of_baselines():
+    """What is no axis of the sweep is the same in all of its cells."""
+    lines = [
+        {"mixer": "gla", "task.kind": kind, "status": "finished", "valid": valid, "test": test}
+        for kind, valid, test in (
+            ("compression", "0.5", "0.4"),
+            ("compression", "0.4", "0.9"),
+            ("memorization", "1", "0.6"),
+        )
+    ]
+    assert mad.scores(lines) == {"gla": pytest.approx({"compression": 0.4, "memorization": 0.6, "MAD": 0.5})}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ops import delta_rule as module
-from ops import dispatch
+from ops import dispatch, pallas_chunks
 from ops.delta_rule import delta_rule
 
 B, T, H, K, V = 2, 41, 2, 5, 3
@@ -168,6 +168,22 @@ def test_forms_in_float32(kind):
             assert_close(run(form, x, cotangents, SEGMENTS, dtype=np.float32), expected, tolerance)
 
 
+@pytest.mark.parametrize(("decay", "heads"), (("head", 1), ("channel", 2)))
+def test_kernel(decay, heads, monkeypatch):
+    """The TPU's kernel, interpreted, in float32 beside the reference in float64; three chunks, the first of them filled up."""
+    monkeypatch.setattr(pallas_chunks, "LANES", heads)
+    assert pallas_chunks.heads_at_once(H, K, V) == heads
+    padding = SEGMENTS == 0
+    for log_decay, tolerance in (("mild", 1e-5), ("zero", 1e-5), ("-20", 1e-5), ("spikes", 5e-5), ("forget", 5e-5)):
+        x, cotangents = example("beta", decay, log_decay)
+        x = {name: z.astype(np.float32) for name, z in x.items()}
+        with jax.enable_x64(True):
+            expected = run("reference", x, cotangents, SEGMENTS)
+        for name in set(x) - {"initial_state"}:
+            x[name][padding] = np.nan
+        assert_close(run("pallas", x, cotangents, SEGMENTS, dtype=np.float32), expected, tolerance)
+
+
 @pytest.mark.parametrize("beta", (1.0, 1.9))
 def test_repeated_keys(beta):
     """The inverse of a chunk's triangle stays accurate where a power series of the triangle loses everything."""
@@ -177,7 +193,7 @@ def test_repeated_keys(beta):
     x = {name: z.astype(np.float32) for name, z in x.items()}
     with jax.enable_x64(True):
         expected = run("reference", x, cotangents)
-    for form in ("sequential", "chunked"):
+    for form in ("sequential", "chunked", "pallas"):
         assert_close(run(form, x, cotangents, dtype=np.float32, chunk=64), expected, 1e-4)
 
 
@@ -251,7 +267,7 @@ def test_short_sequences(kind, x64):
             assert_close(dict(zip(("y", "state"), result, strict=True)), {"y": y, "state": state}, 1e-13)
 
 
-@pytest.mark.parametrize(("kind", "form"), (("ab", "sequential"), ("beta", "chunked")))
+@pytest.mark.parametrize(("kind", "form"), (("ab", "sequential"), ("beta", "chunked"), ("beta", "pallas")))
 def test_bfloat16(kind, form):
     x, cotangents = example(kind)
     x, cotangents = jax.tree.map(lambda z: jnp.asarray(z, jnp.bfloat16), (x, cotangents))
@@ -292,6 +308,23 @@ def test_auto_goes_by_platform_and_size(monkeypatch):
             with dispatch.platform(platform):
                 delta_rule(q, q, jnp.zeros((1, 2, 1, size)), jnp.zeros((1, 2, 1)))
     assert chosen == ["sequential", "chunked", "chunked", "chunked"]
+
+
+def test_what_a_tpu_takes():
+    """The kernel with beta, for whole chunks, of a type that it knows and heads that fit into a core's memory."""
+
+    def taken(length, dtype, size, *names):
+        shape = lambda *rest: jax.ShapeDtypeStruct((1, length, 2, *rest), dtype)
+        rest = {name: shape() if name == "beta" else shape(size) for name in names}
+        with dispatch.platform("tpu"), dispatch.implementation("auto") as choice:
+            jax.eval_shape(delta_rule, shape(size), shape(size), shape(size), **rest)
+        return choice.taken["delta_rule"]
+
+    assert taken(128, jnp.float32, 4, "beta") == taken(200, jnp.bfloat16, 4, "beta", "log_decay") == {"pallas"}
+    assert taken(64, jnp.float32, 4, "beta") == taken(128, jnp.float32, 4, "a", "b") == {"chunked"}
+    assert taken(128, jnp.float32, 520, "beta") == {"chunked"}
+    with jax.enable_x64(True):
+        assert taken(128, jnp.float64, 4, "beta") == {"chunked"}
 
 
 @pytest.mark.usefixtures("unchecked")

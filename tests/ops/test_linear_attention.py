@@ -165,7 +165,7 @@ def test_all_chunks_at_once(decay, bonus, x64):
 
 @pytest.mark.parametrize(
     ("decay", "bonus", "segments"),
-    [("BTH", True, SEGMENTS), pytest.param("H", False, None, marks=pytest.mark.thorough)],
+    [("BTH", True, SEGMENTS), ("BTHK", True, SEGMENTS), pytest.param("H", False, None, marks=pytest.mark.thorough)],
 )
 def test_kernel(decay, bonus, segments):
     """The TPU's kernel, interpreted, in float32 beside the reference in float64; three chunks, the first of them filled up."""
@@ -184,16 +184,16 @@ def test_kernel(decay, bonus, segments):
 
 
 def test_what_a_tpu_takes():
-    """The kernel where channels share a decay, for whole chunks of a type that it knows."""
+    """The kernel, for whole chunks, of a type that it knows and heads that fit into a core's memory."""
 
-    def taken(decay, length, dtype):
+    def taken(decay, length, dtype, size=4):
         shape = lambda *rest: jax.ShapeDtypeStruct((1, length, 2, *rest), dtype)
         with dispatch.platform("tpu"), dispatch.implementation("auto") as choice:
-            jax.eval_shape(linear_attention, shape(4), shape(4), shape(4), shape(*decay))
+            jax.eval_shape(linear_attention, shape(size), shape(size), shape(size), shape(*decay))
         return choice.taken["linear_attention"]
 
-    assert taken((), 128, jnp.float32) == taken((), 200, jnp.bfloat16) == {"pallas"}
-    assert taken((4,), 128, jnp.float32) == taken((), 64, jnp.float32) == {"chunked"}
+    assert taken((), 128, jnp.float32) == taken((4,), 200, jnp.bfloat16) == {"pallas"}
+    assert taken((), 64, jnp.float32) == taken((), 128, jnp.float32, size=520) == {"chunked"}
     with jax.enable_x64(True):
         assert taken((), 128, jnp.float64) == {"chunked"}
 

@@ -42,7 +42,7 @@ def test_pro():
         q, k, c = rms(q) * a["q_weight"], rms(k) * a["k_weight"], log_f.cumsum(1).transpose(1, 2)
         s = torch.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5 + c[..., None] - c[..., None, :]
         p = torch.softmax(s.masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -torch.inf), -1)
-        y = rms(torch.einsum("bhts,bshk->bthk", p, v)) * a["norm.weight"]
+        y = rms(torch.einsum("bhts,bshk->bthk", p, v)) * a["o_weight"]
         y = y * torch.sigmoid(torch.einsum("btd,dhk->bthk", a["x"], a["w_g"]))
         return torch.einsum("bthk,hkd->btd", y, a["w_o"])
 

@@ -1,6 +1,6 @@
 """A SLURM cluster of one node on this machine, from Debian's packages, for the tests.
 
-    apt-get install munge slurmctld slurmd slurm-client
+    apt-get install munge slurmctld slurmd slurm-client     # SLURM 22.05 or newer
     python -m tests.sweeps.slurm_cluster            # starts one, prints what to export, and stops it on Ctrl-C
 
 All its files are in one folder, its daemons are its own, and it takes over nothing that is installed. It has two partitions:
@@ -36,11 +36,9 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=1000000
-SelectType=select/cons_res
+SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

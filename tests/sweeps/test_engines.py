@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.lock import held
+from common.lock import FILE, held, locked
 from sweeps import driver, jobs
 from sweeps.cells import Cell
 from sweeps.driver import drive
@@ -149,6 +149,17 @@ def test_what_a_killed_sweep_left_behind_is_adopted(tmp_path):
     (result,) = drive(Scripts(tmp_path), [cell])
     assert result.status == "finished" and len(jobs.attempts(cell.workdir)) == 1
     process.wait()
+
+
+def test_a_process_of_another_machine_is_not_killed_here(tmp_path, monkeypatch, capsys):
+    """Its number is that of somebody else's here."""
+    cell, sent = script(tmp_path, "a", ""), []
+    monkeypatch.setattr("os.kill", lambda *given: sent.append(given))
+    with locked(jobs.folder(cell.workdir), "process"):
+        (jobs.folder(cell.workdir) / FILE).write_text(json.dumps({"host": "elsewhere", "process": os.getpid()}))
+        for stop in (Scripts(tmp_path).cancel, Scripts(tmp_path).kill):
+            stop({"17": cell.workdir})
+            assert not sent and "a is at work on elsewhere: stop it there" in capsys.readouterr().out
 
 
 def test_workers_share_the_machine(tmp_path, monkeypatch):

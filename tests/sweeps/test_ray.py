@@ -82,6 +82,13 @@ def steps(cell):
     return max((line["step"] for line in read_metrics(cell.workdir)), default=0)
 
 
+def until(condition, seconds=1200):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come about"
+        time.sleep(0.2)
+
+
 @pytest.mark.ray
 def test_a_failing_cell_and_a_lost_node(cluster, place):
     """A cell that fails is told; one whose node is lost resumes on the other, on its own."""
@@ -98,15 +105,19 @@ def test_a_failing_cell_and_a_lost_node(cluster, place):
     busy = Busy.options(scheduling_strategy=head).remote()
     ray.get(busy.__ray_ready__.remote())
 
+    driven = threading.Event()
+
     def lose():
         while steps(long) < 150:
-            time.sleep(0.1)
+            if driven.wait(0.1):
+                return
         ray.kill(busy)
         cluster.remove_node(cluster.second, allow_graceful=False)
 
     thread = threading.Thread(target=lose)
     thread.start()
     found = {outcome.cell.name: outcome for outcome in drive(engine, [long, bad], retries=1)}
+    driven.set()
     thread.join()
     assert found[bad.name].status == "failed" and "mesh" in found[bad.name].error
     assert found[long.name].status == "finished", found[long.name].error
@@ -134,3 +145,32 @@ def test_a_cell_over_two_hosts(cluster, place):
     assert attempt.devices == 2 and (two.workdir / "log.1.txt").exists()
     losses = [[line["loss"] for line in read_metrics(cell.workdir) if line["split"] == "train"] for cell in (one, two)]
     assert len(losses[0]) == 2 and np.allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.ray
+def test_what_a_job_leaves(cluster, place):
+    """Nothing: neither one whose node does not see its directory, nor one that is stopped while it waits for room, or has lost
+    its first process."""
+    from ray.util import list_named_actors, placement_group_table
+
+    options = {"address": cluster.address}
+    engine = Ray(place / "left", options=options)
+    (job,) = engine.submit([place / "left" / "nowhere"], 0)
+    given = {job: place / "left" / "nowhere"}
+    until(lambda: engine.states(given)[job].state == "ended")
+
+    def groups():
+        return [group["name"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
+
+    long, wide = planned(place, "left", ["seed=0,1"], "--set", "train.steps=1000000", "--hosts=2")
+    two = Ray(place / "left", Resources(hosts=2), options)
+    (job,) = two.submit([long.workdir], 0)
+    until(lambda: steps(long) > 2)
+    (waits,) = two.submit([wide.workdir], 0)
+    assert set(groups()) == {job, waits}
+    two.cancel({waits: wide.workdir})
+    until(lambda: groups() == [job])
+    ray = two.ray()
+    ray.kill(ray.get_actor(job))
+    given = {job: long.workdir}
+    until(lambda: two.states(given)[job].state == "ended" and not groups() and not list_named_actors())

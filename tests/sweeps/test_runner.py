@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 
+import sweep as entry
+from common import hosts
 from common.command import STOPPED
 from sweeps import cells, jobs, runner
 from sweeps.request import Request
@@ -60,6 +62,39 @@ def test_how_a_cell_ends(cell, monkeypatch, capsys):
     assert cell.todo() == ("train", "score")
     assert runner.run(cell) == 0 and cell.result()["step"] == 4
     assert [attempt.status for attempt in jobs.attempts(cell.workdir)][-1] == "finished"
+
+
+@pytest.mark.parametrize("by, ended", [(KeyboardInterrupt(), [(STOPPED, "stopped")]), (None, [])])
+def test_who_stops_alone_ends_the_others(cell, monkeypatch, by, ended):
+    """Those would wait for it; where all have agreed on a step there is nobody to end."""
+
+    def train(*_, **__):
+        if by is not None:
+            raise by
+        return loop.Ended({}, False)
+
+    found = []
+    monkeypatch.setattr(cells.Cell, "todo", lambda self: ("train",))
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(hosts, "joined", lambda: True)
+    monkeypatch.setattr(hosts, "end", lambda status, text, consequence: found.append((status, text)))
+    assert runner.run(cell) == STOPPED and found == ended
+    assert jobs.attempts(cell.workdir)[-1].status == "interrupted"
+
+
+def test_cells_one_after_the_other(cell, monkeypatch):
+    """All are run, also behind one that fails; a stop ends it; cells of several hosts are refused before anything is run."""
+    given, ends, ran = [f"{cell.workdir}"] * 3, [1, 0, 0], []
+    monkeypatch.setattr(runner, "run", lambda one: (ran.append(one.workdir), ends[len(ran) - 1])[1])
+    assert entry.main(["--cell", *given]) == 1 and ran == [cell.workdir] * 3
+    ran.clear()
+    ends[1] = STOPPED
+    assert entry.main(["--cell", *given]) == STOPPED and len(ran) == 2
+    ran.clear()
+    monkeypatch.setattr(cells, "load", lambda _: dataclasses.replace(cell, hosts=2))
+    with pytest.raises(ValueError, match="one cell of several hosts at a time"):
+        entry.main(["--cell", *given])
+    assert not ran
 
 
 def test_a_cell_travels(cell, tmp_path):

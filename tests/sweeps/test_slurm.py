@@ -56,12 +56,15 @@ def test_without_slurm(tmp_path, monkeypatch):
         Slurm(tmp_path).submit([tmp_path / "a"], 0)
 
 
-def until(condition, seconds=1800):
+def until_past(step, cell, seconds=1200):
+    """Waits for a step of a cell."""
     end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it does not come about"
+    while steps(cell) <= step:
+        if time.monotonic() > end:
+            log = cell.workdir / "log.txt"
+            queue = subprocess.run(["squeue"], capture_output=True, text=True).stdout
+            pytest.fail(f"no step {step}: {queue}{log.read_text()[-3000:] if log.exists() else 'it has no log'}")
         time.sleep(0.2)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +98,20 @@ def planned(arguments):
     return cells.plan(entry.requested(entry.parser().parse_args(arguments)))
 
 
-def command(arguments):
-    return subprocess.Popen([sys.executable, str(ROOT / "sweep.py"), *arguments], stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def command():
+    """Starts `sweep.py`; what is still there at the end of the test is killed."""
+    started = []
+
+    def start(arguments):
+        program = [sys.executable, str(ROOT / "sweep.py"), *arguments]
+        started.append(subprocess.Popen(program, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def steps(cell):
@@ -104,7 +119,7 @@ def steps(cell):
 
 
 @pytest.mark.slurm
-def test_an_array_that_is_left_and_collected(cluster, place):
+def test_an_array_that_is_left_and_collected(cluster, place, command):
     """One cell finishes, one fails, one is killed; nothing is submitted twice, and each is told once."""
     listed = place / "cells.py"
     text = "[{'mesh.data': data, 'train.steps': steps} for data, steps in ((1, 4), (1, 10**6), (3, 4))]"
@@ -115,7 +130,7 @@ def test_an_array_that_is_left_and_collected(cluster, place):
     good, long, bad = grid = cells.here(place / "array")
     ids = [jobs.submitted(cell.workdir).id for cell in grid]
     assert len({name.partition("_")[0] for name in ids}) == 1 and ids[2].endswith("_2")
-    until(lambda: steps(long) > 100)
+    until_past(100, long)
     os.kill(json.loads((jobs.folder(long.workdir) / ".lock").read_text())["process"], signal.SIGKILL)
     collected = command(arguments)
     said = collected.communicate()[0]
@@ -129,12 +144,12 @@ def test_an_array_that_is_left_and_collected(cluster, place):
 
 
 @pytest.mark.slurm
-def test_preemption_and_a_lost_login(cluster, place):
+def test_preemption_and_a_lost_login(cluster, place, command):
     """What is preempted saves, is requeued, and goes on; a command that comes later adopts it, and waits for its end."""
     arguments = asked(place, "requeue", ["seed=0"], "--set", "train.steps=3000")
     lost = command(arguments)
     (cell,) = planned(arguments)
-    until(lambda: steps(cell) > 100)
+    until_past(100, cell)
     lost.kill()
     lost.wait()
     (first,) = jobs.attempts(cell.workdir)

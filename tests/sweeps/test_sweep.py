@@ -239,6 +239,15 @@ def test_a_fault_in_a_cell(text, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("Traceback") == 1
 
 
+def test_a_report_that_is_no_sweeps_stays(text, tmp_path):
+    asked = request(text, tmp_path, {"mixer": "gla"})
+    asked.workdir.mkdir()
+    (asked.workdir / "results.csv").write_text("of something else")
+    with pytest.raises(UserError, match=r"has results\.csv and no cells of a sweep"):
+        sweep.run(asked, Pretender(asked.workdir), [])
+    assert [path.read_text() for path in asked.workdir.iterdir()] == ["of something else"]
+
+
 def test_plots(text, tmp_path, monkeypatch):
     asked = request(text, tmp_path, {"mixer": "mamba,gla", "seed": "0,1"}, lengths=(32,))
     grid = cells.plan(dataclasses.replace(asked, score=("task.length=24",)))
@@ -246,7 +255,11 @@ def test_plots(text, tmp_path, monkeypatch):
         Pretender().finish(cell)
     groups = rows.sections(rows.rows(grid))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("learning.png", "quality-2.png", "learning_of_mine.png", "settings-old.png"):
+        (asked.workdir / name).touch()
     assert plots.save(groups, asked.workdir) == "no plots: pip install matplotlib"
+    there = sorted(path.name for path in asked.workdir.glob("*.png"))
+    assert there == ["learning_of_mine.png", "settings-old.png"], "what is not ours stays"
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
     assert plots.save(groups, asked.workdir) == "plots: quality.png, learning.png, lengths.png, settings.png"

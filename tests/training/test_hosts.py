@@ -109,18 +109,20 @@ def test_killed_and_resumed(text, tmp_path):
 
 @pytest.mark.hosts
 def test_an_exception_on_one_host(text, tmp_path):
-    """The traceback of that host is the first thing that both print, and both end."""
+    """The traceback of that host is the first thing that both print, and both end: though its next row never comes."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, sys\n"
+        "import os, time\n"
         "import train\n"
         "from common import command\n"
         "from data.tasks import language_model\n"
         "row = language_model.LanguageModel.row\n"
         "def broken(self, split, index, epoch, seed):\n"
         "    broken.rows += 1\n"
-        "    if os.environ['JAX_PROCESS_ID'] == '1' and broken.rows > 100:\n"
+        "    if os.environ['JAX_PROCESS_ID'] == '1' and broken.rows == 100:\n"
         "        raise OSError('the disk of this host is broken')\n"
+        "    if os.environ['JAX_PROCESS_ID'] == '1' and broken.rows > 100:\n"
+        "        time.sleep(3600)\n"
         "    return row(self, split, index, epoch, seed)\n"
         "broken.rows = 0\n"
         "language_model.LanguageModel.row = broken\n"
@@ -171,3 +173,41 @@ def test_scores(text, tmp_path):
     ((_, found),) = scoring.score(loading.load(tmp_path / "run"), "valid")
     assert f"{found['bits_per_byte']:.4f} bits per byte" in ends[0].out and "5-gram" in ends[0].out
     assert "bits" not in ends[1].out
+
+
+@pytest.mark.hosts
+def test_terminated_between_steps(text, tmp_path):
+    """SIGTERM to a process that makes no steps, but scores: both end at once. So they do when all steps are done."""
+    program, begun = tmp_path / "program.py", tmp_path / "begun"
+    program.write_text(
+        "import pathlib, signal, sys, time\n"
+        "import jax\n"
+        "from common import command, hosts\n"
+        "from training.stopping import GracefulStop\n"
+        "def main(arguments):\n"
+        "    command.start(True)\n"
+        "    with GracefulStop() as stop:\n"
+        "        assert not stop.requested(1)\n"
+        "    if arguments:\n"
+        "        hosts.leave()\n"
+        f"    pathlib.Path({str(begun)!r} + str(jax.process_index())).touch()\n"
+        "    time.sleep(3600)\n"
+        "command.run(main)\n"
+    )
+
+    def terminate(which):
+        def send(started):
+            marks = [pathlib.Path(f"{begun}{i}") for i in range(2)]
+            while not all(mark.exists() for mark in marks) and all(one.poll() is None for one in started):
+                time.sleep(0.02)
+            for mark in marks:
+                mark.unlink(missing_ok=True)
+            for i in which:
+                started[i].send_signal(signal.SIGTERM)
+
+        return send
+
+    for arguments, which in ([], [1]), (["left"], [0, 1]):
+        ends = processes.run([[program, *arguments]] * 2, meanwhile=terminate(which))
+        assert [end.status for end in ends] == [75, 75] and all("stopped" in end.err for end in ends), ends
+        assert "Traceback" not in ends[0].err + ends[1].err, ends

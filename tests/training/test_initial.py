@@ -65,6 +65,12 @@ def test_a_run_starts_from_another(run, text, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_any_params(sharding).state, params)
     (launch,) = json.loads((tmp_path / "second" / "environment.json").read_text())
     assert launch["init_from"]["step"] == 2 and not launch["init_from"]["anew"]
+    config = tmp_path / "second" / "config.json"
+    config.write_text(config.read_text().replace(str(workdir), str(tmp_path / "gone")))
+    assert find(str(tmp_path / "gone"), tmp_path / "second").model == raw["model"], "it goes on without its source"
+    with pytest.raises(UserError, match="there is no run"):
+        find(str(tmp_path / "gone"), tmp_path / "third")
+    config.write_text(config.read_text().replace(str(tmp_path / "gone"), str(workdir)))
     with pytest.raises(RunDirectoryError, match=r"train\.init_from"):
         train.main([*line, "--config.model.width=8", "--config.model.depth=1", "--config.model.channel_mixer=none"])
 
@@ -111,6 +117,20 @@ def test_trained_tokenizers_belong_to_their_corpus(theirs, ours, corpus, told):
 
     found = initial._other_vocabulary(initial.Source("/run", {}, theirs, {"corpus": "file:/a"}), Asked)
     assert found is None if told is None else told in found
+
+
+def test_a_trained_tokenizer_whose_text_has_changed(tmp_path):
+    """At the same place under the same name, its ids are other tokens."""
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox\n" * 60)
+    chosen = lm.get_config(f"corpus=file:{text},mixer=min_gru")
+    chosen.task.update({"tokenizer": "character", "length": 8})
+    config = resolve(chosen)
+    source = initial.Source("/run", {}, "character", config.raw["task"], config.task.fingerprint())
+    assert initial._other_vocabulary(source, config) is None
+    text.write_text("jumps over the lazy dog\n" * 60)
+    told = initial._other_vocabulary(source, config)
+    assert told == f"the tokenizer character is there made from what file:{text} was then, and that is another text now"
 
 
 def test_a_checkpoint_of_the_library(text, tmp_path):

@@ -224,6 +224,8 @@ def test_which_runs_have_diverged(tmp_path, skipped, why):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 20, "split": "valid", "accuracy": "NaN"}) + "\n")
     assert "accuracy on the validation split is nan" in loop.diverged(tmp_path, 20, "accuracy")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 20, "split": "valid", "accuracy": 0.5, "loss": "NaN"}\n')
+    assert "loss on the validation split is nan" in loop.diverged(tmp_path, 20, "accuracy")
 
 
 def test_a_full_disk_is_one_error(text, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from common.appended import Appended
+from common.errors import UserError
 from data.metrics import ACCURACY, bits_per
 from training.metrics import MetricWriter, Progress, peak_flops, read_metrics
 
@@ -93,6 +94,49 @@ def test_tensorboard_forgets_what_is_told_again(tmp_path):
     (path,) = (p for p in tmp_path.glob("events.out.tfevents.*") if not p.name.endswith(".first"))
     starts = [e.step for e in events(path) if e.session_log.status == event_pb2.SessionLog.START]
     assert starts == [1]
+
+
+def test_a_record_without_checkpoints_is_kept(tmp_path, capsys):
+    """Of a run whose checkpoints were taken away: an evaluation tells that there were some."""
+    for loss in (1.0, 2.0):
+        writer = MetricWriter(tmp_path)
+        writer.write(1, "train", {"loss": loss})
+        writer.write(1, "valid", {"loss": loss})
+        writer.close()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    MetricWriter(tmp_path, resume_step=1).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before and "begins anew" in capsys.readouterr().out
+    MetricWriter(tmp_path).close()
+    assert (tmp_path / "metrics.before-2.jsonl").read_bytes() == before and lines(tmp_path) == []
+    assert json.loads((tmp_path / "metrics.before.jsonl").read_text().splitlines()[1])["loss"] == 1.0
+
+
+def test_event_files_follow_each_other(tmp_path, monkeypatch):
+    """Several launches within a second, and after the clock was set back: TensorBoard reads the files in order of their names."""
+    for step, second in ((1, 1_000), (2, 1_000), (3, 500)):
+        monkeypatch.setattr("time.time_ns", lambda second=second: second * 10**9)
+        writer = MetricWriter(tmp_path, resume_step=step - 1)
+        writer.write(step, "train", {"loss": 1.0 * step})
+        writer.write(step + 1, "train", {"loss": -1.0})  # told again
+        writer.close()
+    shown = {}
+    for path in sorted(tmp_path.glob("events.out.tfevents.*")):
+        for event in events(path):
+            if event.session_log.status == event_pb2.SessionLog.START:
+                shown = {step: value for step, value in shown.items() if step < event.step}
+            for value in event.summary.value:
+                shown[event.step] = value.simple_value
+    assert shown == {1: 1.0, 2: 2.0, 3: 3.0, 4: -1.0}
+
+
+def test_events_on_a_full_disk_are_an_error(tmp_path):
+    """Of the step that they belong to. (A thread that had ended of it was waited for for ever.)"""
+    writer = MetricWriter(tmp_path)
+    writer.write(1, "train", {"loss": 1.0})
+    assert scalars(tmp_path) == {("train/loss", 1): 1.0}, "it is there at once"
+    writer._events._file = open("/dev/full", "wb")
+    with pytest.raises(UserError, match="No space left on device"):
+        writer.write(2, "train", {"loss": 1.0})
 
 
 def test_cut_line(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The run directory: complete records, and no run overwritten by another."""
 
+import errno
 import json
 import re
 import subprocess
@@ -191,6 +192,28 @@ def test_unwritable(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_full_disk_has_no_room_for_the_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(UserError, match=r"cannot write to .*\.lock: No space left on device"):
+        open_run(tmp_path, CONFIG)
+    monkeypatch.undo()
+    open_run(tmp_path, CONFIG)
+
+
+def test_no_run_within_the_checkpoints_of_another(tmp_path):
+    """Old ones are deleted, and it would be with them."""
+    run = open_run(tmp_path / "run", CONFIG)
+    (run.checkpoints / "3").mkdir(parents=True)
+    for workdir in (run.checkpoints, run.checkpoints / "3", run.checkpoints / "4" / "run"):
+        with pytest.raises(RunDirectoryError, match=r"lies in the checkpoints of the run .*--init_from"):
+            open_run(workdir, CONFIG)
+    assert [path.name for path in run.checkpoints.rglob("*")] == ["3"]
+    open_run(tmp_path / "checkpoints" / "run", CONFIG)
+
+
 def test_a_file_is_not_the_folder_of_checkpoints(tmp_path):
     run = open_run(tmp_path / "run", CONFIG)
     run.checkpoints.touch()
@@ -226,6 +249,11 @@ def test_unreadable_records(tmp_path):
     run.checkpoints.mkdir()
     with pytest.raises(RunDirectoryError, match=r"has checkpoints but no config\.json"):
         open_run(run.root, CONFIG)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.jsonl").write_text("of another program")
+    with pytest.raises(RunDirectoryError, match=r"has metrics\.jsonl but no config\.json"):
+        open_run(tmp_path / "mine", CONFIG)
+    assert content(tmp_path / "mine") == {"metrics.jsonl": b"of another program"}
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

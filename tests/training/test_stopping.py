@@ -1,5 +1,6 @@
 """The first signal asks, the second one acts, and the old handlers come back."""
 
+import errno
 import signal
 
 import jax
@@ -51,6 +52,19 @@ def test_second_interrupt_is_a_keyboard_interrupt(monkeypatch):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_cannot_be_told_of_is_heeded(monkeypatch):
+    """Where the disk of what is printed is full, the run is saved all the same."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with GracefulStop() as stop:
+        monkeypatch.setattr("os.write", full)
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.undo()
+        assert stop.requested(1)
 
 
 def test_joined_processes_ask_jax(monkeypatch):
