@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"there is no {path}: give the directory of a sweep that has been run")
     with open(path, newline="") as file:
         lines = list(csv.DictReader(file))
-    if missing := [key for key in ("mixer", "task.kind") if key not in lines[0]]:
+    if missing := [key for key in ("mixer", "task.kind") if key not in (lines or [{}])[0]]:
         raise UserError(f"{path.parent} has no axis {' and none '.join(missing)}: it is no sweep of MAD's tasks")
     unfinished = sum(line["status"] != "finished" for line in lines)
     if unfinished:

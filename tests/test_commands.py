@@ -82,7 +82,7 @@ def until_read(monkeypatch):
     parse_keys = command_line.parse
     monkeypatch.setattr(command_line, "parse", lambda *given: stop(parse_keys(*given)))
     monkeypatch.setattr(command, "start", lambda *_, **__: None)
-    monkeypatch.setattr(initial, "find", lambda address: None)
+    monkeypatch.setattr(initial, "find", lambda *_: None)
     for name in ("load", "load_hf", "configuration"):
         monkeypatch.setattr(loading, name, stop)
     monkeypatch.setattr(sampling, "read_prompts", lambda path: ["a"])
