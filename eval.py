@@ -39,14 +39,6 @@ JOINING = ("distributed", "coordinator_address", "num_processes", "process_id", 
 LOADING = {"checkpoint": "best", "allow_other_data": False}
 
 
-def comma_separated(text: str) -> list[int]:
-    """Whole numbers of at least 1, as in "128,256"."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise argparse.ArgumentTypeError(f"takes whole numbers of at least 1, as in 128,256; got {text!r}")
-    return [int(part) for part in parts]
-
-
 def parser() -> command.Parser:
     """The command line. What is not given is not in the result, so that it can be told from what is."""
     parser = command.Parser(__doc__, argument_default=argparse.SUPPRESS, usage="eval.py --workdir=DIR [options]")
@@ -65,7 +57,7 @@ def parser() -> command.Parser:
     add("--split", help=f"what is scored: train, valid or test (the default is {SCORING['split']})")
     add(
         "--lengths",
-        type=comma_separated,
+        type=command.whole_numbers,
         metavar="N,N,...",
         help="context lengths, by default the one of training; for --diagnose one, by default at most 512; for --stream "
         "one, of the pieces",

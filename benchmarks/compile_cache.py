@@ -8,7 +8,6 @@ then with what the first one left there, then without any; and `sweep.py` over s
 first column is wall time, the second what the processes took of CPUs. On a machine that does other work, too, go by the second.
 """
 
-import argparse
 import os
 import resource
 import subprocess
@@ -17,16 +16,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import command
 from common.compilation_cache import MINIMUM_SECONDS
 
 SMALL = {"task.length": 128, "model.width": 64, "model.depth": 2, "train.batch_size": 8, "train.eval_batches": 2}
 
 
-def timed(command: list[str], cache: Path | None) -> tuple[float, float]:
+def timed(program: list[str], cache: Path | None) -> tuple[float, float]:
     """Seconds of wall time and of CPUs that a command takes.
 
     Args:
-      command: arguments of Python.
+      program: arguments of Python.
       cache: the folder of compiled programs; None for no cache.
     """
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -37,21 +37,21 @@ def timed(command: list[str], cache: Path | None) -> tuple[float, float]:
         environment["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}")
+        sys.exit(f"{' '.join(program)} ended with {done.returncode}:\n{done.stdout}")
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--mixer", default="gla")
     parser.add_argument("--corpus", default="stdlib")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=8)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     settings = SMALL | {"train.steps": options.steps, "optimizer.warmup_steps": 2, "train.eval_every": 0}
     config = f"--config=configs/lm.py:mixer={options.mixer},corpus={options.corpus}"
     train = ["train.py", config, *(f"--config.{key}={value}" for key, value in settings.items())]
@@ -69,7 +69,7 @@ def main():
     )
     with tempfile.TemporaryDirectory() as folder:
         kept, swept = Path(folder, "cache"), Path(folder, "cache-of-the-sweep")
-        for name, command, cache in (
+        for name, program, cache in (
             ("first start of a run", train, kept),
             ("second start, another directory", train, kept),
             ("without a cache", train, None),
@@ -77,9 +77,9 @@ def main():
             (f"sweep of {options.seeds} seeds, without a cache", sweep, None),
         ):
             workdir = tempfile.mkdtemp(dir=folder)
-            wall, processors = timed([*command, f"--workdir={workdir}"], cache)
+            wall, processors = timed([*program, f"--workdir={workdir}"], cache)
             print(f"{name:<34}{wall:>8.1f}{processors:>8.1f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

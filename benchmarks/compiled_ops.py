@@ -26,7 +26,7 @@ from pathlib import Path
 
 from common import command
 from common.console import say
-from common.errors import UserError, check_choice, check_range
+from common.errors import check_choice, check_range
 
 MODES = ("fwd", "fwdbwd")
 DEVICES = ("v5e", "h100")
@@ -152,7 +152,7 @@ def main(arguments: list[str]) -> None:
     add("--forms", help="comma-separated; all that a primitive offers by default, 'auto' for what it picks by itself")
     add("--devices", default=",".join(DEVICES), help="comma-separated kinds, such as v5e or h100")
     add("--modes", default=",".join(MODES), help="comma-separated")
-    add("--lengths", default="2048", help="comma-separated")
+    add("--lengths", type=command.whole_numbers, default=[2048], help="comma-separated")
     add("--batch", type=int, default=8, help="rows of sequences")
     add("--json", type=Path, help="where to keep everything that was found")
     options = parser.parse_args(arguments)
@@ -176,13 +176,12 @@ def main(arguments: list[str]) -> None:
     for name in modes:
         check_choice("--modes", name, MODES)
     check_range("--batch", options.batch, 1)
-    if not all(text.isdecimal() and int(text) > 1 for text in options.lengths.split(",")):
-        raise UserError(f"--lengths={options.lengths}: give numbers of tokens above 1, such as 512,2048")
+    check_range("--lengths", min(options.lengths), 2)
     found = []
     for kind in kinds:
         device = targets.find(single(kind)).devices[0]
         for case in cases:
-            for length in map(int, options.lengths.split(",")):
+            for length in options.lengths:
                 print(f"\n{case.primitive}, {case.variant} ({case.shape}, rows: {options.batch}, T={length}), {kind}\n")
                 for line in (HEAD, ["---", "---", *["---:"] * (len(HEAD) - 2)]):
                     print(f"| {' | '.join(line)} |")

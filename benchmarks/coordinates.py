@@ -14,7 +14,6 @@ With the rule, changes within +-0.15 are flat, in 3 steps or more. Logits may fa
 and it takes some steps until what is learned outweighs them. A state may follow the sample of time constants that few heads draw.
 """
 
-import argparse
 import copy
 import json
 import math
@@ -30,6 +29,7 @@ from flax import nnx
 from jax.extend.core import Literal, jaxprs_in_params
 from ml_collections import ConfigDict
 
+from common import command
 from models.sequence_model import SequenceModel
 from training import command_line, setup
 from training.config import Config, resolve
@@ -225,21 +225,28 @@ def draw(results: dict[str, dict], key: str, sizes: Sequence[int], path: Path) -
     pyplot.close(figure)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--over", default="width", choices=("width", "depth"), help="what grows (default: width)")
-    parser.add_argument("--widths", "--sizes", dest="sizes", default="64,128,256", help="the first is the base")
+    parser.add_argument(
+        "--widths",
+        "--sizes",
+        dest="sizes",
+        type=command.whole_numbers,
+        default=[64, 128, 256],
+        help="the first is the base",
+    )
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--learning_rate", type=float, help="by default the configuration's")
     parser.add_argument("--json", type=Path, help="where to write all numbers")
     parser.add_argument("--png", type=Path, help="where to draw them")
-    options, keys = parser.parse_known_args()
+    options, keys = parser.parse_known_args(arguments)
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
     chosen = command_line.parse(keys)
     if options.learning_rate is not None:
         chosen.optimizer.learning_rate = options.learning_rate
-    sizes = [int(size) for size in options.sizes.split(",")]
+    sizes = options.sizes
     plain, scaled = check(chosen, options.over, sizes, options.steps, options.seeds)
     results = {"without the rule": plain, "with the rule": scaled}
     longest = max(map(len, plain))
@@ -262,4 +269,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

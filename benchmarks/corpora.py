@@ -19,6 +19,8 @@ import time
 import numpy as np
 from absl import flags
 
+from common import command
+
 ROWS = 10_000
 
 
@@ -55,18 +57,20 @@ def stage(name: str, folder: str, tokenizer: str) -> dict[str, float]:
     return {"seconds": seconds, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", default="20,2000", help="sizes of texts, joined by commas")
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
+    parser.add_argument(
+        "--megabytes", type=command.whole_numbers, default=[20, 2000], help="sizes of texts, joined by commas"
+    )
     parser.add_argument("--tokenizer", default="byte", help="see data/tokenizers.py")
     parser.add_argument("--folder", help="where the text and its copy are written; by default that of temporary files")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.stage:
         print(json.dumps(stage(options.stage, options.folder, options.tokenizer)))
         return
     print(f"{'text':>8}  {'what':<14}{'CPU s':>9}{'rss':>8}{'more':>8}")
-    for megabytes in map(int, options.megabytes.split(",")):
+    for megabytes in options.megabytes:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             write(pathlib.Path(folder, "text"), megabytes)
             empty = None
@@ -76,8 +80,8 @@ def main():
                 "start": "start again",
                 "rows": f"{ROWS:,} rows",
             }.items():
-                command = [sys.executable, "-m", "benchmarks.corpora", f"--stage={name}", f"--folder={folder}"]
-                ended = subprocess.run([*command, f"--tokenizer={options.tokenizer}"], capture_output=True, text=True)
+                program = [sys.executable, "-m", "benchmarks.corpora", f"--stage={name}", f"--folder={folder}"]
+                ended = subprocess.run([*program, f"--tokenizer={options.tokenizer}"], capture_output=True, text=True)
                 if ended.returncode:
                     sys.exit(ended.stderr)
                 found = json.loads(ended.stdout.splitlines()[-1])
@@ -89,4 +93,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -21,7 +21,6 @@ Times are CPU time of one core, medians over rounds in which the alternatives ta
 time or the memory over that of the length between the two longest lengths: 1 is linear, 2 quadratic.
 """
 
-import argparse
 import functools
 import json
 import math
@@ -38,6 +37,7 @@ from absl import flags
 from flax import nnx
 
 from benchmarks.timing import Clock, environment, settle_process
+from common import command
 from common.errors import UserError, check_choice
 from configs import common, lm
 from evaluation.diagnostics.measures import measure, rows_of
@@ -53,8 +53,8 @@ SPARSE = ("reformer", "sparse_attention", "longformer", "local_attention")
 LINEAR = ("linear_attention", "gla", "gated_delta_net", "mamba", "lru", "based")
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--what", default=",".join(HEADLINES), help="of: " + ", ".join(HEADLINES))
     parser.add_argument("--folder", type=Path, default=Path("headlines"), help="for the pictures and the numbers")
     parser.add_argument("--rounds", type=int, default=5)
@@ -72,6 +72,7 @@ def main(arguments=None):
         raise UserError(f"--longest={options.longest} must be at least 64")
     else:
         settle_process()
+    flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
     options.folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for name in names:
@@ -302,5 +303,4 @@ def draw(path: Path, title: str, curves: Curves) -> None:
 
 
 if __name__ == "__main__":
-    flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
-    main()
+    command.run(main)

@@ -9,13 +9,13 @@ others), relative to the signal's. What is left at large N is the discretisation
 `--method=zoh` has none there, and takes longer.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from common import command
+from common.errors import UserError
 from ops import hippo
 
 SIZES = (4, 8, 16, 32, 64)
@@ -113,8 +113,8 @@ def draw(path: str, signal: np.ndarray, rows: list[dict], kept: dict, size: int,
     plt.close(figure)
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--state", type=int, default=32, help="number of coefficients in the picture")
     parser.add_argument("--length", type=int, default=1200, help="steps of the signal")
     parser.add_argument("--window", type=int, default=300, help="steps in the window of the measures that have one")
@@ -139,9 +139,11 @@ def main(arguments=None):
         try:
             draw(options.image, signal, rows, kept, options.state, moments, options.window)
         except ModuleNotFoundError as missing:
-            sys.exit(f"the picture needs {missing.name}: pip install matplotlib, or say --image= for the numbers alone")
+            raise UserError(
+                f"the picture needs {missing.name}: pip install matplotlib, or say --image= for the numbers alone"
+            ) from None
         print(f"\n{options.image}")
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -13,7 +13,6 @@ residuals, which the backward pass is handed by the forward pass (a policy of re
 expected to take longer than --budget seconds is left out, as "-".
 """
 
-import argparse
 import json
 import math
 import pathlib
@@ -26,6 +25,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from benchmarks.timing import Clock, environment, settle_process
+from common import command
 from models import mixer as mixers
 
 LENGTHS = tuple(2**n for n in (9, 11, 13, 15, 17, 20))
@@ -132,20 +132,22 @@ def draw(rows: dict, lengths: list[int], path: pathlib.Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.lengths", description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__, prog="python -m benchmarks.lengths")
     parser.add_argument("--mixers", default="", help="names joined by commas; all causal ones by default")
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="joined by commas")
+    parser.add_argument("--lengths", type=command.whole_numbers, default=LENGTHS, help="joined by commas")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--budget", type=float, default=10, help="seconds that one call may be expected to take")
     parser.add_argument("--plan", action="store_true", help="memory and compilation alone")
     parser.add_argument("--json", type=pathlib.Path, help="file for the results; what it has is not measured again")
     parser.add_argument("--png", type=pathlib.Path, help="file for the plot")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     settle_process()
-    options.lengths = sorted(int(length) for length in options.lengths.split(","))
+    options.lengths = sorted(options.lengths)
     causal = [name for name in mixers.names() if mixers.find(name).causal]
     names = options.mixers.split(",") if options.mixers else causal
+    for name in names:
+        mixers.find(name)
     rows = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else {}
     for name in names:
         row = rows.setdefault(name, {"lengths": {}})
@@ -164,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

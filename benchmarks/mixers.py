@@ -9,7 +9,6 @@ the channel mixer), data, order, optimiser are the same, and the score is that o
 step. Speed is that of one mixer by itself, forward and backward: tokens for each second of one CPU core, or of the device.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks.timing import Clock, environment
+from common import command
 from models import accounting
 from models import mixer as mixers
 
@@ -30,8 +30,8 @@ BATCH, LENGTH, ROUNDS = 8, 256, 5
 COLUMNS = ("mixer", "error", "against", "lines", "tokens/s", "parameters", "carry bytes", "valid bits/byte")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--mixers", default="", help="names joined by commas; all by default")
     parser.add_argument("--steps", type=int, default=200, help="of training; 0 for none")
     parser.add_argument("--width", type=int, default=96)
@@ -39,10 +39,12 @@ def main():
     parser.add_argument("--corpus", default="auto")
     parser.add_argument("--figures", default="", help="file of `make parity ARGS=--figures=FILE`")
     parser.add_argument("--json", default="", help="file for the results; what it has is not measured again")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     names = options.mixers.split(",") if options.mixers else mixers.names()
     path = pathlib.Path(options.json) if options.json else None
     rows = json.loads(path.read_text())["rows"] if path and path.exists() else {}
+    for name in names:
+        mixers.find(name)
     for name in names:
         row = rows.setdefault(name, {"lines": count_lines(name)})
         steps = [("tokens/s", measure)]
@@ -108,9 +110,9 @@ def train(name: str, options) -> dict:
         "optimizer.warmup_steps": options.steps // 10,
     }
     with tempfile.TemporaryDirectory() as workdir:
-        command = [sys.executable, "train.py", f"--config=configs/lm.py:mixer={name},corpus={options.corpus}"]
-        command += [f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in flags.items())]
-        run = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+        program = [sys.executable, "train.py", f"--config=configs/lm.py:mixer={name},corpus={options.corpus}"]
+        program += [f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in flags.items())]
+        run = subprocess.run(program, capture_output=True, text=True, env=os.environ)
         if run.returncode:
             raise RuntimeError(run.stderr.strip().splitlines()[-1])
         lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
@@ -145,4 +147,4 @@ def show(key: str, value) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -20,7 +20,6 @@ import math
 import os
 import pathlib
 import statistics
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 from benchmarks.cases import CASES, Case, case_arrays
 from benchmarks.peers import PEERS, torch_program
 from benchmarks.timing import Clock, Expectation, Program, environment, measure, settle_process
+from common import command
 
 PRIMITIVES = tuple(dict.fromkeys(case.primitive for case in CASES))
 _MODES = ("fwd", "fwdbwd")
@@ -118,7 +118,7 @@ def torch_rows(case: Case, length: int, mode: str, inputs: list, cotangents: lis
 
 
 def run_case(case: Case, lengths: list[int], modes: list[str], rounds: int, budget: float, peers: bool) -> list[dict]:
-    """Measures a case; returns one record for each length, mode and row. See `_parse` for the arguments."""
+    """Measures a case; returns one record for each length, mode and row. See `parse` for the arguments."""
     clock, records = Clock(), []
     expectations = {mode: Expectation() for mode in modes}
     with_torch = peers and clock.on_cpu
@@ -217,9 +217,14 @@ def _three_digits(x):
     return f"{x:.{max(0, 2 - math.floor(math.log10(x)))}f}"
 
 
-def run(argv: list[str]) -> None:
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
+    settle_process()
+    run(options)
+
+
+def run(options: argparse.Namespace) -> None:
     """Measures what the command line says, prints the tables and writes the JSON."""
-    options = _parse(argv)
     chosen = [case for case in CASES if case.primitive in options.primitive]
     with_peers = options.peers == "auto"
     facts = environment(_PACKAGES)
@@ -243,7 +248,7 @@ def run(argv: list[str]) -> None:
             options.json.write_text(json.dumps(result, indent=1, default=str))
 
 
-def _parse(argv):
+def parse(argv):
     def names(choices):
         def split(text):
             chosen = text.split(",")
@@ -253,12 +258,9 @@ def _parse(argv):
 
         return split
 
-    def lengths(text):
-        return [int(length) for length in text.split(",")]
-
-    parser = argparse.ArgumentParser(prog="benchmarks.ops", description=__doc__.splitlines()[0])
+    parser = command.Parser(__doc__, prog="python -m benchmarks.ops")
     parser.add_argument("--primitive", type=names(PRIMITIVES), default=list(PRIMITIVES), metavar="NAME,...")
-    parser.add_argument("--lengths", type=lengths, default=[512, 2048], metavar="T,...")
+    parser.add_argument("--lengths", type=command.whole_numbers, default=[512, 2048], metavar="T,...")
     parser.add_argument("--mode", type=names(_MODES), default=list(_MODES), metavar="fwd,fwdbwd")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--budget", type=float, default=20.0, help="seconds for the rounds of one row")
@@ -268,5 +270,4 @@ def _parse(argv):
 
 
 if __name__ == "__main__":
-    settle_process()
-    run(sys.argv[1:])
+    command.run(main)

@@ -18,16 +18,18 @@ from pathlib import Path
 
 from absl import flags
 
+from common import command
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--mixer", default="gla")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--noises", default="", help="of the training labels, joined by commas; all by default")
     parser.add_argument("--losses", default="", help="joined by commas; all by default")
     parser.add_argument("--json", type=Path, help="where to write the errors of all runs")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
 
     from common.errors import check_choice
@@ -76,4 +78,4 @@ def train(options: argparse.Namespace, noise: str, loss: str, seed: int) -> floa
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

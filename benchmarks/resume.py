@@ -7,7 +7,6 @@ start (which takes some of them), and started again with the same command until 
 same number, bit for bit.
 """
 
-import argparse
 import json
 import random
 import signal
@@ -16,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import command
 
 FLAGS = [
     "--config=configs/lm.py:mixer=gla,corpus=stdlib",
@@ -30,25 +31,25 @@ FLAGS = [
 ]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", *FLAGS, f"--config.train.steps={options.steps}"]
+        program = [sys.executable, "train.py", *FLAGS, f"--config.train.steps={options.steps}"]
         begin = time.perf_counter()
         undisturbed = Path(folder) / "undisturbed"
-        subprocess.run([*command, f"--workdir={undisturbed}"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*program, f"--workdir={undisturbed}"], check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - begin
         print(f"undisturbed: {options.steps} steps in {seconds:.0f} s", flush=True)
 
         workdir, kills = Path(folder) / "killed", 0
         while True:
             process = subprocess.Popen(
-                [*command, f"--workdir={workdir}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                [*program, f"--workdir={workdir}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             )
             try:
                 process.wait(chance.uniform(1, 12) if kills < options.kills else None)
@@ -94,4 +95,4 @@ def saved(workdir: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

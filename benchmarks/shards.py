@@ -50,10 +50,14 @@ def compiled(mixer: str, length: int, devices: int) -> tuple[float, list[hlo.Sen
 def main(arguments: list[str]) -> None:
     parser = command.Parser(__doc__)
     parser.add_argument("--mixers", default=MIXERS, help="comma-separated")
-    parser.add_argument("--lengths", default=LENGTHS, help="comma-separated tokens of a row")
-    parser.add_argument("--devices", default=DEVICES, help="comma-separated sizes of mesh.sequence")
+    parser.add_argument(
+        "--lengths", type=command.whole_numbers, default=LENGTHS, help="comma-separated tokens of a row"
+    )
+    parser.add_argument(
+        "--devices", type=command.whole_numbers, default=DEVICES, help="comma-separated sizes of mesh.sequence"
+    )
     options = parser.parse_args(arguments)
-    lengths, counts = ([int(number) for number in text.split(",")] for text in (options.lengths, options.devices))
+    lengths, counts = options.lengths, options.devices
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(counts))
     for mixer in options.mixers.split(","):

@@ -13,7 +13,6 @@ fetch or read their data, as in training, or are listed with the first line of w
 they are drawn.
 """
 
-import argparse
 import contextlib
 import importlib
 import sys
@@ -22,6 +21,7 @@ import time
 
 from absl import flags
 
+from common import command
 from data import task as tasks
 from data.generated import GeneratedTask
 from data.loader import Loader
@@ -91,12 +91,12 @@ def measure(
         return task, speed(task, seconds), None
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--tasks", default=",".join(tasks.names()), help="names joined by commas")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--workers", type=int, default=0, help="processes that make the rows; 0 is this one")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
     print(
         f"{'task':<22}{'size':<10}{'length':>8}{'rows/s':>10}{'positions/s':>14}{'rows/step':>11}{'steps/s':>10}"
@@ -120,4 +120,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

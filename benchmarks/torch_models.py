@@ -1,15 +1,17 @@
 """Language models in PyTorch of the shapes that ours have, with the mixers that others offer: peers for `benchmarks.steps`.
 
-Each is a worker of `benchmarks.workers`: `python -m benchmarks.torch_models step '{"kind": "attention", ...}'`.
+Each is a worker of `benchmarks.workers`, and told by JSON what to be:
+
+    python -m benchmarks.torch_models decode '{"kind": "mamba", "width": 64, "depth": 2, "prompt": 8, "batch": 1}'
 """
 
 import json
 import os
-import sys
 import warnings
 
 from benchmarks import peers
 from benchmarks.workers import serve
+from common import command
 
 HEADS = 4
 
@@ -247,7 +249,14 @@ def decoding(kind: str, width: int, depth: int, prompt: int, batch: int):
     return {"parameters": sum(p.numel() for p in model.parameters())}, call
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
+    parser.add_argument("what", choices=("step", "decode"))
+    parser.add_argument("options", type=json.loads, help="of the program, as JSON")
+    chosen = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
-    make = {"step": training_step, "decode": decoding}[sys.argv[1]]
-    serve(*make(**json.loads(sys.argv[2])))
+    serve(*{"step": training_step, "decode": decoding}[chosen.what](**chosen.options))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -27,9 +27,7 @@ element is a product of n reflections (beta = 2), n being the delta-rule steps o
 of the cube and of the icosahedron, for S4 and A5; S5 takes four. Printed is the share of right products of 100,000 in a row.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -38,6 +36,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
+from common import command
+from common.errors import UserError
 from data.tasks.word_problem import products
 from models.mixers.lru import LRU
 from models.mixers.performer import Performer
@@ -345,10 +345,14 @@ SUBJECTS = {
 }
 
 
-def main(arguments=None) -> dict:
-    """Returns what was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    whole = lambda text: [int(part) for part in text.split(",")]
+def main(arguments: list[str]) -> None:
+    study(arguments)
+
+
+def study(arguments: list[str]) -> dict:
+    """What `main` prints."""
+    parser = command.Parser(__doc__)
+    whole = command.whole_numbers
     parser.add_argument("--what", choices=tuple(SUBJECTS), required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="file for the numbers")
@@ -382,9 +386,9 @@ def main(arguments=None) -> dict:
         try:
             draw(options.image, found)
         except ModuleNotFoundError as missing:
-            sys.exit(f"the picture needs {missing.name}: pip install matplotlib, or leave --image out")
+            raise UserError(f"the picture needs {missing.name}: pip install matplotlib, or leave --image out") from None
     return found
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

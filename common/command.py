@@ -63,6 +63,14 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help tells what there is)")
 
 
+def whole_numbers(text: str) -> list[int]:
+    """The type of an option that takes whole numbers of at least 1, as in "128,256"."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"takes whole numbers of at least 1, as in 128,256; got {text!r}")
+    return [int(part) for part in parts]
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs `main(arguments)`, whose result is the exit status (None for 0). Does not return.
 

@@ -23,4 +23,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    marks.main(NAME, table)
+    marks.run(__doc__, NAME, table)

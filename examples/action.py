@@ -7,11 +7,9 @@ An action is a pair: when it is due, and what is done with the run. Here one rec
 as soon as the loss is low enough. The same call goes on with a run that was ended.
 """
 
-import argparse
-
 import jax.numpy as jnp
-from absl import flags
 
+from common import command
 from configs import recall
 from training.config import resolve
 from training.loop import Action, Run, every, train
@@ -41,11 +39,15 @@ def main(workdir: str, task: str, steps: int) -> None:
     train(resolve(chosen), workdir, Action(every(2), record_norms), Action(is_good_enough, stop))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--task", default="flip_flop", help="a generated task of data/tasks/")
     parser.add_argument("--steps", type=int, default=40)
-    options = parser.parse_args()
-    flags.FLAGS.mark_as_parsed()  # the input pipeline reads absl's flags
+    options = parser.parse_args(arguments)
+    command.start()
     main(**vars(options))
+
+
+if __name__ == "__main__":
+    command.run(run)  # what a user can mend ends as one message, and a signal as docs/runs.md says

@@ -18,14 +18,13 @@ A file with one subclass of `Task` is a task by its path, wherever it lies, for 
 A task that others are to have, too, belongs into `data/tasks/<name>.py`, where it has a short name, and the tests find it.
 """
 
-import argparse
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
+from common import command
 from configs import lra
 from data.rows import class_row
 from data.task import Spec, Task
@@ -103,11 +102,15 @@ def main(workdir: str, mixer: str, steps: int) -> None:
     score(load(workdir), "test")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--mixer", default="gla")
     parser.add_argument("--steps", type=int, default=10)
-    options = parser.parse_args()
-    flags.FLAGS.mark_as_parsed()  # the input pipeline reads absl's flags
+    options = parser.parse_args(arguments)
+    command.start()
     main(**vars(options))
+
+
+if __name__ == "__main__":
+    command.run(run)

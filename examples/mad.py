@@ -18,7 +18,9 @@ tasks. Their models have two blocks of width 128, and train for 200 epochs of ba
 import csv
 import pathlib
 import statistics
-import sys
+
+from common import command
+from common.errors import UserError
 
 KEYS = ("kind", "vocab_size", "length", "train_examples", "noise", "tokens")
 # A None is the kind's baseline. Compression's rows hold the tokens twice, and so are twice as long as theirs, less 2.
@@ -80,11 +82,16 @@ def table(found: dict[str, dict[str, float]]) -> str:
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
-def main(workdir: str) -> None:
-    with open(pathlib.Path(workdir) / "results.csv", newline="") as file:
+def main(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
+    parser.add_argument("workdir", metavar="SWEEP", type=pathlib.Path, help="directory of the sweep")
+    path = parser.parse_args(arguments).workdir / "results.csv"
+    if not path.is_file():
+        raise UserError(f"there is no {path}: give the directory of a sweep that has been run")
+    with open(path, newline="") as file:
         lines = list(csv.DictReader(file))
     if missing := [key for key in ("mixer", "task.kind") if key not in lines[0]]:
-        sys.exit(f"error: {workdir} has no axis {' and none '.join(missing)}: it is no sweep of MAD's tasks")
+        raise UserError(f"{path.parent} has no axis {' and none '.join(missing)}: it is no sweep of MAD's tasks")
     unfinished = sum(line["status"] != "finished" for line in lines)
     if unfinished:
         print(f"{unfinished} of {len(lines)} cells are not finished, and left out")
@@ -96,4 +103,4 @@ def main(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    command.run(main)

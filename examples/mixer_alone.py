@@ -6,12 +6,12 @@
 Prints how far the pieces' outputs are from the whole sequence's, relative to the largest of them.
 """
 
-import argparse
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from common import command
+from common.errors import check_range
 from models import mixer as mixers
 
 
@@ -47,6 +47,8 @@ def main(mixer: str, width: int, length: int, cut: int) -> None:
         outputs.append(y)
     print(f"token by token: {difference(jnp.concatenate(outputs, 1), whole):.1e}")
 
+    if not layer.packing:  # what a mixer can do is an attribute, see models/mixer.py
+        return
     # Two documents packed into one row: the state restarts where segment_ids change; 0 is padding.
     ids = jnp.where(jnp.arange(length) < cut, 1, 2)[None].repeat(2, 0)
     packed, _ = apply(params, x, segment_ids=ids)
@@ -59,10 +61,17 @@ def difference(found: jax.Array, expected: jax.Array) -> float:
     return float(jnp.abs(found - expected).max() / jnp.abs(expected).max())
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run(arguments: list[str]) -> None:
+    parser = command.Parser(__doc__)
     parser.add_argument("--mixer", default="gla", help="a file of models/mixers/ that is causal, streams and packs")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--length", type=int, default=20)
     parser.add_argument("--cut", type=int, default=7)
-    main(**vars(parser.parse_args()))
+    options = parser.parse_args(arguments)
+    check_range("--length", options.length, 2)
+    check_range("--cut", options.cut, 1, options.length - 1)
+    main(**vars(options))
+
+
+if __name__ == "__main__":
+    command.run(run)

@@ -29,6 +29,8 @@ def read(workdir: Path, split: str, metric: str) -> dict[int, float]:
 
 
 def main(workdir: Path, split: str, metric: str, plot: Path | None) -> None:
+    if not (workdir / "metrics.jsonl").is_file():
+        raise SystemExit(f"error: {workdir} holds no run: it has no metrics.jsonl")
     values = read(workdir, split, metric)
     if not values:
         raise SystemExit(f"error: {workdir} has no {metric} of {split}")

@@ -74,4 +74,4 @@ def _of_forms(causal: str | None, two_sided: str) -> str:
 
 
 if __name__ == "__main__":
-    marks.main(NAME, table)
+    marks.run(__doc__, NAME, table)

@@ -165,6 +165,12 @@ def described(config: Config, fingerprint: str) -> dict[str, str]:
 
 
 def _make(run: RunDirectory) -> None:
+    # Orbax takes the path for a pattern of names, and writes checkpoints there that it cannot read again; or for an address.
+    name = str(run.root) if not remote.is_address(run.root) else str(run.root).partition("://")[2]
+    if found := re.search(r"\[[^/]+\]|\\|[\udc80-\udcff]|\b(gs|s3):/", name):
+        raise RunDirectoryError(
+            f"{run.root}: there can be no checkpoints in a directory with {found[0]!r} in its path: choose another --workdir"
+        )
     for folder in (run.root, *run.root.parents):
         if folder.name == "checkpoints" and (folder.parent / "config.json").exists():
             raise RunDirectoryError(

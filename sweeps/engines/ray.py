@@ -133,8 +133,12 @@ class Ray(Engine):
             return
         from ray.util.placement_group import get_placement_group, remove_placement_group
 
+        ray = self.ray()
         for name in names:
-            with contextlib.suppress(ValueError):  # the group has been removed
+            for index in range(1, self.resources.hosts):  # one that waits for its node would stay when the group goes
+                with contextlib.suppress(ValueError):  # it has gone
+                    ray.kill(ray.get_actor(_name(name, index)))
+            with contextlib.suppress(ValueError):
                 remove_placement_group(get_placement_group(name))
 
 

@@ -28,7 +28,7 @@ def test_a_line_of_the_table():
 
 
 @pytest.mark.parametrize(
-    "option, message", [("--devices=v5", "v5p"), ("--lengths=1", "above 1"), ("--batch=0", "at least 1")]
+    "option, message", [("--devices=v5", "v5p"), ("--lengths=1", "at least 2"), ("--batch=0", "at least 1")]
 )
 def test_options_that_are_refused(option, message, monkeypatch):
     monkeypatch.setattr(compiled_ops.command, "start", lambda **_: None)

@@ -66,7 +66,7 @@ def test_diagonal(capsys):
 def test_ring(monkeypatch):
     """The energy is the mean of 1 / (1 - |lambda|^2), and one with gamma."""
     monkeypatch.setattr(untrained, "RINGS", ((0.3, 0.8),))
-    (row,) = untrained.main(["--what=ring", "--length=400", "--draws=500"])["rows"]
+    (row,) = untrained.study(["--what=ring", "--length=400", "--draws=500"])["rows"]
     u = np.linspace(0.3**2, 0.8**2, 10001)
     assert abs(row["law"] - np.mean(1 / (1 - u))) < 1e-3
     for mean, error, expected in zip(row["mean"], row["error"], (row["law"], 1.0), strict=True):
@@ -80,6 +80,6 @@ def test_reflections():
     for key in untrained.reflections_of(matrix):
         made = made - 2 * np.outer(key, key @ made)
     np.testing.assert_allclose(made, matrix, atol=1e-12)
-    found = untrained.main(["--what=reflections", "--length=50"])
+    found = untrained.study(["--what=reflections", "--length=50"])
     sizes = {name: (row["elements"], row["steps"], row["right"]) for name, row in found.items()}
     assert sizes == {"S3": (6, 2, 1.0), "S4": (24, 2, 1.0), "A5": (60, 2, 1.0), "S5": (120, 4, 1.0)}

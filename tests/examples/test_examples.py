@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from common import command
 from data import task
 from examples import mad
 from training.metrics import MetricWriter
@@ -90,6 +91,9 @@ def test_mad_of_baselines():
 def test_example(path, tmp_path, monkeypatch, capsys):
     """In this process, which spares the start of another, and in an empty directory."""
     monkeypatch.chdir(tmp_path)
+    # The tests have prepared JAX and signals in their own way.
+    monkeypatch.setattr(command, "start", lambda: None)
+    monkeypatch.setattr(command, "run", lambda main: main(sys.argv[1:]))
     leave_a_record(tmp_path / "runs" / "first")
     leave_a_sweep(tmp_path / "runs" / "mad")
     found = commands(path)

@@ -203,6 +203,15 @@ def test_a_full_disk_has_no_room_for_the_lock(tmp_path, monkeypatch):
     open_run(tmp_path, CONFIG)
 
 
+@pytest.mark.parametrize("name", ["a[b]", "a\\b", "a\udcff", "gs:/b"])
+def test_paths_whose_checkpoints_could_not_be_read_again(tmp_path, name):
+    """Nothing is trained there; what else is strange in a name does no harm."""
+    with pytest.raises(RunDirectoryError, match=r"there can be no checkpoints in a directory with '"):
+        open_run(tmp_path / name / "run", CONFIG)
+    assert not list(tmp_path.iterdir())
+    assert open_run(tmp_path / "a] b[*?,=:%#\n~中" / "run", CONFIG).config.exists()
+
+
 def test_no_run_within_the_checkpoints_of_another(tmp_path):
     """Old ones are deleted, and it would be with them."""
     run = open_run(tmp_path / "run", CONFIG)
