@@ -5,7 +5,7 @@
         --best_of=optimizer.learning_rate,optimizer.weight_decay
     python -m examples.mad runs/mad
 
-The baseline of each task alone, for minutes on two CPU cores, needs no --cells (docs/results.md has what it finds):
+The baseline of each task alone, for minutes on two CPU cores, needs no --cells (docs/results.md has the first, smaller yet):
 
     python sweep.py --config=configs/recall.py:task=mad --workdir=runs/mad_small --over mixer=attention,mamba \\
         task.kind=in_context_recall,fuzzy_in_context_recall,noisy_in_context_recall,selective_copying,compression,memorization
