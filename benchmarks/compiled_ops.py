@@ -3,8 +3,8 @@
     python -m benchmarks.compiled_ops --json=compiled.json
     python -m benchmarks.compiled_ops --primitives=linear_recurrence,selective_scan --devices=v5e --modes=fwdbwd
 
-It needs requirements-aot.txt, and no device. All arrays are bfloat16, as in `benchmarks.device`. Columns, for one device and one
-call, forward or forward and backward with the gradients of all inputs:
+It needs requirements-aot.txt, and no device. All arrays are of one --type, by default bfloat16, as in `benchmarks.device`.
+Columns, for one device and one call, forward or forward and backward with the gradients of all inputs:
 
 - compile s: of the processors, from tracing to machine code.
 - MB moved: read from and written to the main memory, see `compilation.moved`; and "fused": what one kernel would have to move at
@@ -30,6 +30,7 @@ from common.errors import check_choice, check_range
 
 MODES = ("fwd", "fwdbwd")
 DEVICES = ("v5e", "h100")
+TYPES = ("bfloat16", "float32")
 MB = 1e6
 
 
@@ -41,7 +42,7 @@ def single(kind: str) -> str:
 
 
 def programs(
-    case, length: int, batch: int, mode: str, device, wanted: set[str] | None = None
+    case, length: int, batch: int, mode: str, device, wanted: set[str] | None = None, dtype: str = "bfloat16"
 ) -> Iterator[tuple[list[str], object, float]]:
     """The different programs of a case for a device: (who is called so, the lowered program, seconds of tracing it).
 
@@ -51,9 +52,9 @@ def programs(
       mode: "fwd" or "fwdbwd".
       device: a `jax.Device`.
       wanted: the forms, beside what the primitive picks by itself; all by default.
+      dtype: of all arrays.
     """
     import jax
-    import jax.numpy as jnp
 
     from benchmarks.cases import case_arrays
     from benchmarks.ops import differentiated
@@ -63,7 +64,7 @@ def programs(
 
     def described(x):
         of_tokens = x.ndim >= 3 and x.shape[1] == length
-        return jax.ShapeDtypeStruct((batch, *x.shape[1:]) if of_tokens else x.shape, jnp.bfloat16, sharding=place)
+        return jax.ShapeDtypeStruct((batch, *x.shape[1:]) if of_tokens else x.shape, dtype, sharding=place)
 
     inputs, cotangents = ([described(x) for x in arrays] for arrays in case_arrays(case, length))
     forms = dispatch.offered(device.platform).get(case.primitive, ())
@@ -152,6 +153,7 @@ def main(arguments: list[str]) -> None:
     add("--forms", help="comma-separated; all that a primitive offers by default, 'auto' for what it picks by itself")
     add("--devices", default=",".join(DEVICES), help="comma-separated kinds, such as v5e or h100")
     add("--modes", default=",".join(MODES), help="comma-separated")
+    add("--type", choices=TYPES, default=TYPES[0], help="of all arrays")
     add("--lengths", type=command.whole_numbers, default=[2048], help="comma-separated")
     add("--batch", type=int, default=8, help="rows of sequences")
     add("--json", type=Path, help="where to keep everything that was found")
@@ -186,11 +188,13 @@ def main(arguments: list[str]) -> None:
                 for line in (HEAD, ["---", "---", *["---:"] * (len(HEAD) - 2)]):
                     print(f"| {' | '.join(line)} |")
                 for mode in modes:
-                    for names, lowered, traced in programs(case, length, options.batch, mode, device, wanted):
+                    made = programs(case, length, options.batch, mode, device, wanted, options.type)
+                    for names, lowered, traced in made:
                         if wanted is not None and not wanted & set(names):
                             continue
                         place = {"device": kind, "primitive": case.primitive, "variant": case.variant, "length": length}
-                        row = place | {"batch": options.batch, "mode": mode} | measured(names, lowered, traced)
+                        row = place | {"type": options.type, "batch": options.batch, "mode": mode}
+                        row |= measured(names, lowered, traced)
                         print(f"| {' | '.join(cells(row))} |", flush=True)
                         found.append(row)
                         if options.json:  # after each row, so that an aborted run leaves what it had
