@@ -47,8 +47,8 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: 
         raise UserError(f"none of the cells can be run; {grid[0].name}: {grid[0].error}")
     say(_costs(grid))
     errors = {cell.name: cell.error for cell in grid if cell.error}
-    interrupted = _run(request, chosen, arguments, grid, grid, errors, retries, detach)
-    if not interrupted and request.best_of:
+    left = _run(request, chosen, arguments, grid, grid, errors, retries, detach)
+    if not left and request.best_of:
         choices = tuning.choose(request, rows.rows(grid), list(errors))
         for choice in choices:
             say(_told(choice, request))
@@ -58,12 +58,12 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: 
             say(f"\n{request.seeds_of_best} seeds of what was chosen")
             grid = grid + extra
             errors |= {cell.name: cell.error for cell in extra if cell.error}
-            interrupted = _run(request, chosen, arguments, grid, extra, errors, retries, detach)
+            left = _run(request, chosen, arguments, grid, extra, errors, retries, detach)
     groups, choices = _shown(request, grid, errors)
     with writing(request.workdir):
         drawn = plots.save(groups, request.workdir, choices, request.best_of)
     say(f"{request.workdir / report.REPORT}, {report.TABLE}; {drawn}")
-    return _status(grid, errors, interrupted)
+    return _status(grid, errors, left)
 
 
 def _run(
@@ -129,20 +129,20 @@ def _told(choice: Choice, request: Request) -> str:
     return f"{label}: {values}" + (edge if choice.edges else "")
 
 
-def _status(grid: Sequence[Cell], errors: dict[str, str], interrupted: int) -> int:
+def _status(grid: Sequence[Cell], errors: dict[str, str], left: int) -> int:
     """Says what is missing; the exit status."""
     missing = [cell for cell in grid if cell.result() is None]
     if not missing:
         return 0
     diverged = sum(cell.diverged() is not None for cell in missing)
-    counts = {"failed": len(errors), "diverged": diverged, "interrupted": interrupted}
+    counts = {"failed": len(errors), "diverged": diverged, "still to be run": left}
     why = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     say(f"{len(missing)} of {len(grid)} cells are not finished ({why})")
-    if errors or interrupted:
-        say("the same command goes on with what has failed or was interrupted")
+    if errors or left:
+        say("the same command goes on with what has failed or is still to be run")
     if diverged:
         say("what has diverged is not run again: change its configuration, in another --workdir")
-    return STOPPED if interrupted else 1
+    return STOPPED if left else 1
 
 
 def there(workdir: Path) -> list[Cell]:

@@ -101,7 +101,7 @@ def test_a_sweep_and_its_report(text, tmp_path, capsys, monkeypatch, no_plots):
     engine = Pretender(asked.workdir)
     assert sweep.run(asked, engine, ["--over", "x=(1,2),3"], retries=0) == STOPPED
     assert len(engine.ran) == 12, "fnet is not causal: its cells are not run"
-    assert "12 of 16 cells are not finished (8 failed, 2 diverged, 2 interrupted)" in capsys.readouterr().out
+    assert "12 of 16 cells are not finished (8 failed, 2 diverged, 2 still to be run)" in capsys.readouterr().out
     again = Pretender(asked.workdir)
     assert sweep.run(asked, again, ["--over", "x=(1,2),3"], retries=0) == STOPPED
     assert again.ran == [name for name in engine.ran if "lru" in name or "seed=9" in name]
