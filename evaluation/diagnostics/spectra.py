@@ -19,6 +19,7 @@ ZERO = 1e-6  # eigenvalues below are those of buffers that only shift
 KEPT = 2000
 STREAMS = "it needs a causal model, all of whose mixers stream"
 GROWS = "its state grows with the sequence"
+EMPTY = "its state holds no numbers: it sees one token alone"
 
 
 def layer_spectra(
@@ -87,6 +88,8 @@ def eigenvalues(
         known[waiting] = True
         reached[waiting] = True
         reached[j] = True
+    if not parts:  # a state without numbers
+        return np.zeros(0, complex), 0
     row, column, value = (np.concatenate(arrays) for arrays in zip(*parts))
     matrix = sparse.csr_array((value, (row, column)), shape=(size, size))
     complete = known & ~_reaching(matrix != 0, reached & ~known)
@@ -122,6 +125,8 @@ def describe(found: list[tuple[int, np.ndarray, int]]) -> dict[str, Any]:
       {"skipped": why} if there are none.
     """
     all_of = np.concatenate([values for _, values, _ in found])
+    if not found[0][0]:
+        return {"skipped": EMPTY}
     if not len(all_of):
         return {"skipped": f"no part of its state of {found[0][0]} numbers is small enough to be taken alone"}
     values = all_of[np.abs(all_of) > ZERO]

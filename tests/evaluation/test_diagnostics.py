@@ -219,6 +219,8 @@ def test_spectrum_of_a_large_matrix():
     assert all(np.abs(value - np.append(exact, 0)).min() < 1e-6 for value in values)
     none = spectra.eigenvalues(lambda i: matrix[400 + i, 400:], 500, 200, rng)
     assert len(none[0]) == 0 and "500 numbers" in spectra.describe([(500, *none)])["skipped"]
+    empty = spectra.eigenvalues(lambda i: matrix[i], 0, 200, rng)
+    assert spectra.describe([(0, *empty)]) == {"skipped": spectra.EMPTY}
 
 
 def nest(tree):
