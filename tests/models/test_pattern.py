@@ -72,6 +72,7 @@ def test_what_does_not_fit_names_its_key(changes, message):
         dataclasses.replace(AROUND, **changes)
 
 
+@pytest.mark.rest
 def test_prefix_and_suffix_are_blocks_like_the_others():
     """A model equals the one with the same parameters whose pattern is all its layers, also in pieces; diagnostics see each."""
     graph, params = nnx.split(SequenceModel(AROUND, rngs=nnx.Rngs(0)))
