@@ -21,7 +21,9 @@ CHUNK = 128  # tokens: as many as a matrix unit has rows
 LEAST = 16  # rows of a tile of bfloat16
 LANES = 128  # of a register
 MOST = 8  # heads of a point of the grid, each of which is compiled by itself
-LARGEST = 512  # lanes of all of them, so that their states and gradients fit into the memory
+WIDEST = 1152  # channels of their keys and values, so that blocks of tokens in float32 fit into the memory
+MEMORY = 32 * 2**20  # bytes of a core that a kernel may use; compilers leave it 16 MiB by default
+LARGEST = 2 * 192 * 192  # numbers of their states: the delta rule in float32 by channels does not fit with 512 * 512
 
 # Logical axes of tokens [B, T, H, K], of a number for each of them [B, H, N, 1, C], of restarts, of a state, of those of chunks.
 TOKENS = ("batch", None, "heads", None)
@@ -35,8 +37,9 @@ def supports(q: Array, v: Array, dtype: jnp.dtype) -> bool:
     """Whether kernels take heads like those of q [B, T, H, K] and v [B, T, H, V], with a state of this type."""
     heads, K, V = q.shape[2], q.shape[-1], v.shape[-1]
     at_once = heads_at_once(heads, K, V)
+    fits = at_once <= MOST and at_once * (K + V) <= WIDEST and at_once * K * V <= LARGEST
     # A TPU's compiler refuses products over one channel of bfloat16.
-    return dtype == jnp.float32 and K > 1 and V > 0 and at_once <= MOST and at_once * max(K, V) <= LARGEST
+    return dtype == jnp.float32 and K > 1 and V > 0 and fits
 
 
 def heads_at_once(heads: int, *sizes: int) -> int:
@@ -103,7 +106,9 @@ def call(kernel: Callable, name: str, at: Blocks, state: tuple[int, int], interp
         kernel,
         grid=at.grid,
         scratch_shapes=[pltpu.VMEM((at.heads, *state), jnp.float32)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=MEMORY
+        ),
         interpret=interpret,
         name=name,
         **options,

@@ -186,14 +186,16 @@ def test_kernel(decay, bonus, segments):
 def test_what_a_tpu_takes():
     """The kernel, for whole chunks, of a type that it knows and heads that fit into a core's memory."""
 
-    def taken(decay, length, dtype, size=4):
-        shape = lambda *rest: jax.ShapeDtypeStruct((1, length, 2, *rest), dtype)
+    def taken(decay, length, dtype, size=4, heads=2, of_values=None):
+        shape = lambda *rest: jax.ShapeDtypeStruct((1, length, heads, *rest), dtype)
         with dispatch.platform("tpu"), dispatch.implementation("auto") as choice:
-            jax.eval_shape(linear_attention, shape(size), shape(size), shape(size), shape(*decay))
+            jax.eval_shape(linear_attention, shape(size), shape(size), shape(of_values or size), shape(*decay))
         return choice.taken["linear_attention"]
 
     assert taken((), 128, jnp.float32) == taken((4,), 200, jnp.bfloat16) == {"pallas"}
     assert taken((), 64, jnp.float32) == taken((), 128, jnp.float32, size=520) == {"chunked"}
+    assert taken((), 128, jnp.bfloat16, 96, 4, 192) == {"pallas"}  # GLA at width 768
+    assert taken((), 128, jnp.bfloat16, 100, 4, 200) == {"chunked"}
     with jax.enable_x64(True):
         assert taken((), 128, jnp.float64) == {"chunked"}
 
