@@ -21,9 +21,10 @@ CHUNK = 128  # tokens: as many as a matrix unit has rows
 LEAST = 16  # rows of a tile of bfloat16
 LANES = 128  # of a register
 MOST = 8  # heads of a point of the grid, each of which is compiled by itself
-WIDEST = 1152  # channels of their keys and values, so that blocks of tokens in float32 fit into the memory
-MEMORY = 32 * 2**20  # bytes of a core that a kernel may use; compilers leave it 16 MiB by default
-LARGEST = 2 * 192 * 192  # numbers of their states: the delta rule in float32 by channels does not fit with 512 * 512
+# What has been compiled in float32 with a decay for each channel, where a core's memory is short first.
+MEMORY = 32 * 2**20  # bytes of it that a kernel may use; compilers leave it 16 MiB by default
+WIDEST = 1152  # channels of the keys and values of all of them
+LARGEST = 2 * 192 * 192  # numbers of their states
 
 # Logical axes of tokens [B, T, H, K], of a number for each of them [B, H, N, 1, C], of restarts, of a state, of those of chunks.
 TOKENS = ("batch", None, "heads", None)

@@ -144,10 +144,8 @@ class Events:
     """
 
     def __init__(self, folder: Path, first: int):
-        from tensorboardX.proto import (
-            event_pb2,
-            summary_pb2,
-        )  # which imports PyTorch, for seconds, where that is installed
+        # The package imports PyTorch, for seconds, where that is installed.
+        from tensorboardX.proto import event_pb2, summary_pb2
         from tensorboardX.record_writer import masked_crc32c
 
         self._event, self._summary, self._checksum = event_pb2.Event, summary_pb2.Summary, masked_crc32c

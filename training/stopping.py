@@ -66,8 +66,6 @@ class GracefulStop:
             signal.raise_signal(number)
             return
         self._requested, self._since = True, time.monotonic()
-        name = signal.Signals(number).name
+        said = f"{signal.Signals(number).name}: stopping after this step; once more to stop at once\n"
         with contextlib.suppress(OSError):  # on a full disk, say, what matters is that the run is saved
-            os.write(
-                2, f"{name}: stopping after this step; once more to stop at once\n".encode()
-            )  # print may be running
+            os.write(2, said.encode())  # print may be running
