@@ -4,7 +4,8 @@
     python -m benchmarks.compile_cache --mixer=mamba --seeds=8 --steps=20
 
 Each row is whole processes, from their start to their end: `train.py` in a directory of its own, first with an empty cache,
-then with what the first one left there, then without any; and `sweep.py` over seeds, with an empty cache and without any. The
+then with what the first one left there, then without any; and `sweep.py` over seeds and over learning rates, with an empty cache,
+and over seeds without any. The
 first column is wall time, the second what the processes took of CPUs. On a machine that does other work, too, go by the second.
 """
 
@@ -55,26 +56,21 @@ def main(arguments: list[str]) -> None:
     settings = SMALL | {"train.steps": options.steps, "optimizer.warmup_steps": 2, "train.eval_every": 0}
     config = f"--config=configs/lm.py:mixer={options.mixer},corpus={options.corpus}"
     train = ["train.py", config, *(f"--config.{key}={value}" for key, value in settings.items())]
-    seeds = ",".join(map(str, range(options.seeds)))
-    sweep = [
-        "sweep.py",
-        config,
-        "--over",
-        f"seed={seeds}",
-        "--set",
-        *(f"{key}={value}" for key, value in settings.items()),
-    ]
+    sweep = ["sweep.py", config, "--set", *(f"{key}={value}" for key, value in settings.items()), "--over"]
+    seeds = f"seed={','.join(map(str, range(options.seeds)))}"
+    rates = f"optimizer.learning_rate=log:1e-4..1e-2:{options.seeds}"
     print(
         f"{options.mixer}, {options.steps} steps, {os.cpu_count()} cores\n{'':<34}{'wall s':>8}{'CPU s':>8}", flush=True
     )
     with tempfile.TemporaryDirectory() as folder:
-        kept, swept = Path(folder, "cache"), Path(folder, "cache-of-the-sweep")
+        kept = Path(folder, "cache")
         for name, program, cache in (
             ("first start of a run", train, kept),
             ("second start, another directory", train, kept),
             ("without a cache", train, None),
-            (f"sweep of {options.seeds} seeds, an empty cache", sweep, swept),
-            (f"sweep of {options.seeds} seeds, without a cache", sweep, None),
+            (f"sweep of {options.seeds} seeds, an empty cache", [*sweep, seeds], Path(folder, "seeds")),
+            (f"sweep of {options.seeds} rates, an empty cache", [*sweep, rates], Path(folder, "rates")),
+            (f"sweep of {options.seeds} seeds, without a cache", [*sweep, seeds], None),
         ):
             workdir = tempfile.mkdtemp(dir=folder)
             wall, processors = timed([*program, f"--workdir={workdir}"], cache)

@@ -166,13 +166,13 @@ def train(name: str, sizes: Sizes) -> Iterator[dict]:
                     key: jax.device_put(_numbers(random, x, resolved), x.sharding)
                     for key, x in step.arguments[1].items()
                 }
-                state, metrics = compiled(state, batch)
+                state, metrics = compiled(state, batch, step.built.optimizer.settings)
                 jax.block_until_ready(metrics)
                 samples = []
                 for _ in range(sizes.rounds):
                     begin = time.perf_counter()
                     for _ in range(3):
-                        state, metrics = compiled(state, batch)
+                        state, metrics = compiled(state, batch, step.built.optimizer.settings)
                     loss = float(metrics["loss"])
                     samples.append((time.perf_counter() - begin) / 3)
         except jax.errors.JaxRuntimeError as failure:

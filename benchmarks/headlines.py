@@ -180,12 +180,13 @@ def training_step(mixer: str, length: int, batch: int, options):
     with jax.set_mesh(built.mesh):
         state = built.init(jax.random.key(0))
         rows = setup.batches(resolved, built, "train", batch)[0]
-        program = make_train_step(built, random=resolved.model.random).lower(state, rows).compile()
+        step = make_train_step(built, random=resolved.model.random)
+        program = step.function.lower(state, rows, step.settings).compile()
     kept = [state]
 
     def call():  # the step takes the buffers of the state that it is given
         with jax.set_mesh(built.mesh):
-            kept[0], metrics = program(kept[0], rows)
+            kept[0], metrics = program(kept[0], rows, step.settings)
         return metrics
 
     return call, sum(x.size for x in jax.tree.leaves(state["params"]))

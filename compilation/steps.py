@@ -48,8 +48,13 @@ def train(config: Config, target: Target) -> Step:
     built = setup.build(config, devices=target.devices)
     batch = _batch(config, built, config.train.batch_size)
     held = {"parameters": built.abstract["params"], "optimizer": built.abstract["opt"], "batch": batch}
-    function = setup.train_step(config, built)
-    return Step("train", config, built, function, (built.abstract, batch), held, config.train.batch_size)
+    step = setup.train_step(config, built)
+    settings = {
+        name: jax.ShapeDtypeStruct((), value.dtype, sharding=sharding.replicated(built.mesh))
+        for name, value in step.settings.items()
+    }
+    arguments = built.abstract, batch, settings
+    return Step("train", config, built, step.function, arguments, held, config.train.batch_size)
 
 
 def score(config: Config, target: Target) -> Step:

@@ -1,16 +1,19 @@
 """Optimisers and learning-rate schedules.
 
 What differs between parameters (whether one decays, its learning-rate group) is read from the facts that each parameter
-carries; there is no list of names and no pattern here.
+carries; there is no list of names and no pattern here. The learning rate, its schedule's numbers and the weight decay are
+arguments of the compiled step, so that a sweep over them compiles it once.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
 from optax import contrib
@@ -100,12 +103,44 @@ class Scaling:
     gradients: float
 
 
+Settings = dict[str, Any]
+"""The numbers of `settings`: float32 scalars."""
+
+
 class Optimizer(NamedTuple):
-    """An optax transformation (`init`, `update`) and the learning rate of its n-th update, n counted from 0."""
+    """An optax transformation (`init`, `update`) and the learning rate of its n-th update, n counted from 0.
+
+    `update(gradients, state, parameters, settings)` and `learning_rate(n, settings)` take the numbers of `settings` from their
+    last argument, by default from the configuration.
+    """
 
     init: Callable[[PyTree], PyTree]
     update: Callable[..., tuple[PyTree, PyTree]]
-    learning_rate: optax.Schedule
+    learning_rate: Callable[..., jax.Array]
+    settings: Settings
+
+
+def settings(config: OptimizerConfig, total_steps: int) -> Settings:
+    """The numbers that a compiled step is told at each call; runs that differ in nothing else share its program.
+
+    Raises:
+      UserError: if the warm-up (and the decay of wsd) takes longer than `total_steps`.
+    """
+    warmup, decay = config.warmup_steps, config.decay_fraction * total_steps if config.schedule == "wsd" else 0
+    if warmup + decay > total_steps:
+        raise UserError(
+            f"optimizer.warmup_steps={warmup}{f' and a decay of {decay:g} steps' if decay else ''} do not fit into "
+            f"{total_steps} steps of training; lower optimizer.warmup_steps{' or optimizer.decay_fraction' if decay else ''}"
+        )
+    numbers = {
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "total_steps": total_steps,
+        "warmup_steps": warmup,
+        "decay_steps": decay,
+        "final_fraction": config.final_fraction,
+    }
+    return {name: np.float32(value) for name, value in numbers.items()}
 
 
 def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -126,32 +161,28 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     Raises:
       UserError: if the warm-up (and the decay of wsd) takes longer than `total_steps`.
     """
-    warmup, final, total = config.warmup_steps, config.final_fraction, total_steps
-    decay = config.decay_fraction * total if config.schedule == "wsd" else 0
-    if warmup + decay > total:
-        raise UserError(
-            f"optimizer.warmup_steps={warmup}{f' and a decay of {decay:g} steps' if decay else ''} do not fit into "
-            f"{total} steps of training; lower optimizer.warmup_steps{' or optimizer.decay_fraction' if decay else ''}"
-        )
+    return functools.partial(_learning_rate, config.schedule, settings=settings(config, total_steps))
 
-    def learning_rate(count):
-        s = jnp.minimum(jnp.asarray(count, jnp.float32) + 1, total)
-        progress = jnp.clip((s - warmup) / max(total - warmup, 1), 0, 1)
-        match config.schedule:
-            case "cosine":
-                shape = final + (1 - final) * (1 + jnp.cos(jnp.pi * progress)) / 2
-            case "linear":
-                shape = final + (1 - final) * (1 - progress)
-            case "rsqrt":
-                shape = jnp.maximum(final, jnp.sqrt(max(warmup, 1) / s))
-            case "wsd":
-                shape = final + (1 - final) * jnp.clip((total - s) / max(decay, 1), 0, 1)
-            case "constant":
-                shape = jnp.ones_like(s)
-        warm = jnp.minimum(s / max(warmup, 1), 1)
-        return config.learning_rate * jnp.where(s <= warmup, warm, shape)
 
-    return learning_rate
+def _learning_rate(shape: str, count: jax.Array, settings: Settings) -> jax.Array:
+    total, warmup, decay, final = (
+        settings[name] for name in ("total_steps", "warmup_steps", "decay_steps", "final_fraction")
+    )
+    s = jnp.minimum(jnp.asarray(count, jnp.float32) + 1, total)
+    progress = jnp.clip((s - warmup) / jnp.maximum(total - warmup, 1), 0, 1)
+    match shape:
+        case "cosine":
+            share = final + (1 - final) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        case "linear":
+            share = final + (1 - final) * (1 - progress)
+        case "rsqrt":
+            share = jnp.maximum(final, jnp.sqrt(jnp.maximum(warmup, 1) / s))
+        case "wsd":
+            share = final + (1 - final) * jnp.clip((total - s) / jnp.maximum(decay, 1), 0, 1)
+        case "constant":
+            share = jnp.ones_like(s)
+    warm = jnp.minimum(s / jnp.maximum(warmup, 1), 1)
+    return settings["learning_rate"] * jnp.where(s <= warmup, warm, share)
 
 
 def build(config: OptimizerConfig, total_steps: int, metadata: PyTree, scaling: Scaling | None = None) -> Optimizer:
@@ -164,7 +195,7 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree, scaling: 
       scaling: from the base model whose learning rate is used; None without one.
 
     Raises:
-      UserError: if a parameter is in a group that `group_scale` does not have.
+      UserError: if a parameter is in a group that `group_scale` does not have, or as from `settings`.
     """
     for path, facts in jax.tree_util.tree_leaves_with_path(metadata):
         if facts.group not in config.group_scale:
@@ -173,8 +204,21 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree, scaling: 
                 f"parameter {name} is in learning-rate group {facts.group!r}, which optimizer.group_scale lacks; add "
                 f"it there with its multiplier, or {near(facts.group, tuple(config.group_scale))}"
             )
-    learning_rate = schedule(config, total_steps)
-    decay = optax.add_decayed_weights(config.weight_decay, mask=jax.tree.map(lambda m: m.decay, metadata))
+    known = settings(config, total_steps)
+
+    def update(gradients, state, params, settings=known):
+        return _transform(config, metadata, scaling, settings).update(gradients, state, params)
+
+    def learning_rate(count, settings=known):
+        return _learning_rate(config.schedule, count, settings)
+
+    return Optimizer(_transform(config, metadata, scaling, known).init, update, learning_rate, known)
+
+
+def _transform(
+    config: OptimizerConfig, metadata: PyTree, scaling: Scaling | None, settings: Settings
+) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(settings["weight_decay"], mask=jax.tree.map(lambda m: m.decay, metadata))
     eps = config.eps if scaling is None else config.eps / scaling.gradients
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=eps)
     # In front of the decay, so that what a step decays by does not depend on the width.
@@ -192,8 +236,8 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree, scaling: 
             rule = (*_muon(config, adam, metadata), *transfer, decay)
     clip = (optax.clip_by_global_norm(config.clip_norm),) if config.clip_norm else ()
     scale = _scale(lambda facts: config.group_scale[facts.group], metadata)
-    transform = optax.chain(*clip, *rule, scale, optax.scale_by_learning_rate(learning_rate))
-    return Optimizer(transform.init, transform.update, learning_rate)
+    learning_rate = functools.partial(_learning_rate, config.schedule, settings=settings)
+    return optax.chain(*clip, *rule, scale, optax.scale_by_learning_rate(learning_rate))
 
 
 def _scale(factor: Callable[[Any], float], metadata: PyTree) -> optax.GradientTransformation:

@@ -43,9 +43,7 @@ def build(config: Config, for_training: bool = True, devices: Sequence[jax.Devic
     return state.build(lambda rngs: SequenceModel(config.model, rngs=rngs), make_optimizer, mesh, carry)
 
 
-def train_step(
-    config: Config, built: state.Built
-) -> Callable[[state.State, step.Batch], tuple[state.State, step.Metrics]]:
+def train_step(config: Config, built: state.Built) -> step.TrainStep:
     """The step of `step.make_train_step`, as a configuration wants it."""
     return step.make_train_step(
         built,

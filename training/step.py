@@ -5,6 +5,7 @@ float32, whatever the devices, the microbatches and the weights are. Classes are
 model's own loss.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from data.metrics import Metric, batch_sums, weighted
 from models.norms import Statistics, follow
 from ops import sequence
 from training import sharding
+from training.optimizer import Settings
 from training.state import Built, State, cast
 
 Batch = Mapping[str, Array]
@@ -108,6 +110,22 @@ def class_sums_in_chunks(
     return jax.lax.scan(add, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), parts)[0]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """A step of training, `(state, batch) -> (state, metrics)`.
+
+    Attributes:
+      function: the jitted `(state, batch, settings) -> (state, metrics)`.
+      settings: see `training.optimizer.settings`.
+    """
+
+    function: Callable[[State, Batch, Settings], tuple[State, Metrics]]
+    settings: Settings
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        return self.function(state, batch, self.settings)
+
+
 def make_train_step(
     built: Built,
     *,
@@ -117,7 +135,7 @@ def make_train_step(
     z_loss: float = 0.0,
     compute_dtype="float32",
     random: bool = False,
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
+) -> TrainStep:
     """Makes the jitted step `(state, batch) -> (state, metrics)`; the state that is passed in is consumed.
 
     The batch has "inputs", "targets" and "weights" as `data.task.OBJECTIVES` says, with a batch axis before, and may have
@@ -186,7 +204,7 @@ def make_train_step(
         left = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), left)
         return (grads, sums, jax.tree.map(lambda total: total / accumulation, seen)), left
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch, settings: Settings) -> tuple[State, Metrics]:
         batch = _prepare(built, batch, accumulation)
         weight = jnp.sum(batch["weights"].astype(jnp.float32))
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
@@ -196,7 +214,7 @@ def make_train_step(
             batch["carry"] = state["carry"]
         (grads, sums, (statistics, scalars)), carry = compute(params, batch, jnp.where(weight > 0, weight, 1), key)
         grad_norm = optax.tree.norm(grads)
-        update, opt = optimizer.update(grads, state["opt"], params)
+        update, opt = optimizer.update(grads, state["opt"], params, settings)
         finite = (jnp.isfinite(value).all() for value in (sums["nats"], grad_norm, *jax.tree.leaves(statistics)))
         made = functools.reduce(jnp.logical_and, finite, weight > 0)
         new = {"params": follow(optax.apply_updates(params, update), statistics), "opt": opt}
@@ -209,7 +227,7 @@ def make_train_step(
             "tokens": weight,
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(new["params"]),
-            "learning_rate": optimizer.learning_rate(state["step"] - state["skipped"]),
+            "learning_rate": optimizer.learning_rate(state["step"] - state["skipped"], settings),
             "skipped": skipped.astype(jnp.float32),
             "sums": sums,
             **{name: jnp.mean(value) for name, value in scalars.items() if name != "objective"},
@@ -217,7 +235,7 @@ def make_train_step(
         return {**new, "step": state["step"] + 1, "skipped": skipped, "key": state["key"]}, reported
 
     out = (built.shardings, sharding.replicated(built.mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=out)
+    return TrainStep(jax.jit(step, donate_argnums=0, out_shardings=out), optimizer.settings)
 
 
 def make_eval_step(

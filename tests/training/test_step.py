@@ -1,5 +1,6 @@
 """State and step: the same numbers on every mesh, exact weighting, skipped updates, precision."""
 
+import dataclasses
 import functools
 import math
 
@@ -104,8 +105,24 @@ def train(built, step):
     for i in range(3):
         current, new = step(current, jax.device_put(batch(i), sharding.batch_sharding(built.mesh)))
         metrics.append(host(new))
-    assert step._cache_size() == 1
+    assert step.function._cache_size() == 1
     return metrics, current
+
+
+def test_learning_rates_decays_and_schedules_share_one_program():
+    mesh = make_mesh(data=1)
+    one, other = (
+        build(mesh, schedule="wsd", **settings)
+        for settings in ({}, {"learning_rate": 0.03, "weight_decay": 0.5, "warmup_steps": 2, "decay_fraction": 0.4})
+    )
+    step, expected = make_train_step(one), make_train_step(other)
+    text = [s.function.lower(start(one), batch(), s.settings).as_text() for s in (step, expected)]
+    assert text[0] == text[1]
+    changed = dataclasses.replace(step, settings=expected.settings)
+    (a, ours), (b, theirs), (c, _) = (s(start(one), batch()) for s in (changed, expected, step))
+    assert ours["learning_rate"] == theirs["learning_rate"] == np.float32(0.015)
+    jax.tree.map(np.testing.assert_array_equal, a["params"], b["params"])
+    assert not np.array_equal(a["params"]["embedding"], c["params"]["embedding"])
 
 
 @functools.cache
