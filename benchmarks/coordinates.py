@@ -146,10 +146,11 @@ def trajectory(config: Config, steps: int, seed: int) -> dict[str, tuple[float, 
     loader, held = (setup.batches(config, built, split, config.train.batch_size) for split in ("train", "valid"))
     state, probe = built.init(jax.random.key(seed)), next(iter(held))
     look = observer(built.merge, built.abstract["params"], probe["inputs"], config.model.streams)
-    step = jax.jit(setup.train_step(config, built), compiler_options=quick())
+    step = setup.train_step(config, built)
+    run = jax.jit(step.function, compiler_options=quick())
     before, batches = jax.device_get(look(state["params"])), iter(loader)
     for _ in range(steps):
-        state, _ = step(state, next(batches))
+        state, _ = run(state, next(batches), step.placed)
     after = jax.device_get(look(state["params"]))
     rms = lambda x: math.sqrt(np.mean(np.square(x, dtype=np.float64)))
     return {name: (rms(value), rms(after[name] - value)) for name, value in before.items()}

@@ -181,12 +181,12 @@ def training_step(mixer: str, length: int, batch: int, options):
         state = built.init(jax.random.key(0))
         rows = setup.batches(resolved, built, "train", batch)[0]
         step = make_train_step(built, random=resolved.model.random)
-        program = step.function.lower(state, rows, step.settings).compile()
+        program = step.function.lower(state, rows, step.placed).compile()
     kept = [state]
 
     def call():  # the step takes the buffers of the state that it is given
         with jax.set_mesh(built.mesh):
-            kept[0], metrics = program(kept[0], rows, step.settings)
+            kept[0], metrics = program(kept[0], rows, step.placed)
         return metrics
 
     return call, sum(x.size for x in jax.tree.leaves(state["params"]))

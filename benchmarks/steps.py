@@ -181,14 +181,14 @@ def _work(
         if what == "step":
             step = make_train_step(built, compute_dtype=resolved.train.compute_dtype, random=resolved.model.random)
             rows = setup.batches(resolved, built, "train", batch)[0]
-            compiled = step.function.lower(state, rows, step.settings).compile()
+            compiled = step.function.lower(state, rows, step.placed).compile()
             facts["temporary_megabytes"] = compiled.memory_analysis().temp_size_in_bytes / 1e6
             facts["flops"] = 3 * setup.cost(resolved.model, resolved.task.spec).flops_per_token * batch * length
 
             def call(number):
                 nonlocal state
                 for _ in range(number):
-                    state, metrics = compiled(state, rows, step.settings)
+                    state, metrics = compiled(state, rows, step.placed)
                 assert np.isfinite(float(metrics["loss"]))
         else:
             ids = np.random.default_rng(0).integers(256, size=(batch, prompt), dtype=np.int32)

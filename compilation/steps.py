@@ -1,6 +1,7 @@
 """The steps that can be compiled: functions and what they are called with, described and not made."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,10 +50,8 @@ def train(config: Config, target: Target) -> Step:
     batch = _batch(config, built, config.train.batch_size)
     held = {"parameters": built.abstract["params"], "optimizer": built.abstract["opt"], "batch": batch}
     step = setup.train_step(config, built)
-    settings = {
-        name: jax.ShapeDtypeStruct((), value.dtype, sharding=sharding.replicated(built.mesh))
-        for name, value in step.settings.items()
-    }
+    described = functools.partial(jax.ShapeDtypeStruct, sharding=step.sharding)
+    settings = {name: described(value.shape, value.dtype) for name, value in step.settings.items()}
     arguments = built.abstract, batch, settings
     return Step("train", config, built, step.function, arguments, held, config.train.batch_size)
 

@@ -117,13 +117,20 @@ class TrainStep:
     Attributes:
       function: the jitted `(state, batch, settings) -> (state, metrics)`.
       settings: see `training.optimizer.settings`.
+      sharding: of the settings.
     """
 
     function: Callable[[State, Batch, Settings], tuple[State, Metrics]]
     settings: Settings
+    sharding: jax.sharding.Sharding
+
+    @functools.cached_property
+    def placed(self) -> Settings:
+        """The settings on the devices, where they stay: to send them anew takes as long as to start a step."""
+        return jax.device_put(self.settings, self.sharding)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        return self.function(state, batch, self.settings)
+        return self.function(state, batch, self.placed)
 
 
 def make_train_step(
@@ -234,8 +241,9 @@ def make_train_step(
         }
         return {**new, "step": state["step"] + 1, "skipped": skipped, "key": state["key"]}, reported
 
-    out = (built.shardings, sharding.replicated(built.mesh))
-    return TrainStep(jax.jit(step, donate_argnums=0, out_shardings=out), optimizer.settings)
+    everywhere = sharding.replicated(built.mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(built.shardings, everywhere))
+    return TrainStep(jitted, optimizer.settings, everywhere)
 
 
 def make_eval_step(

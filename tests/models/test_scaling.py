@@ -42,7 +42,8 @@ def test_a_model_that_is_its_own_base_has_the_program_of_one_without():
         built = setup.build(config, devices=jax.devices()[:1])
         batch = {k: jax.ShapeDtypeStruct((2, 32), jnp.int32) for k in ("inputs", "targets")}
         batch["weights"] = jax.ShapeDtypeStruct((2, 32), jnp.float32)
-        step = str(jax.make_jaxpr(setup.train_step(config, built))(built.abstract, batch))
+        step = setup.train_step(config, built)
+        step = str(jax.make_jaxpr(step.function)(built.abstract, batch, step.settings))
         init = built.init.lower(jax.random.key(0)).as_text()
         # Not the addresses of functions, nor the names of results.
         return re.sub(r"0x[0-9a-f]+", "", step), re.sub(r"jax\.result_info = \S+", "", init)
