@@ -272,7 +272,7 @@ class ModelConfig:
             "causal": self.causal,
             "depth": self.base_depth or self.depth,  # which initial values follow
             "layers": self.layers(name),
-            "blocks": self.depth,
+            "all_layers": self.depth,
             "length": self.length,
             "base_width": self.base_width or self.width,
             **self.mixer.get(name, {}),

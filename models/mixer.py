@@ -30,10 +30,10 @@ from ops import segments
 # hyperparameters.
 #   width: size of x.  rngs: source of keys.  causal: False for the two-sided form.  depth: number of mixers in the model.
 #   layer, layers: place among, and number of, the mixers of this name in the model; `layer` may be a traced integer.
-#   blocks: number of all blocks of the model.  length: of the longest sequence that the model is built for.
+#   all_layers: number of all blocks of the model.  length: of the longest sequence that the model is built for.
 #   base_width: width of the model that this one is scaled from, and `width` where there is none; for first values that do not
 #     have the deviation 1 / sqrt(inputs), see docs/scaling.md.
-SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "blocks", "length", "base_width")
+SURROUNDINGS = ("width", "rngs", "causal", "depth", "layer", "layers", "all_layers", "length", "base_width")
 
 Carry = dict[str, Any]
 Tokens = Float[Array, "B T D"]
@@ -404,7 +404,7 @@ def create(
     depth: int = 1,
     layer: int | Int[Array, ""] = 0,
     layers: int = 1,
-    blocks: int = 1,
+    all_layers: int = 1,
     length: int = 512,
     base_width: int | None = None,
     alone: bool = True,
@@ -419,7 +419,7 @@ def create(
       causal: False for the two-sided form: the mixer's own where it has one, else `Bidirectional`.
       depth: number of mixers in the model, for initialisers that scale with it.
       layer, layers: place among, and number of, the mixers of this name in the model.
-      blocks: number of all blocks of the model.
+      all_layers: number of all blocks of the model.
       length: of the longest sequence that the model is built for.
       base_width: of the model that this one is scaled from; None for none.
       alone: whether the mixer brings its own `Shared`, to be called without a model around it.
@@ -437,7 +437,7 @@ def create(
         "depth": depth,
         "layer": layer,
         "layers": layers,
-        "blocks": blocks,
+        "all_layers": all_layers,
         "length": length,
         "base_width": base_width or width,
         "causal": causal or not cls.bidirectional,
@@ -450,7 +450,7 @@ def create(
         return mixer
 
     with about(f"mixer {name!r}"):
-        at_least(1, width=width, depth=depth, layers=layers, blocks=blocks, length=length)
+        at_least(1, width=width, depth=depth, layers=layers, all_layers=all_layers, length=length)
         return make() if given["causal"] == causal else Bidirectional(make(), make())
 
 

@@ -48,7 +48,7 @@ class LightningAttention(Mixer):
         rngs: nnx.Rngs,
         depth: int = 1,
         layers: int = 1,
-        blocks: int = 1,
+        all_layers: int = 1,
         heads: int = 4,
         head_channels: int | None = None,
         form: str = "minimax",
@@ -61,7 +61,7 @@ class LightningAttention(Mixer):
         self.head_channels = size
         inner = heads * size
         self.counts_all = counted == "all"
-        self.layers = blocks if self.counts_all else layers
+        self.layers = all_layers if self.counts_all else layers
         self.sizes = (heads, size, size)
         self.w_qkv = dense(rngs, (width, 3, heads, size), ("embed", None, "heads", None))
         self.w_g = dense(rngs, (width, inner), ("embed", "heads"))
