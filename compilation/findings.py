@@ -278,6 +278,8 @@ def of_whole_rows(sent: Iterable[hlo.Sent], tokens: int, parameters: Collection[
 def _suggestions(step: Step, memory: Memory) -> Iterator[str]:
     config, mesh = step.config, step.built.mesh
     if step.name == "train":
+        if config.model.remat == "none":
+            yield "--config.model.remat=elementwise computes again what is cheap, instead of keeping it of all layers"
         if config.model.remat != "full":
             yield "--config.model.remat=full computes activations again instead of keeping those of all layers"
         own = _own_rows(step)

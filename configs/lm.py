@@ -37,9 +37,11 @@ def get_config(arg: str = "") -> ConfigDict:
     size = common.choose("size", choice["size"], SIZES)
     width, depth, length, batch_size, optimizer, learning_rate, steps = size
     task = common.task_section("language_model", corpus=choice["corpus"], length=length)
+    # Of the larger sizes, gates and norms of all layers would be most of what a device holds.
+    remat = "none" if choice["size"] == "default" else "elementwise"
     return common.experiment(
         task,
-        common.model(common.pattern(choice["mixer"]), width, depth),
+        common.model(common.pattern(choice["mixer"]), width, depth, remat=remat),
         common.optimizer(learning_rate, steps, optimizer),
         common.train(steps, batch_size, compute_dtype="float32" if choice["size"] == "default" else "bfloat16"),
     )

@@ -86,8 +86,10 @@ class ModelConfig:
         none.
       depth_alpha: see `base_depth`: from 0.5 (arXiv 2310.02244) to 1 (2505.01618).
       dropout: rate on the residual branches.
-      remat: what the backward pass computes again instead of keeping it: "none"; "mixer", all within the mixers; "dots", all but
-        the outputs of products with parameters; "offload", the same, with them in the host's memory meanwhile; or "full".
+      remat: what the backward pass computes again instead of keeping it: "none"; "elementwise", all but what primitives return
+        and their loops leave (`ops.kept`), so that hardly a product or a recurrence is computed twice; "mixer", all within the
+        mixers; "dots", all but the outputs of products with parameters; "offload", the same, with them in the host's memory
+        meanwhile; or "full".
     """
 
     vocab_size: int | None

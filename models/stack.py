@@ -20,11 +20,13 @@ from models.block import Block
 from models.mixer import Context
 from models.norms import Statistics
 from models.pattern import Item
+from ops import kept
 
 # What the backward pass has of a repeat, see `ModelConfig.remat`; None where nothing of it is recomputed as a whole.
 REMAT = {
     "none": None,
     "mixer": None,  # which the blocks do
+    "elementwise": jax.checkpoint_policies.save_only_these_names(kept.NAME),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),

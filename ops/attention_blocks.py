@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from common.errors import check_choice
 from ops import dispatch
+from ops.kept import keep
 
 # Finite stand-ins for minus infinity. Running maxima start above the masked score, so that the weights of a row that
 # sees no key are exp(MASKED - FLOOR) = 0 and not 1.
@@ -363,6 +364,7 @@ def _blockwise_forward(form, offset, sizes, x):
         log = of_tokens(top + jnp.log(total), B, T, H, G)
     y = from_blocks(y, (B, T, H, V), G).astype(x.v.dtype)
     # The log-sum-exp would not do: in float32, top + log(total) loses log(total) where the scores are large.
+    y, top, total = keep((y, top, total))
     return (y, log), (x, visits, y, top, total)
 
 

@@ -6,12 +6,11 @@ diagonalisable, so that this is not a complex diagonal recurrence.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, segments
+from ops import dispatch, kept, segments
 from ops.token_loop import join, segment_masks, split_masked
 
 _CHUNK = {"sequential": 32, "associative": 64}
@@ -59,7 +58,7 @@ def block_recurrence(
     else:
         chunk = _sequential_chunk if form == "sequential" else _associative_chunk
         tokens = split_masked(inputs, masks, _CHUNK[form])
-        h, all_h = lax.scan(jax.checkpoint(functools.partial(chunk, m)), h, tokens)
+        h, all_h = kept.scan(functools.partial(chunk, m), h, tokens)
         all_h = join(all_h, length)
     return segments.zero_padding(jnp.swapaxes(all_h, 0, 1).astype(f.dtype), segment_ids), h
 

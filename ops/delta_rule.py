@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, dispatch, pallas_chunks, pallas_delta_rule, segments, sequence
+from ops import chunks, dispatch, kept, pallas_chunks, pallas_delta_rule, segments, sequence
 from ops.chunks import matmul, rows_before, transpose
 from ops.products import factor_dtype
 from ops.triangular import solve_unit_lower
@@ -241,7 +241,7 @@ def _recurrence_forward(q, a, b, c, write, g, state):
         return S, (_read(S, q), u)
 
     final, (y, u) = lax.scan(step, state, (q, a, b, c, write, g))
-    return (y, final), (q, a, b, write, g, u, state)
+    return (y, final), (q, a, b, write, g, kept.keep(u), state)
 
 
 def _written(a, u, write):
@@ -339,7 +339,7 @@ def _chunked(q, k, v, beta, g, a, b, state, start, chunk, factors):
     ends = ((index % chunk == chunk - 1) | (index == length - 1))[None, :, None]
     start = None if start is None else start[..., None]
     xs = tuple(map(grouped, (q, k, v, beta, g, a, b, start, ends)))
-    state, y = lax.scan(jax.checkpoint(functools.partial(_group, factors), prevent_cse=False), state, xs)
+    state, y = kept.scan(functools.partial(_group, factors), state, xs)
     return chunks.join(y.reshape(groups * size, *y.shape[2:]), length), state
 
 

@@ -8,6 +8,7 @@ run and not a hyperparameter of a mixer. A choice is obeyed or refused, and neve
 
 import contextlib
 import contextvars
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 
 import ops
 from common.errors import UserError, near
+from ops.kept import keep
 
 
 class _Declared(NamedTuple):
@@ -41,18 +43,23 @@ _localise: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("loc
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
-def primitive(*forms: str, matmul: str | None = None, tpu: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
+def primitive(
+    *forms: str, matmul: str | None = None, tpu: tuple[str, ...] = (), kept: bool = True
+) -> Callable[[Callable], Callable]:
     """Declares the forms of the decorated function, whose name is that of the primitive.
 
     Args:
       *forms: names of its implementations, "reference" among them.
       matmul: the form that is made of matrix products, if one is; see `matmul_form`.
       tpu: further forms, which are kernels for TPUs and interpreted elsewhere.
+      kept: whether what it returns is worth being kept (`ops.kept`).
     """
 
     def declare(function: Callable) -> Callable:
         _declared[function.__name__] = _Declared((*forms, *tpu), matmul, tpu)
-        return function
+        return (
+            functools.wraps(function)(lambda *args, **options: keep(function(*args, **options))) if kept else function
+        )
 
     return declare
 

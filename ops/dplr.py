@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, segments
+from ops import dispatch, kept, segments
 from ops.token_loop import chunking, join, segment_masks, split_masked
 
 Pair = tuple[Float[Array, "D N"], Float[Array, "D N"]]
@@ -127,6 +127,6 @@ def dplr_scan(
     inputs = jnp.swapaxes(segments.zero_padding(x, segment_ids), 0, 1).astype(dtype)
     tokens = split_masked(inputs, segment_masks(segment_ids), _CHUNK)
     h = jnp.zeros((batch, *a.shape), a.dtype) if initial_state is None else lax.complex(*initial_state).astype(a.dtype)
-    h, y = lax.scan(jax.checkpoint(functools.partial(lax.scan, step)), h, tokens)
+    h, y = kept.scan(functools.partial(lax.scan, step), h, tokens)
     y = jnp.swapaxes(join(y, length), 0, 1).astype(x.dtype)
     return segments.zero_padding(y, segment_ids), (jnp.real(h), jnp.imag(h))

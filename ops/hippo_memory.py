@@ -11,13 +11,12 @@ projection of the tokens themselves, at every t.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, hippo, segments
+from ops import dispatch, hippo, kept, segments
 from ops.token_loop import chunking, join, split
 
 _CHUNK = 32
@@ -67,7 +66,6 @@ def hippo_memory(
     state = jnp.zeros((batch, channels, size), dtype) if initial_state is None else initial_state.astype(dtype)
     advance = _legs_chunk if measure == "legs" else functools.partial(_invariant_chunk, measure, window)
 
-    @jax.checkpoint
     def chunk(state, tokens):
         f, position, run, valid = tokens  # [C, B, H] and [C, rows]
         index = jnp.arange(width)
@@ -77,7 +75,7 @@ def hippo_memory(
         return c[-1], c
 
     tokens = (jnp.swapaxes(f, 0, 1), positions.T, run.T, (ids != 0).T)
-    _, c = lax.scan(chunk, state, split(tokens, count, width))
+    _, c = kept.scan(chunk, state, split(tokens, count, width))
     c = jnp.moveaxis(join(c, length), 0, 1)
     return c, c[:, -1]
 

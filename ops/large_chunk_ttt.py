@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, segments
+from ops import chunks, kept, segments
 from ops.chunks import matmul, transpose
 from ops.products import factor_dtype
 
@@ -120,7 +120,7 @@ def large_chunk_ttt(
         block = functools.partial(_block, step, apply, weights)
         flags = (begin, begin | (positions % chunk_size == 0))
         xs = tuple(chunks.split(x, block_size) for x in (*xs, *(flag[..., None] for flag in flags)))
-    state, y = jax.lax.scan(jax.checkpoint(block, prevent_cse=False), state, xs)
+    state, y = kept.scan(block, state, xs)
     return segments.zero_padding(chunks.join(y, length), segment_ids).astype(v.dtype), state
 
 

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from ops import chunks, pallas_chunks, pallas_linear_attention, sequence
 from ops.dispatch import choose, current_platform, on_cpu, primitive
+from ops.kept import keep
 from ops.products import factor_dtype, product
 from ops.segments import is_start, zero_padding
 
@@ -375,7 +376,7 @@ def _chunked_forward(chunk, q, k, v, g, start, state):
 
     xs = _chunked_inputs(chunk, (q, k, v), g, start, state.dtype)
     final, states, y = _run(read, write, state, xs)
-    return (chunks.join(y, q.shape[1]), final), (q, k, v, g, start, states)
+    return (chunks.join(y, q.shape[1]), final), (q, k, v, g, start, keep(states))
 
 
 def _chunked_backward(chunk, residuals, cotangents):

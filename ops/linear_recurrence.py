@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ops import dispatch, pallas_recurrence, segments, sequence
+from ops.kept import keep
 from ops.token_loop import Masks, join, segment_masks, split_masked
 
 Real = Float[Array, "..."]
@@ -26,7 +27,7 @@ _BLOCK = 16  # tokens of a block, which are one expression
 _CHUNK = 1024  # tokens per associative scan: bounds its temporaries, which are several times its inputs
 
 
-@dispatch.primitive("reference", "sequential", "associative", "blocked", tpu=("pallas",))
+@dispatch.primitive("reference", "sequential", "associative", "blocked", tpu=("pallas",), kept=False)
 def linear_recurrence(
     a: Real | Pair,
     b: Real | Pair,
@@ -134,7 +135,7 @@ def _total(a: Parts, b: Parts, segment_ids: Int[Array, "B T"] | None) -> tuple[P
 
 
 def time_major_recurrence(
-    form: str, a: Parts, b: Parts, h0: Parts, masks: Masks, axis: str | None = None
+    form: str, a: Parts, b: Parts, h0: Parts, masks: Masks, axis: str | None = None, kept: bool = True
 ) -> tuple[Parts, Parts]:
     """`linear_recurrence` without its checks, for use inside other scans.
 
@@ -144,11 +145,14 @@ def time_major_recurrence(
       h0: likewise [B, ...].
       masks: from `segment_masks`. At a token that is not valid, h repeats the state.
       axis: as of `linear_recurrence`.
+      kept: whether h is worth being kept (`ops.kept`).
 
     Returns:
       h [T, B, ...] and the last h.
     """
-    return _reference(a, b, h0, masks) if form == "reference" else _with_own_derivative(form, axis, a, b, h0, masks)
+    if form == "reference":
+        return _reference(a, b, h0, masks)
+    return _with_own_derivative(form, axis, kept, a, b, h0, masks)
 
 
 def _check(a, b, initial_state, segment_ids) -> tuple[Parts, Parts, Parts]:
@@ -224,21 +228,22 @@ def _reference(a: Parts, b: Parts, h0: Parts, masks: Masks) -> tuple[Parts, Part
     return h, final
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _with_own_derivative(
-    form: str, axis: str | None, a: Parts, b: Parts, h0: Parts, masks: Masks
+    form: str, axis: str | None, kept: bool, a: Parts, b: Parts, h0: Parts, masks: Masks
 ) -> tuple[Parts, Parts]:
     if form == "pallas":
         return _pallas(axis, a, b, h0, masks)
     return {"sequential": _sequential, "associative": _associative, "blocked": _blocked}[form](a, b, h0, masks)
 
 
-def _forward(form, axis, a, b, h0, masks):
-    h, final = _with_own_derivative(form, axis, a, b, h0, masks)
+def _forward(form, axis, kept, a, b, h0, masks):
+    h, final = _with_own_derivative(form, axis, kept, a, b, h0, masks)
+    h = keep(h) if kept else h
     return (h, final), (a, h, h0, masks)
 
 
-def _backward(form, axis, residuals, cotangents):
+def _backward(form, axis, kept, residuals, cotangents):
     a, h, h0, masks = residuals
     previous = tuple(jnp.concatenate([p0[None], p[:-1]]) for p0, p in zip(h0, h, strict=True))
     if form == "pallas":

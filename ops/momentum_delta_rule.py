@@ -13,12 +13,11 @@ For h = -inf this is a delta rule (`ops.delta_rule`), in which the error is that
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, dispatch, segments
+from ops import chunks, dispatch, kept, segments
 from ops.chunks import matmul, rows_before, transpose
 from ops.products import factor_dtype
 from ops.triangular import solve_unit_lower
@@ -109,7 +108,7 @@ def _chunked(q, k, v, beta, h, g, start, state, chunk, factors):
     exists = jnp.ones((1, length, 1, 1), q.dtype)  # the momentum must not go on where the last chunk is filled up
     xs = q, k, v, beta[..., None], h[..., None], g[..., None], start[:, :, None], exists
     xs = tuple(chunks.split(x, chunk) for x in xs)
-    state, y = lax.scan(jax.checkpoint(functools.partial(_chunk, factors), prevent_cse=False), state, xs)
+    state, y = kept.scan(functools.partial(_chunk, factors), state, xs)
     return chunks.join(y, length), state
 
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ops import dispatch
+from ops.kept import keep
 from ops.pallas_chunks import (
     ROWS,
     RUNS,
@@ -101,7 +102,7 @@ def _forward(chunk, scale, q, k, v, beta, g, start, state):
     inputs, outputs = [TOKENS, TOKENS, TOKENS, ROWS, axes, RUNS, STATE], (TOKENS, STATE, STATES)
     run = dispatch.local(_local(_forward_local, chunk, scale, q, k, v), inputs, outputs, kernel=True)
     y, final, states = run(q, k, v, in_rows(beta, chunk), of_decays, restarts(start, chunk), state)
-    return (y, final), (q, k, v, beta, g, start, states)
+    return (y, final), (q, k, v, beta, g, start, keep(states))
 
 
 def _backward(chunk, scale, residuals, cotangents):

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from ops import dispatch
+from ops.kept import keep
 from ops.pallas_chunks import (
     ROWS,
     RUNS,
@@ -84,7 +85,7 @@ def _forward(chunk, scale, dtype, q, k, v, g, start, state):
     forward = functools.partial(_forward_local, dtype=dtype)
     run = dispatch.local(_local(forward, chunk, scale, q, k, v), inputs, outputs, kernel=True)
     y, final, states = run(q, k, v, of_decays, restarts(start, chunk), state)
-    return (y, final), (q, k, v, g, start, states)
+    return (y, final), (q, k, v, g, start, keep(states))
 
 
 def _backward(chunk, scale, dtype, residuals, cotangents):

@@ -29,6 +29,7 @@ from ops import chunks, dispatch, segments
 from ops.attention import merge
 from ops.attention_blocks import FLOOR, MASKED, at, exp_below, from_blocks, labels_to_blocks, put, to_blocks, wide
 from ops.chunks import matmul, transpose
+from ops.kept import keep
 from ops.products import factor_dtype, product
 from ops.triangular import solve_unit_lower
 
@@ -260,7 +261,7 @@ def _across_forward(scale, factors, x):
     start = x.q, jnp.zeros((*rows, x.v.shape[-1]), dtype), jnp.full(rows, FLOOR, dtype), jnp.zeros(rows, dtype)
     (_, y, top, total), _ = jax.lax.scan(add, start, tuple(pairs.T))
     total = jnp.where(total > 0, total, 1.0)
-    y = y / total[..., None]
+    y, top, total = keep((y / total[..., None], top, total))
     return (y, top + jnp.log(total)), (x, y, top, total)
 
 

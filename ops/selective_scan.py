@@ -6,12 +6,11 @@ the long axis last, where vector units want it.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, pallas_selective_scan, segments, sequence
+from ops import dispatch, kept, pallas_selective_scan, segments, sequence
 from ops.linear_recurrence import time_major_recurrence
 from ops.token_loop import chunking, join, split, token_loop
 
@@ -186,7 +185,7 @@ def _chunked(form, chunk_size, A, state, x, dt, B, C, start=None):
         # everything that has the size of all states into another order of axes, which doubles the traffic.
         A = lax.optimization_barrier(jnp.broadcast_to(A, state.shape))
     inputs = split((x, dt, B, C, start), *chunking(len(x), chunk_size))
-    state, y = lax.scan(jax.checkpoint(functools.partial(_chunk, form, A)), state, inputs)
+    state, y = kept.scan(functools.partial(_chunk, form, A), state, inputs)
     return state, join(y, len(x))
 
 
@@ -197,7 +196,7 @@ def _chunk(form, A, h, tokens):
         decay = jnp.where(start[..., None, None], 0.0, decay)
     inflow = (dt * x)[:, :, None] * B[..., None]
     if form == "blocked":
-        (h,), (final,) = time_major_recurrence("blocked", (decay,), (inflow,), (h,), None)
+        (h,), (final,) = time_major_recurrence("blocked", (decay,), (inflow,), (h,), None, kept=False)
         return final, jnp.sum(h * C[..., None], 2)
-    (h,), (final,) = time_major_recurrence("associative", (decay,), (inflow,), (h,), None)
+    (h,), (final,) = time_major_recurrence("associative", (decay,), (inflow,), (h,), None, kept=False)
     return final, jnp.einsum("cbnd,cbn->cbd", h, C, precision=dispatch.matmul_precision(h.dtype))

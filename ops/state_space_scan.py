@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, segments
+from ops import dispatch, kept, segments
 from ops.linear_recurrence import time_major_recurrence
 from ops.token_loop import join, segment_masks, split_masked, token_loop
 
@@ -73,7 +73,7 @@ def state_space_scan(
         if form == "sequential":
             state, y = token_loop(_step, _step_backward, coefficients, state, tokens)
         else:
-            state, y = lax.scan(jax.checkpoint(functools.partial(_chunk, coefficients)), state, tokens)
+            state, y = kept.scan(functools.partial(_chunk, coefficients), state, tokens)
         y = join(y, length)
     return segments.zero_padding(jnp.moveaxis(y, 0, 1).astype(x.dtype), segment_ids), state
 
@@ -139,5 +139,5 @@ def _chunk(coefficients, h, tokens):
     a, b, (cr, ci) = coefficients
     x, masks = tokens
     inflow = tuple(z * x[:, :, None] for z in b)
-    (hr, hi), final = time_major_recurrence("associative", a, inflow, h, masks)
+    (hr, hi), final = time_major_recurrence("associative", a, inflow, h, masks, kept=False)
     return final, 2 * jnp.sum(cr * hr - ci * hi, axis=2)

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from common.errors import UserError
 from ops import dispatch
 from ops.attention_blocks import at, block_length, dot, from_blocks, labels_to_blocks, put, to_blocks, wide
+from ops.kept import keep
 from ops.segments import zero_padding
 
 
@@ -215,7 +216,7 @@ def _forward(form, offset, sizes, x):
 
     start = jnp.zeros((*rows, V), dtype), jnp.zeros(rows, dtype)
     (y, left), _ = jax.lax.scan(add, start, _pairs(form, offset, sizes, T, S))
-    rest = jnp.exp(left)
+    y, rest = keep((y, jnp.exp(left)))
     result = from_blocks(y, (B, T, H, V), G).astype(x.v.dtype), from_blocks(rest[..., None], (B, T, H, 1), G)[..., 0]
     return result, (x, y, rest)
 

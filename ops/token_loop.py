@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from ops import segments
+from ops.kept import keep
 
 Masks = tuple[Bool[Array, "T B"], Bool[Array, "T B"]] | None  # `segment_masks`
 
@@ -90,7 +91,7 @@ def _forward(step, step_backward, parameters, state, inputs):
         return end, (y, h)
 
     final, (y, entries) = lax.scan(chunk, state, inputs)
-    return (final, y), (parameters, entries, inputs)
+    return (final, y), (parameters, keep(entries), inputs)
 
 
 def _backward(step, step_backward, residuals, cotangents):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, segments
+from ops import chunks, kept, segments
 from ops.chunks import matmul, transpose
 from ops.products import factor_dtype
 
@@ -98,7 +98,7 @@ def ttt(
         state = jax.tree.map(lambda s: s.astype(dtype), initial_state)
     norm = norm_weight[:, None], norm_bias[:, None], eps
     block = functools.partial(_block, factors, aligned, weights, place_rate[-1], norm)
-    state, y = lax.scan(jax.checkpoint(block, prevent_cse=False), state, xs)
+    state, y = kept.scan(block, state, xs)
     return segments.zero_padding(chunks.join(y, length), segment_ids).astype(v.dtype), state
 
 

@@ -12,7 +12,7 @@ from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
-from ops import chunks, segments
+from ops import chunks, kept, segments
 from ops.elementwise import silu
 from ops.linear_attention import linear_attention
 from ops.products import factor_dtype
@@ -107,7 +107,7 @@ def slot_scores(
         state = jnp.zeros((q.shape[0], *write.shape[2:], k.shape[-1]), jnp.float32)
     start = None if segment_ids is None else segments.is_start(segment_ids)[:, :, None]
     xs = jax.tree.map(lambda a: chunks.split(a, chunk), (q, k, write, log_f, start))
-    state, scores = jax.lax.scan(jax.checkpoint(functools.partial(_chunk, factors), prevent_cse=False), state, xs)
+    state, scores = kept.scan(functools.partial(_chunk, factors), state, xs)
     return chunks.join(scores, length), state
 
 

@@ -14,6 +14,7 @@ from models.params import constant, dense, inverse_softplus, param, residual_out
 from models.partitioning import constrain
 from models.short_convolution import ConvolvedProjection, convolve
 from ops.elementwise import silu_gate
+from ops.kept import keep
 from ops.linear_attention import linear_attention
 from ops.projection import project
 
@@ -124,7 +125,7 @@ def ridge_solve(
 
 
 def _forward(steps, q, *matrix):
-    solution = ridge_solve(steps, q, *matrix)
+    solution = keep(ridge_solve(steps, q, *matrix))
     return solution, (solution, matrix)
 
 

@@ -13,7 +13,7 @@ from models.mixer import Ids, Mixer, Tokens
 from models.norms import layer_normalize
 from models.params import conv_taps, normal, ones, param, zeros
 from models.partitioning import constrain
-from ops import segments
+from ops import kept, segments
 from ops.elementwise import silu
 from ops.projection import project_blocks
 from ops.running_max import NOTHING
@@ -112,17 +112,16 @@ def recurrence(gates, r, cell, segment_ids):
         valid, start = valid[:, None, None], start[:, None, None]
         old = {name: jnp.where(start, fresh[name], cell[name]) for name in cell}
         i, f, z, o = jnp.moveaxis(gates, 1, 0) + jnp.moveaxis(project_blocks(old["h"], r), 2, 0)
-        kept = jax.nn.log_sigmoid(f) + old["m"]
-        m = lax.stop_gradient(jnp.maximum(kept, i))  # h does not depend on the unit of c and n
-        i, f = jnp.exp(i - m), jnp.exp(kept - m)
+        held = jax.nn.log_sigmoid(f) + old["m"]
+        m = lax.stop_gradient(jnp.maximum(held, i))  # h does not depend on the unit of c and n
+        i, f = jnp.exp(i - m), jnp.exp(held - m)
         c, n = f * old["c"] + i * jnp.tanh(z), f * old["n"] + i
         new = {"h": jax.nn.sigmoid(o) * c / n, "c": c, "n": n, "m": m}
         new = {name: jnp.where(valid, new[name], old[name]) for name in cell}
         return new, new["h"]
 
     # Of a chunk of tokens only the first cell is kept for the backward pass.
-    chunk = jax.checkpoint(lambda cell, tokens: lax.scan(step, cell, tokens))
     tokens = (gates, segment_ids != 0, segments.is_start(segment_ids))
     tokens = split(jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), tokens), *chunking(length, 64))
-    cell, h = lax.scan(chunk, cell, tokens)
+    cell, h = kept.scan(lambda cell, tokens: lax.scan(step, cell, tokens), cell, tokens)
     return jnp.moveaxis(join(h, length), 0, 1), cell
