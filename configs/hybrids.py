@@ -259,6 +259,7 @@ def get_config(arg: str = "") -> ConfigDict:
     moe = hybrid.model.get("moe", {}) | sizes.get("moe", {})
     model = common.model(width=width, depth=depth, **items, **{k: v for k, v in options.items() if k != "moe"})
     model.depth = depth
+    model.remat = "none" if tiny else "elementwise"  # as of configs/lm.py
     model.moe.update(moe)
     if choice["name"] in ("griffin", "gemma3"):
         model.embedding_scale = width**0.5

@@ -120,7 +120,8 @@ class RWKV7(Mixer):
     ) -> tuple[Tokens, dict | None, Any]:
         initial = {"shift": None, "memory": None} if state is None else state
         before, last = token_shift(x, initial_state=initial["shift"], segment_ids=segment_ids)
-        x_r, x_w, x_k, x_v, x_a, x_g = x + (before - x) * self.mu[...][:, None, None]
+        mixed = x + (before - x) * self.mu[...][:, None, None]
+        x_r, x_w, x_k, x_v, x_a, x_g = constrain(mixed, None, "batch", "length", None)
         to_heads = lambda x, w: constrain(project(x, w[...]), "batch", "length", "heads", None)
         r, k, v = to_heads(x_r, self.w_r), to_heads(x_k, self.w_k), to_heads(x_v, self.w_v)
         w = self.w_0[...] + to_heads(jnp.tanh(project(x_w, self.decay_in[...])), self.decay_out).astype(jnp.float32)
