@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jaxtyping import Array, Float, Int
 
-from ops import dispatch, sequence
+from ops import dispatch, kept, sequence
 from ops.attention_blocks import Form, Inputs
 
 LANES = 128  # of a vector register: rows and columns of a block are multiples
@@ -82,6 +82,7 @@ def _local(
         block_sizes=splash_attention_kernel.BlockSizes(**blocks),
         attn_logits_soft_cap=form.cap,
         interpret=interpret,
+        residual_checkpoint_name=kept.NAME,
     )
     segments = None if ids is None else splash_attention_kernel.SegmentIds(ids, ids)
     y = jax.vmap(kernel)(q.reshape(B, G * R, T, -1), k, v, segments)
