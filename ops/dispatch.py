@@ -57,9 +57,14 @@ def primitive(
 
     def declare(function: Callable) -> Callable:
         _declared[function.__name__] = _Declared((*forms, *tpu), matmul, tpu)
-        return (
-            functools.wraps(function)(lambda *args, **options: keep(function(*args, **options))) if kept else function
-        )
+        if not kept:
+            return function
+
+        @functools.wraps(function)
+        def marked(*arguments, **options):
+            return keep(function(*arguments, **options))
+
+        return marked
 
     return declare
 

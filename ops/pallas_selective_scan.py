@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 from ops import dispatch
+from ops.kept import keep
 
 LANES, SUBLANES = 128, 8  # of a vector register
 BLOCK = 128  # tokens of a block, which are the lanes of its B and C
@@ -85,7 +86,7 @@ def _forward(axis, *arrays):
     inputs, outputs = [*own, *[shared] * (len(arrays) - 7)], [own[0], own[6], borders]
     run = functools.partial(_run, interpret=dispatch.current_platform() != "tpu")
     y, final, entries = dispatch.local(run, inputs, outputs, kernel=True)(*arrays)
-    return (y, final), (arrays, entries)
+    return (y, final), (arrays, keep(entries))
 
 
 def _backward(axis, residuals, cotangents):

@@ -30,6 +30,7 @@ from ops.attention_blocks import (
     of_tokens,
     to_blocks,
 )
+from ops.kept import keep
 
 
 class _Sums(NamedTuple):
@@ -265,7 +266,7 @@ def _ring_forward(form, block_size, x):
     if top is not None:
         total = jnp.where(total > 0, total, 1.0)
         y, log = y / total[..., None], top + jnp.log(total)
-    y = y.astype(x.v.dtype)
+    y, top, total = keep((y.astype(x.v.dtype), top, total))
     return (y, log), (x, y, top, total)
 
 
