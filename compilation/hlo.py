@@ -69,7 +69,7 @@ class Instruction:
     result: str
     operation: str
     operands: tuple[str, ...]
-    attributes: str
+    attributes: str  # what is in the parentheses, and behind them
 
     @functools.cached_property
     def shapes(self) -> tuple[Shape, ...]:
@@ -194,7 +194,7 @@ class Program:
                 operands, attributes = _split_at_close(rest)
                 current.append(
                     Instruction(
-                        name, result, operation, tuple(re.findall(r"%([\w.\-]+)", operands)), attributes + operands
+                        name, result, operation, tuple(re.findall(r"%([\w.\-]+)", operands)), operands + attributes
                     )
                 )
         self.executions: collections.Counter[str] = collections.Counter()
@@ -247,9 +247,7 @@ class Program:
         found = []
         for instruction in self.computations.get(name, ()):
             if instruction.operation == "constant" and re.match(r"[su]\d+\[\]", instruction.result):
-                found += [
-                    int(n) for n in re.findall(r"^(\d+)$", instruction.attributes.lstrip(", ").split(",")[0].strip())
-                ]
+                found += map(int, re.findall(r"^(\d+)(?![^,])", instruction.attributes))
             if called := instruction.attribute(r"(?:calls|to_apply)=%?([\w.\-]+)"):
                 found += self._constants(called)
         return found

@@ -65,7 +65,7 @@ def _main(instruction: Instruction) -> float:
 
 def _read(program: Program, body: list[Instruction], number: int) -> float:
     """What a fusion reads of one of its parameters."""
-    names = {i.name for i in body if i.operation == "parameter" and re.search(rf"(?<!\d){number}$", i.attributes)}
+    names = {i.name for i in body if i.operation == "parameter" and re.match(rf"{number}(?!\d)", i.attributes)}
     total = 0.0
     for one in body:
         if not names & set(one.operands):

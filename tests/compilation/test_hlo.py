@@ -53,7 +53,7 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
 %condition (t.3: (s32[], bf16[4,8])) -> pred[] {
   %t.3 = (s32[]{:T(128)}, bf16[4,8]{1,0}) parameter(0)
   %i.3 = s32[]{:T(128)} get-tuple-element(%t.3), index=0
-  %n.3 = s32[]{:T(128)} constant(5)
+  %n.3 = s32[]{:T(128)} constant(5), backend_config={"flag_configs":[],"scoped_memory_configs":[{"offset":"0","size":"16"}]}
   ROOT %c.3 = pred[]{:T(512)} compare(%i.3, %n.3), direction=LT
 }
 
