@@ -166,13 +166,16 @@ def train(name: str, sizes: Sizes) -> Iterator[dict]:
                     key: jax.device_put(_numbers(random, x, resolved), x.sharding)
                     for key, x in step.arguments[1].items()
                 }
-                state, metrics = compiled(state, batch, step.built.optimizer.settings)
+                settings = jax.tree.map(
+                    lambda value, x: jax.device_put(value, x.sharding), step.built.optimizer.settings, step.arguments[2]
+                )
+                state, metrics = compiled(state, batch, settings)
                 jax.block_until_ready(metrics)
                 samples = []
                 for _ in range(sizes.rounds):
                     begin = time.perf_counter()
                     for _ in range(3):
-                        state, metrics = compiled(state, batch, step.built.optimizer.settings)
+                        state, metrics = compiled(state, batch, settings)
                     loss = float(metrics["loss"])
                     samples.append((time.perf_counter() - begin) / 3)
         except jax.errors.JaxRuntimeError as failure:
@@ -244,7 +247,6 @@ def _config(name: str, sizes: Sizes, rows: int):
     with chosen.unlocked():
         chosen.task.tokenizer = sizes.config["tokenizer"]
         chosen.train.batch_size = rows
-        chosen.model.remat = "dots"
     return config.resolve(chosen, with_data=False)
 
 

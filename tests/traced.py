@@ -1,4 +1,4 @@
-"""What a traced program multiplies."""
+"""What is in a traced program, and what it multiplies."""
 
 import collections
 from collections.abc import Iterator

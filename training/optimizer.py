@@ -110,8 +110,8 @@ Settings = dict[str, Any]
 class Optimizer(NamedTuple):
     """An optax transformation (`init`, `update`) and the learning rate of its n-th update, n counted from 0.
 
-    `update(gradients, state, parameters, settings)` and `learning_rate(n, settings)` take the numbers of `settings` from their
-    last argument, by default from the configuration.
+    `update(gradients, state, parameters, settings=...)` and `learning_rate(n, settings=...)` go by other numbers than the
+    configuration's where they are given: by arguments of a compiled step.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -209,10 +209,8 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree, scaling: 
     def update(gradients, state, params, settings=known):
         return _transform(config, metadata, scaling, settings).update(gradients, state, params)
 
-    def learning_rate(count, settings=known):
-        return _learning_rate(config.schedule, count, settings)
-
-    return Optimizer(_transform(config, metadata, scaling, known).init, update, learning_rate, known)
+    init = _transform(config, metadata, scaling, known).init
+    return Optimizer(init, update, schedule(config, total_steps), known)
 
 
 def _transform(

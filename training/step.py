@@ -221,7 +221,7 @@ def make_train_step(
             batch["carry"] = state["carry"]
         (grads, sums, (statistics, scalars)), carry = compute(params, batch, jnp.where(weight > 0, weight, 1), key)
         grad_norm = optax.tree.norm(grads)
-        update, opt = optimizer.update(grads, state["opt"], params, settings)
+        update, opt = optimizer.update(grads, state["opt"], params, settings=settings)
         finite = (jnp.isfinite(value).all() for value in (sums["nats"], grad_norm, *jax.tree.leaves(statistics)))
         made = functools.reduce(jnp.logical_and, finite, weight > 0)
         new = {"params": follow(optax.apply_updates(params, update), statistics), "opt": opt}
@@ -234,7 +234,7 @@ def make_train_step(
             "tokens": weight,
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(new["params"]),
-            "learning_rate": optimizer.learning_rate(state["step"] - state["skipped"], settings),
+            "learning_rate": optimizer.learning_rate(state["step"] - state["skipped"], settings=settings),
             "skipped": skipped.astype(jnp.float32),
             "sums": sums,
             **{name: jnp.mean(value) for name, value in scalars.items() if name != "objective"},

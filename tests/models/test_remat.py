@@ -1,7 +1,5 @@
 """What the backward pass has and what it computes again, under the policy of the marks."""
 
-import collections
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,26 +9,11 @@ from models import mixer as mixers
 from models.stack import REMAT
 from ops import dispatch, kept
 from tests.collection import one_of_each_primitive
+from tests.traced import equations
 
 
 def recomputed(f):
     return jax.checkpoint(f, prevent_cse=False, policy=REMAT["elementwise"])
-
-
-def primitives(f, *arguments) -> collections.Counter:
-    """How often each operation is in the text of the gradient, loops once."""
-    found = collections.Counter()
-
-    def count(jaxpr):
-        for equation in jaxpr.eqns:
-            found[equation.primitive.name] += 1
-            for part in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    count(inner)
-
-    count(jax.make_jaxpr(jax.jit(jax.grad(f)))(*arguments).jaxpr)
-    return found
 
 
 @pytest.mark.parametrize(("rows", "loops"), [(8, 2), (1, 3)])
@@ -53,7 +36,8 @@ def test_scan(rows, loops):
     got = jax.value_and_grad(recomputed(loss(kept.scan)))(xs)
     for a, b in zip(got, expected, strict=True):
         assert jnp.allclose(a, b, rtol=1e-5, atol=1e-6)
-    assert primitives(recomputed(loss(kept.scan)), xs)["scan"] == loops
+    gradient = jax.make_jaxpr(jax.jit(jax.grad(recomputed(loss(kept.scan)))))(xs).jaxpr
+    assert sum(equation.primitive.name == "scan" for equation in equations(gradient)) == loops
 
 
 @pytest.mark.parametrize("name", one_of_each_primitive(mixers.names(), pytest.mark.thorough))

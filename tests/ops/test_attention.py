@@ -11,6 +11,7 @@ from common.errors import UserError
 from ops import dispatch
 from ops.attention import NOTHING, attention, attention_with_logsumexp, merge
 from ops.attention_blocks import exp_below
+from tests.traced import equations
 
 TOLERANCE = 1e-5  # of the largest entry expected, float32
 
@@ -331,16 +332,6 @@ def test_blocks_that_a_mask_hides_are_left_out_of_packed_rows():
     assert_close(actual, oracle(q, k, v, dy, seen, causal=False)[:4])
 
 
-def jaxprs(jaxpr):
-    yield jaxpr
-    for equation in jaxpr.eqns:
-        for value in equation.params.values():
-            for item in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(item, "jaxpr", item)
-                if hasattr(inner, "eqns"):
-                    yield from jaxprs(inner)
-
-
 def gradient_jaxpr(T, S, offset=None, **options):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, T, 1, 4), (1, S, 1, 4), (1, S, 1, 4))]
 
@@ -360,7 +351,7 @@ def test_only_blocks_with_something_visible_are_visited(options, T, S):
     tops, lefts = range(0, T, 8), range(0, S, 8)
     active = sum(mask[i : i + 8, j : j + 8].any() for i, j in itertools.product(tops, lefts))
     jaxpr = gradient_jaxpr(T, S, implementation="blockwise", block_size=8, **options)
-    lengths = [e.params["length"] for x in jaxprs(jaxpr) for e in x.eqns if e.primitive.name == "scan"]
+    lengths = [e.params["length"] for e in equations(jaxpr) if e.primitive.name == "scan"]
     assert lengths == [active, active]  # forward and backward
 
 
@@ -371,7 +362,7 @@ def test_only_blocks_with_something_visible_are_visited(options, T, S):
 def test_memory_is_linear_in_the_length(options):
     def largest(length):
         jaxpr = gradient_jaxpr(length, length, implementation="auto", block_size=64, **options)
-        return max(math.prod(v.aval.shape) for x in jaxprs(jaxpr) for e in x.eqns for v in e.outvars)
+        return max(math.prod(v.aval.shape) for e in equations(jaxpr) for v in e.outvars)
 
     assert largest(4096) <= 2 * largest(2048)
 
@@ -567,7 +558,7 @@ def test_the_run_wide_choice_is_obeyed_or_refused():
     def primitives(**options):
         shape = jax.ShapeDtypeStruct((1, 16, 1, 4), jnp.float32)
         jaxpr = jax.make_jaxpr(functools.partial(attention, block_size=8, **options))(shape, shape, shape).jaxpr
-        return {e.primitive.name for x in jaxprs(jaxpr) for e in x.eqns}
+        return {e.primitive.name for e in equations(jaxpr)}
 
     assert "scan" in primitives()
     with dispatch.implementation("reference"):

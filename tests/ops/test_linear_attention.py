@@ -9,6 +9,7 @@ import pytest
 
 from ops import chunks, dispatch
 from ops.linear_attention import linear_attention
+from tests.traced import equations
 
 B, T, H, K, V = 2, 37, 2, 3, 5
 CHUNK = 16  # of the chunked form in these tests: three chunks, two levels of halving
@@ -310,15 +311,8 @@ def test_memory_grows_linearly(form, decay):
         y, state = linear_attention(q, k, v, g, implementation=form, chunk_size=32)
         return jnp.sum(y) + jnp.sum(state)
 
-    def arrays(jaxpr):
-        for equation in jaxpr.eqns:
-            yield from (x.aval.shape for x in equation.outvars)
-            for parameter in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
-                parameter = getattr(parameter, "jaxpr", parameter)
-                if hasattr(parameter, "eqns"):
-                    yield from arrays(parameter)
-
-    shapes = list(arrays(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2, 3)))(x, x, x, g).jaxpr))
+    gradient = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2, 3)))(x, x, x, g).jaxpr
+    shapes = [x.aval.shape for equation in equations(gradient) for x in equation.outvars]
     assert (size, size) in [shape[-2:] for shape in shapes]  # the loops were looked into
     assert max(np.prod(shape) for shape in shapes) <= 2 * length * size
 

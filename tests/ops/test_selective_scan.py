@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core as jex
 
 from ops import dispatch, pallas_selective_scan
 from ops.selective_scan import selective_scan
+from tests.traced import equations
 
 IMPLEMENTATIONS = ["reference", "sequential", "chunked"]
 TOLERANCE = 1e-5  # of the largest entry expected, float32
@@ -170,13 +170,6 @@ def test_states_of_all_tokens_never_exist():
         jaxpr = jax.make_jaxpr(jax.grad(f, argnums=range(6)))(*arguments)
         largest = max(np.prod(v.aval.shape) for eqn in equations(jaxpr.jaxpr) for v in eqn.outvars)
         assert largest < 0.6 * 2 * 256 * 3 * 2
-
-
-def equations(jaxpr):
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in jex.jaxprs_in_params(eqn.params):
-            yield from equations(inner)
 
 
 @pytest.mark.parametrize("implementation", ["auto", "pallas"])

@@ -9,7 +9,8 @@ import pytest
 
 from ops import dispatch
 from ops.attention import attention
-from tests.ops.test_attention import assert_close, inputs, jaxprs, mask_of, oracle, with_gradients
+from tests.ops.test_attention import assert_close, inputs, mask_of, oracle, with_gradients
+from tests.traced import equations
 
 CASES = {  # 150 tokens are two blocks, the last of them padded
     "packed": {"score_cap": 1.5, "segments": np.repeat([[1, 2, 0], [0, 0, 0]], [70, 60, 20], axis=1)},
@@ -45,8 +46,8 @@ def test_it_is_what_a_tpu_takes_at_full_precision(dtype, precision):
     x = jax.ShapeDtypeStruct((1, 256, 2, 8), dtype)
     with dispatch.platform("tpu"):
         traced = jax.make_jaxpr(functools.partial(with_gradients, attention))(x, x, x, x).jaxpr
-    equations = [e for j in jaxprs(traced) for e in j.eqns]
-    kernels = [e for e in equations if e.primitive.name == "pallas_call"]
+    found = list(equations(traced))
+    kernels = [e for e in found if e.primitive.name == "pallas_call"]
     assert len(kernels) == 3 and not any(e.params["interpret"] for e in kernels)
-    asked = [p.name for e in equations if e.primitive.name == "dot_general" for p in e.params["precision"]]
+    asked = [p.name for e in found if e.primitive.name == "dot_general" for p in e.params["precision"]]
     assert len(asked) >= 18 and set(asked) == {precision}  # two products forward, three and four backward
