@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -58,7 +59,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       devices: all devices of all hosts by default.
 
     Raises:
-      UserError: for an unknown axis, a bad size, or sizes that do not fit the number of devices.
+      UserError: for an unknown axis, a bad size, sizes that do not fit the number of devices, or TPUs of several slices.
     """
     check_sizes(sizes)
     devices = jax.devices() if devices is None else list(devices)
@@ -78,7 +79,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"{text} is a mesh of {known} devices, but there are {count}: set one size to -1 to use them all, or "
             f"choose sizes whose product is {count}"
         )
-    return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    if devices[0].platform == "tpu" and len(slices := {getattr(device, "slice_index", 0) for device in devices}) > 1:
+        raise UserError(f"the devices are of {len(slices)} TPU slices; a run can be on one: start one for each slice")
+    # Sizes that are no products of those of the torus that a TPU's chips are in split its axes, and are not refused.
+    arranged = mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

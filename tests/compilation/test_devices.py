@@ -1,10 +1,11 @@
 """One mixer of each primitive, compiled by the compilers for TPUs and GPUs: `make aot`."""
 
 import pytest
+from jax.experimental import topologies
 
 from common.errors import UserError
 from compilation import findings, report, steps, targets
-from training import command_line, config
+from training import command_line, config, sharding
 
 pytestmark = pytest.mark.aot
 
@@ -72,6 +73,18 @@ def test_gpu(name):
     check(found, *GPU[name])
     if name == "attention":
         assert any("cudnn" in kernel.name for kernel in found.kernels)
+
+
+def test_meshes_of_a_torus():
+    """Sizes that are no products of the torus' are a mesh, too; chips of several slices are none."""
+    if reason := targets.missing("v5p"):
+        pytest.skip(reason)
+    devices = targets.find("v5p:4x4x4").devices
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 16, "tensor": 2}, devices)
+    assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in devices)
+    two = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", num_slices=2).devices
+    with pytest.raises(UserError, match="of 2 TPU slices"):
+        sharding.make_mesh({"data": -1}, two)
 
 
 def test_topologies_that_libtpu_does_not_have():
