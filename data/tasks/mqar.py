@@ -11,7 +11,7 @@ label of a repeated key is its value, which is not among the inputs there. All o
 A `mixture` of settings in training (Based, arXiv 2402.18668, figure 2) is rows of each, as often as it says; what a row is
 shorter than the longest is 0 at its end. `num_passes` repeats the pairs before the questions ("Just read twice", arXiv
 2407.05483). Behind them `num_updates` of the keys come once more, each with another value, which is then the label (zoology/data/
-forgetting_mqar.py). Keys of two tokens are `compositional_mqar`.
+forgetting_mqar.py). Keys of two tokens are `compositional_mqar`, vectors `stacked_mqar`.
 
 Departures from the source: a batch holds rows of all settings (there, of one); training rows are new in each epoch (there,
 100 000 are seen 64 times), and the random fillers follow the seed.
