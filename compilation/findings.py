@@ -141,7 +141,7 @@ def compile_step(step: Step, target: Target, **options: Any) -> Findings:
         lap("compile")
     seconds["processor"] = time.process_time() - cpu
     mesh = dict(step.built.mesh.shape)
-    program = hlo.Program("" if compiled is None else compiled.as_text())
+    program = hlo.Program("" if compiled is None else _text(compiled, target))
     sent = program.sent(mesh)
     memory = _memory(step, target, compiled, refusal)
     config, params = step.config, step.built.abstract["params"]
@@ -302,6 +302,19 @@ def _suggestions(step: Step, memory: Memory) -> Iterator[str]:
     if all(mixer.in_shards for mixer in config.model.sketches.values()) and config.task.spec.length >= LONG_ROWS:
         yield f"--config.mesh.sequence={2 * mesh.shape['sequence']} splits the rows, each over several devices"
     yield "more devices, or a smaller train.batch_size"
+
+
+def _text(compiled: jax.stages.Compiled, target: Target) -> str:
+    """The compiled program, as jaxlib writes it, which has to know all instructions of the compiler that made it."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        versions = ", ".join(" ".join(pair) for pair in _versions(target).items())
+        raise UserError(
+            f"--compile_for={target.name}: the step compiles, but what the compiler wrote cannot be read by this jaxlib "
+            f"({str(error).splitlines()[0]}). Installed are {versions}; the compiler that belongs to this JAX comes with "
+            f"pip install 'jax[{'cuda13' if target.name.partition(':')[0] in GPUS else 'tpu'}]=={jax.__version__}'"
+        ) from error
 
 
 def _versions(target: Target) -> dict[str, str]:

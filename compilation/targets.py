@@ -173,8 +173,8 @@ def missing(kind: str) -> str | None:
     if kind in TPUS:
         if importlib.util.find_spec("libtpu") is None:
             return (
-                "the compiler for TPUs is not installed: pip install libtpu (200 MB; it is Google's, and its licence is that of "
-                "the Google Cloud Platform, https://cloud.google.com/terms)"
+                f"the compiler for TPUs is not installed: pip install 'jax[tpu]=={jax.__version__}' (libtpu, 200 MB; it is "
+                "Google's, and its licence is that of the Google Cloud Platform, https://cloud.google.com/terms)"
             )
         return None
     if any(importlib.util.find_spec(f"jax_{cuda}_plugin") is not None for cuda in ("cuda12", "cuda13")):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -63,10 +65,22 @@ def test_names_that_are_known():
 
 def test_what_is_missing_is_said_with_its_licence(monkeypatch):
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install libtpu .*licence .*https://cloud.google.com/terms"):
+    with pytest.raises(
+        UserError, match=r"pip install 'jax\[tpu\]==.*libtpu, .*licence .*https://cloud.google.com/terms"
+    ):
         targets.find("v5e:2x2")
     with pytest.raises(UserError, match=rf"pip install jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=="):
         targets.find("h100:8")
+
+
+def test_programs_of_another_compiler(monkeypatch, here):
+    """jaxlib may not know what a newer libtpu writes: the message names both, and the compiler that belongs to this JAX."""
+    unread = "INTERNAL: RET_CHECK failure async-update instruction should have 1 operands but sees 3"
+    compiled = SimpleNamespace(as_text=Mock(side_effect=jax.errors.JaxRuntimeError(unread)))
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self, **options: compiled)
+    chosen = resolve("train.batch_size=8")
+    with pytest.raises(UserError, match=rf"async-update .*jax {jax.__version__}, .*pip install 'jax\[tpu\]=="):
+        findings.compile_step(steps.train(chosen, here), here)
 
 
 def test_options_of_eval(capsys):
