@@ -65,8 +65,9 @@ class GatedLinearAttention(Mixer):
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, MatrixState | None]:
         to_heads = lambda w: constrain(project(x, w[...]), "batch", "length", "heads", None)
-        q, k, v, g = to_heads(self.w_q), to_heads(self.w_k), to_heads(self.w_v), to_heads(self.w_g)
+        # First what `tensor` does not split: the others' gradients of x are then one sum over its devices.
         gate = project(project(x, self.w_decay_in[...]), self.w_decay_out[...])
+        q, k, v, g = to_heads(self.w_q), to_heads(self.w_k), to_heads(self.w_v), to_heads(self.w_g)
         log_decay = jax.nn.log_sigmoid(gate.astype(jnp.float32) + self.b_decay[...]) / self.gate_temperature
         o, state = linear_attention(
             q, k, v, log_decay, scale=1 / math.sqrt(q.shape[-1]), initial_state=state, segment_ids=segment_ids

@@ -112,13 +112,14 @@ class Mamba2(Mixer):
             u, new[name] = short_convolution(u, taps[...], bias[...], initial_state=initial, segment_ids=segment_ids)
             return silu(u)
 
-        z = constrain(scaled_by(project(x, self.w_z[...]), 0), "batch", "length", "heads")
-        u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias, 1), "batch", "length", "heads")
+        # First what `tensor` does not split: the others' gradients of x are then one sum over its devices.
         bc = branch("conv_bc", self.w_bc, self.conv_bc, self.conv_bc_bias, 2, 3)
         b, c = jnp.moveaxis(bc.reshape(*bc.shape[:2], 2, self.groups, size), 2, 0)
         b, c = (jnp.repeat(a, heads // self.groups, axis=2) for a in (b, c))
-        u = u.reshape(*u.shape[:2], heads, channels)
         dt = scaled_by(project(x, self.w_dt[...]), 4).astype(jnp.float32)
+        z = constrain(scaled_by(project(x, self.w_z[...]), 0), "batch", "length", "heads")
+        u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias, 1), "batch", "length", "heads")
+        u = u.reshape(*u.shape[:2], heads, channels)
         dt = jax.nn.softplus(dt + self.dt_bias[...])
         o, new["ssm"] = linear_attention(
             c,

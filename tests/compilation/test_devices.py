@@ -26,7 +26,7 @@ GPU = {
 }
 
 
-def compiled(name: str, devices: str) -> findings.Findings:
+def compiled(name: str, devices: str, *more: str) -> findings.Findings:
     if reason := targets.missing(devices.partition(":")[0]):
         pytest.skip(reason)
     keys = (
@@ -38,7 +38,7 @@ def compiled(name: str, devices: str) -> findings.Findings:
     )
     if name in ("mamba", "s5", "s4d"):  # which take two blocks for one
         keys = keys[1:]
-    keys = [f"--config.{key}" for key in (*keys, "mesh.fsdp=2", "mesh.data=2")]
+    keys = [f"--config.{key}" for key in (*keys, "mesh.fsdp=2", *(more or ("mesh.data=2",)))]
     chosen = config.resolve(command_line.parse([f"--config=configs/lm.py:mixer={name}", *keys]), with_data=False)
     target = targets.find(devices)
     return findings.compile_step(steps.train(chosen, target), target)
@@ -64,6 +64,18 @@ def test_tpu(name):
     check(found, *TPU[name])
     if name == "attention":
         assert sum("splash" in kernel.name for kernel in found.kernels) == 3  # forward, and both of the backward pass
+
+
+@pytest.mark.parametrize("name", ["gla", "mamba2"])
+def test_sums_over_tensor(name):
+    """A mixer with maps that `tensor` splits and others that it does not: one sum of the stream's size forward, one backward.
+
+    The embedding has another, and so has the head. What is small beside the stream counts as less than one.
+    """
+    found = compiled(name, "v5e:2x2", "mesh.tensor=2", "model.width=512", "model.channel_mixer=none")
+    stream = 2 * (found.rows // 2) * found.length * 512
+    sums = sum(t.bytes for t in found.traffic if t.kind == "all-reduce" and t.axes == "tensor")
+    assert 4 * stream <= sums < 5 * stream
 
 
 @pytest.mark.parametrize("name", GPU)
