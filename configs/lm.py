@@ -8,6 +8,8 @@ Keys of the argument:
     depth is rounded up to whole patterns.
   size: "default", "small", "medium", "large", "130m" or "1.3b".
   corpus: what to train on, see `data/tasks/language_model.py`.
+  ngrams: the longest n-gram that has an embedding of its own beside the token's, see `models/ngram_embedding.py`; 1 for none.
+    They learn much of what is near from few bytes, whatever the mixer: leave them out where mixers are compared.
 """
 
 from ml_collections import ConfigDict
@@ -33,15 +35,19 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
       UserError: for a key or a value that does not exist.
     """
-    choice = common.parse(arg, "configs/lm.py", mixer="mamba+local_attention", size="default", corpus="auto")
+    choice = common.parse(
+        arg, "configs/lm.py", mixer="mamba+local_attention", size="default", corpus="auto", ngrams="1"
+    )
     size = common.choose("size", choice["size"], SIZES)
     width, depth, length, batch_size, optimizer, learning_rate, steps = size
     task = common.task_section("language_model", corpus=choice["corpus"], length=length)
     # Of the larger sizes, gates and norms of all layers would be most of what a device holds.
     remat = "none" if choice["size"] == "default" else "elementwise"
+    longest = common.choose("ngrams", choice["ngrams"], {str(n): n for n in range(1, 9)})
+    ngrams = {"ngrams": tuple(range(2, longest + 1)), "ngram_rows": 131_072} if longest > 1 else {}
     return common.experiment(
         task,
-        common.model(common.pattern(choice["mixer"]), width, depth, remat=remat),
+        common.model(common.pattern(choice["mixer"]), width, depth, remat=remat, **ngrams),
         common.optimizer(learning_rate, steps, optimizer),
         common.train(steps, batch_size, compute_dtype="float32" if choice["size"] == "default" else "bfloat16"),
     )

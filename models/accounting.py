@@ -67,7 +67,8 @@ def parameter_count(params: PyTree) -> int:
 
 
 def active_parameter_count(model: nnx.Module) -> int:
-    """Number of parameters of a module that one token uses: of experts, its share of them (`models.params.param`, `active`)."""
+    """Number of parameters of a module that one token uses: of experts and of embeddings of n-grams, its share of them
+    (`models.params.param`, `active`)."""
     found = (variable for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)))
     return round(sum(math.prod(v.shape) * v.get_metadata().get("active", 1) for v in found))
 
@@ -85,7 +86,7 @@ class Summary:
     Attributes:
       name: what the table calls the model.
       parameters: number of parameters.
-      active_parameters: number of those that one token uses; all, but for mixtures of experts.
+      active_parameters: number of those that one token uses; all, but for mixtures of experts and embeddings of n-grams.
       flops_per_token: floating-point operations of the forward pass for each token.
       carry_bytes: size of one sequence's carry; None for a model that has none.
     """

@@ -72,6 +72,10 @@ class ModelConfig:
       residual_scale: factor of what a branch is added to (alpha of MiniMax-01, arXiv 2501.08313).
       embedding_norm: whether the embedded tokens are normalised before the first block.
       embedding_scale: factor of the embedded tokens (width^0.5 in arXiv 1706.03762, section 3.4); real inputs have none.
+      ngrams: the n of which the last n tokens have an embedding of their own, as in (2, 3, 4), added to the token's, see
+        `models.ngram_embedding`; () for none.
+      ngram_rows: rows of each of their tables.
+      ngram_size: numbers of a row.
       position_embedding: "sinusoidal" (with a learned scale), "none", or "auto": sinusoidal if some mixer of the pattern
         does not know the order of tokens.
       pooling: what stands for a row: the "mean" of its tokens (padding left out), its "last" or its "first" token.
@@ -119,6 +123,9 @@ class ModelConfig:
     residual_scale: float = 1.0
     embedding_norm: bool = False
     embedding_scale: float = 1.0
+    ngrams: tuple[int, ...] = ()
+    ngram_rows: int = 16384
+    ngram_size: int = 32
     position_embedding: str = "auto"
     pooling: str = "mean"
     loss: str | None = None
@@ -173,6 +180,7 @@ class ModelConfig:
             raise UserError(f"model.depth_alpha={self.depth_alpha} acts only with model.base_depth: set that, too")
         if not math.isfinite(self.embedding_scale):
             raise UserError(f"model.embedding_scale must be finite, got {self.embedding_scale}")
+        self._check_ngrams()
         if not self.pattern:
             raise UserError("model.pattern must be names of mixers, such as ('attention',); it is empty")
         for key in ("prefix", "pattern", "suffix"):
@@ -196,6 +204,21 @@ class ModelConfig:
                 f"model.tie_embeddings=True needs as many targets ({self.targets}) as input ids ({self.vocab_size}); "
                 "set it to False"
             )
+
+    def _check_ngrams(self) -> None:
+        object.__setattr__(self, "ngrams", tuple(self.ngrams))
+        if any(n < 2 for n in self.ngrams) or len(set(self.ngrams)) < len(self.ngrams):
+            raise UserError(f"model.ngrams must be different numbers of tokens, each at least 2, got {self.ngrams}")
+        if self.ngrams and self.channels is not None:
+            raise UserError(
+                f"model.ngrams={self.ngrams} are of tokens, and this task's inputs are numbers: set it to ()"
+            )
+        for key in ("ngram_rows", "ngram_size"):
+            value = getattr(self, key)
+            if value < 1:
+                raise UserError(f"model.{key} must be at least 1, got {value}")
+            if not self.ngrams and value != getattr(type(self), key):
+                raise UserError(f"model.{key}={value} has no effect: set model.ngrams, too")
 
     def _check_depth(self) -> None:
         outside, length = len(self.prefix) + len(self.suffix), len(self.pattern)

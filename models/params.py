@@ -41,7 +41,8 @@ def param(
       group: learning-rate group; its multiplier is `config.optimizer.group_scale[group]`. No gradient moves group "fixed" (read
         such parameters through `jax.lax.stop_gradient`).
       keep_float32: whether the parameter stays in float32 when the model computes in bfloat16.
-      active: share of it that one token uses, read by `models/accounting.py`; less than 1 for experts.
+      active: share of it that one token uses, read by `models/accounting.py`; less than 1 for experts and for tables of which
+        a token reads a row.
       inputs: the dimensions that the product with the parameter sums over; () for one that is no map. By default they are read
         from the axes and `decay`, see `input_dimensions`; tests/models/test_fan_in.py says where that is wrong.
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from models import mixer as mixers
 from models.config import ModelConfig
 from models.heads import PairHead, Regression, pool
+from models.ngram_embedding import NGramEmbedding
 from models.norms import Statistics, normalize
 from models.params import constant, dense, normal, param
 from models.partitioning import constrain
@@ -36,6 +37,8 @@ class SequenceModel(nnx.Module):
         else:
             self.embedding = dense(rngs, (config.channels, config.width), (None, "embed"))
         self.real_inputs = config.channels is not None
+        tables = config.ngrams, config.ngram_rows, config.ngram_size
+        self.ngrams = NGramEmbedding(*tables, config.width, rngs=rngs) if config.ngrams else None
         # Scaled from a base, positions keep their size beside embedded tokens, whose size is the same at every width.
         narrow = config.base_width or config.width
         self.position_scale = param(rngs, constant(narrow**-0.5), (), ()) if config.sinusoidal else None
@@ -123,11 +126,18 @@ class SequenceModel(nnx.Module):
           the normalised output of the stack, the carry, and in training what the model saw of the batch, as `__call__` returns.
         """
         statistics = {}
-        place, _, positions = mixers.locate(inputs.shape[:2], carry, segment_ids, positions)
+        place, runs, positions = mixers.locate(inputs.shape[:2], carry, segment_ids, positions)
         if self.real_inputs:
             x = project(inputs.astype(self.embedding.dtype), self.embedding[...])
         else:
-            x = self.embedding_scale * constrain(self.embedding[...], "vocab", "activation")[inputs]
+            x = constrain(self.embedding[...], "vocab", "activation")[inputs]
+            if self.ngrams is not None:
+                # Of another document nothing is left.
+                past = None if carry is None else jnp.where((runs[:, 0] == carry["run"])[:, None], carry["ngrams"], 0)
+                embedded, past = self.ngrams(inputs, past, segment_ids)
+                x = x + embedded
+                place |= {"ngrams": past}
+            x = self.embedding_scale * x
         if self.position_scale is not None:
             x = x + (self.position_scale[...] * sinusoids(positions, x.shape[-1])).astype(x.dtype)
         apply = lambda norm, x: normalize(norm, x, training=key is not None, segment_ids=segment_ids)
@@ -146,4 +156,5 @@ class SequenceModel(nnx.Module):
 
     def initial_carry(self, batch: int, capacity: int) -> Any:
         """The carry before the first token; `capacity` is the number of tokens that growing carries must hold."""
-        return {**mixers.origin(batch), "stack": self.stack.initial_carry(batch, capacity)}
+        past = {} if self.ngrams is None else {"ngrams": self.ngrams.initial_state(batch)}
+        return {**mixers.origin(batch), **past, "stack": self.stack.initial_carry(batch, capacity)}

@@ -1,21 +1,21 @@
 """The token before: the shift of RWKV (arXiv 2305.13048) and of two-term recurrences."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Num
 
 from ops import segments, sequence
 
 
 def token_shift(
-    x: Float[Array, "B T ..."],
+    x: Num[Array, "B T ..."],
     *,
-    initial_state: Float[Array, "B ..."] | None = None,
+    initial_state: Num[Array, "B ..."] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
-) -> tuple[Float[Array, "B T ..."], Float[Array, "B ..."]]:
+) -> tuple[Num[Array, "B T ..."], Num[Array, "B ..."]]:
     """Shifts a sequence by one token: y_t = x_{t-1}.
 
     Args:
-      x: inputs.
+      x: inputs, or ids.
       initial_state: the input before the first token, of the first token's segment. Zero by default.
       segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
 

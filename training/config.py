@@ -280,9 +280,7 @@ def _from_task(spec: tasks.Spec) -> dict[str, Any]:
 def _fill(options: Mapping[str, Any], task: tasks.Task) -> dict[str, Any]:
     """The model's options with what was left to the task (None) filled in."""
     spec = task.spec
-    lists = ("prefix", "pattern", "suffix", "channel_scales")
-    given = {key: options.get(key, ()) for key in lists}
-    model = dict(options) | {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    model = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     derived = {"length": spec.length, "causal": bool(spec.causal), "tie_embeddings": spec.objective == "causal_lm"}
     if spec.objective in ("regression", "token_regression"):
         derived["loss"] = "squared"

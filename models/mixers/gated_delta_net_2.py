@@ -77,9 +77,11 @@ class GatedDeltaNet2(Mixer):
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
         conv = None if state is None else state["conv"]
-        (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
+        # First what `tensor` does not split: the others' gradients of x are then one sum over its devices.
         low_rank = lambda w1, w2: project(project(x, w1[...]), w2[...])
         dt = jax.nn.softplus(low_rank(self.w_f1, self.w_f2).astype(jnp.float32) + self.dt_bias[...])
+        gate = low_rank(self.w_g1, self.w_g2)
+        (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
         log_decay = -jnp.exp(self.a_log[...])[:, None] * dt
         q, k = l2_normalize(q), l2_normalize(k)
         erase = self.erase_scale * jax.nn.sigmoid(project(x, self.w_b[...]).astype(jnp.float32)) * k
@@ -96,7 +98,6 @@ class GatedDeltaNet2(Mixer):
             initial_state=None if state is None else state["memory"],
             segment_ids=segment_ids,
         )
-        gate = low_rank(self.w_g1, self.w_g2)
         gate = jax.nn.sigmoid(gate + self.b_g[...].astype(gate.dtype))
         return project(gate * self.norm(o), self.w_o[...], inputs=2), {"conv": conv, "memory": memory}
 

@@ -70,20 +70,21 @@ class KimiDeltaAttention(Mixer):
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
         conv = None if state is None else state["conv"]
-        (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
+        # First what `tensor` does not split: the others' gradients of x are then one sum over its devices.
         low_rank = lambda w1, w2: project(project(x, w1[...]), w2[...])
+        decay, gate = low_rank(self.w_f1, self.w_f2), low_rank(self.w_g1, self.w_g2)
+        (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
         o, memory = delta_rule(
             l2_normalize(q),
             l2_normalize(k),
             v,
             jax.nn.sigmoid(project(x, self.w_b[...]).astype(jnp.float32)),
-            self.log_decay(low_rank(self.w_f1, self.w_f2)),
+            self.log_decay(decay),
             scale=1 / math.sqrt(q.shape[-1]),
             initial_state=None if state is None else state["memory"],
             segment_ids=segment_ids,
         )
-        gate = jax.nn.sigmoid(low_rank(self.w_g1, self.w_g2))
-        y = project(gate * self.norm(o), self.w_o[...], inputs=2)
+        y = project(jax.nn.sigmoid(gate) * self.norm(o), self.w_o[...], inputs=2)
         return y, {"conv": conv, "memory": memory}
 
     def log_decay(self, f):

@@ -66,7 +66,7 @@ def test_tpu(name):
         assert sum("splash" in kernel.name for kernel in found.kernels) == 3  # forward, and both of the backward pass
 
 
-@pytest.mark.parametrize("name", ["gla", "mamba2"])
+@pytest.mark.parametrize("name", ["gla", "mamba2", "kimi_delta_attention"])
 def test_sums_over_tensor(name):
     """A mixer with maps that `tensor` splits and others that it does not: one sum of the stream's size forward, one backward.
 

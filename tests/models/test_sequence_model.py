@@ -51,9 +51,9 @@ def test_the_law_holds_for_the_whole_model():
         return whole, jnp.concatenate(pieces, 1), alone
 
     # linear_attention knows no order: its model has a position embedding, whose positions must survive the cuts too.
-    for pattern in (CONFIG.pattern, ("linear_attention", "local_attention")):
+    for pattern, ngrams in ((CONFIG.pattern, ()), (("linear_attention", "local_attention"), (2, 9))):
         mixer = {name: CONFIG.mixer.get(name, {}) for name in pattern}
-        whole, pieces, alone = run(make(pattern=pattern, mixer=mixer), ids())
+        whole, pieces, alone = run(make(pattern=pattern, mixer=mixer, ngrams=ngrams), ids())
         valid = np.asarray(segments) > 0
         assert_close(pieces[valid], whole[valid])
         assert_close(whole[:1, 6:16], alone, what="second document alone")
@@ -209,6 +209,14 @@ def test_scaled_branches():
         ({"embedding_scale": float("inf")}, "model.embedding_scale must be finite"),
         ({"mixer": {"gla": {}}}, "does not use 'gla'"),
         ({"targets": 3}, "tie_embeddings"),
+        ({"ngrams": (2, 1)}, "model.ngrams must be different numbers of tokens, each at least 2"),
+        ({"ngrams": (3, 3)}, "model.ngrams must be different"),
+        ({"ngrams": (2,), "ngram_rows": 0}, "model.ngram_rows must be at least 1, got 0"),
+        ({"ngram_size": 7}, "model.ngram_size=7 has no effect"),
+        (
+            {"ngrams": (2,), "channels": 1, "vocab_size": None, "tie_embeddings": False},
+            "this task's inputs are numbers",
+        ),
     ],
 )
 def test_bad_configurations(changes, message):
