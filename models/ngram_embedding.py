@@ -30,7 +30,7 @@ class NGramEmbedding(nnx.Module):
 
     def __init__(self, ngrams: Sequence[int], rows: int, size: int, width: int, *, rngs: nnx.Rngs):
         self.ngrams, self.rows = tuple(ngrams), rows
-        table = lambda: param(rngs, normal(0.02), (rows, size), ("vocab", None), inputs=(), active=1 / rows)
+        table = lambda: param(rngs, normal(0.02), (rows, size), ("vocab", "embed"), inputs=(), active=1 / rows)
         self.tables = nnx.List([table() for _ in self.ngrams])
         self.map = dense(rngs, (len(self.ngrams) * size, width), (None, "embed"))
 
@@ -58,7 +58,7 @@ class NGramEmbedding(nnx.Module):
             hashed = hashed + token.astype(jnp.uint32) * jnp.uint32(pow(BASE, n, 2**32))
             if n in self.ngrams:
                 table = self.tables[self.ngrams.index(n)][...]
-                found[n] = constrain(table, "vocab", None)[self._row(hashed)]
+                found[n] = constrain(table, "vocab", "activation")[self._row(hashed)]
         return project(jnp.concatenate([found[n] for n in self.ngrams], -1), self.map[...]), jnp.stack(last, 1)
 
     def _row(self, hashed):

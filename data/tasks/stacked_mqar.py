@@ -14,10 +14,12 @@ they are drawn, N(0, 1), and a linear head over all values learns them. The form
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, check_range
 from data.generated import GeneratedTask
 from data.rows import one_segment
 from data.task import Spec
+
+MOST = 2**16  # of each number: what a row holds is their product
 
 
 class StackedMQAR(GeneratedTask):
@@ -31,15 +33,20 @@ class StackedMQAR(GeneratedTask):
       vector_size: numbers of each.
 
     Raises:
-      UserError: for fewer keys than pairs, and for what is less than 1.
+      UserError: for fewer keys than pairs, and for numbers out of range.
     """
 
     sizes: dict[str, int] = {"train": 100_000, "valid": 3_000, "test": 3_000}
 
     def __init__(self, num_kv_pairs: int = 16, num_passes: int = 1, vocab_size: int = 128, vector_size: int = 16):
-        for name, value in (("num_kv_pairs", num_kv_pairs), ("num_passes", num_passes), ("vector_size", vector_size)):
-            if value < 1:
-                raise UserError(f"{name}={value} must be at least 1")
+        sizes = {
+            "num_kv_pairs": num_kv_pairs,
+            "num_passes": num_passes,
+            "vocab_size": vocab_size,
+            "vector_size": vector_size,
+        }
+        for name, value in sizes.items():
+            check_range(name, value, 1, MOST)
         if vocab_size % 2 or vocab_size < 2 * num_kv_pairs:
             raise UserError(f"vocab_size={vocab_size} must be even and at least 2 * num_kv_pairs={2 * num_kv_pairs}")
         self.name = "stacked_mqar"

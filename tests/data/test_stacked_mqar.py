@@ -36,8 +36,8 @@ def test_rows():
 
 def test_bad_sizes():
     for options, message in (
-        ({"num_kv_pairs": 0}, "num_kv_pairs=0 must be at least 1"),
-        ({"vector_size": 0}, "vector_size=0 must be at least 1"),
+        ({"num_kv_pairs": 0}, "num_kv_pairs must be from 1 to 65536, got 0"),
+        ({"vector_size": 0}, "vector_size must be from 1 to 65536, got 0"),
         ({"vocab_size": 31}, "vocab_size=31 must be even and at least 2"),
         ({"vocab_size": 30}, "vocab_size=30 must be even and at least 2 . num_kv_pairs=32"),
     ):
