@@ -108,16 +108,17 @@ class Mamba3(Mixer):
             value, new[name] = token_shift(value, initial_state=initial[name], segment_ids=segment_ids)
             return value
 
-        to_heads = lambda w: constrain(project(x, w[...]), "batch", "length", "heads", None)
-        z, u = to_heads(self.w_z), to_heads(self.w_x)
+        # First what `tensor` does not split: the others' gradients of x are then one sum over its devices.
+        b, c = project_each(x, self.w_bc[...])
+        angle = jnp.tanh(project(x, self.w_angle[...]).astype(jnp.float32))[:, :, None]
         dt, a, mix = jnp.moveaxis(project(x, self.w_gates[...]).astype(jnp.float32), 2, 0)
         dt = jax.nn.softplus(dt + self.dt_bias[...])
         log_alpha = -dt * jnp.maximum(heavy_tail(a), 1e-4)
         mix = jax.nn.sigmoid(mix)
+        to_heads = lambda w: constrain(project(x, w[...]), "batch", "length", "heads", None)
+        z, u = to_heads(self.w_z), to_heads(self.w_x)
 
-        angle = math.pi * jnp.tanh(project(x, self.w_angle[...]).astype(jnp.float32))[:, :, None] * dt[..., None]
-        turn, new["turn"] = turns(angle, initial["turn"], segment_ids)
-        b, c = project_each(x, self.w_bc[...])
+        turn, new["turn"] = turns(math.pi * angle * dt[..., None], initial["turn"], segment_ids)
         turn = turn if self.rank == 1 else tuple(part[:, :, None] for part in turn)
         by_head = lambda a, bias: a.astype(jnp.float32)[..., None, :] + bias[...]
         b = rotate(by_head(self.b_norm(b), self.b_bias), turn)
