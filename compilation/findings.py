@@ -313,7 +313,7 @@ def _text(compiled: jax.stages.Compiled, target: Target) -> str:
         raise UserError(
             f"--compile_for={target.name}: the step compiles, but what the compiler wrote cannot be read by this jaxlib "
             f"({str(error).splitlines()[0]}). Installed are {versions}; the compiler that belongs to this JAX comes with "
-            f"pip install 'jax[{'cuda13' if target.name.partition(':')[0] in GPUS else 'tpu'}]=={jax.__version__}'"
+            "pip install -r requirements-aot.txt"
         ) from error
 
 

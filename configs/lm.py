@@ -44,10 +44,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # Of the larger sizes, gates and norms of all layers would be most of what a device holds.
     remat = "none" if choice["size"] == "default" else "elementwise"
     longest = common.choose("ngrams", choice["ngrams"], {str(n): n for n in range(1, 9)})
-    ngrams = {"ngrams": tuple(range(2, longest + 1)), "ngram_rows": 131_072} if longest > 1 else {}
     return common.experiment(
         task,
-        common.model(common.pattern(choice["mixer"]), width, depth, remat=remat, **ngrams),
+        common.model(common.pattern(choice["mixer"]), width, depth, remat=remat, ngrams=tuple(range(2, longest + 1))),
         common.optimizer(learning_rate, steps, optimizer),
         common.train(steps, batch_size, compute_dtype="float32" if choice["size"] == "default" else "bfloat16"),
     )

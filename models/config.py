@@ -124,7 +124,7 @@ class ModelConfig:
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     ngrams: tuple[int, ...] = ()
-    ngram_rows: int = 16384
+    ngram_rows: int = 131_072
     ngram_size: int = 32
     position_embedding: str = "auto"
     pooling: str = "mean"
@@ -152,7 +152,8 @@ class ModelConfig:
             check_choice(f"model.{key}", getattr(self, key), known)
         if self.loss is not None:
             check_choice("model.loss", self.loss, LOSSES)
-        for key in ("vocab_size", "targets", "channels", "length", "width", "depth", "channel_size"):
+        sizes = ("vocab_size", "targets", "channels", "length", "width", "depth", "channel_size")
+        for key in (*sizes, "ngram_rows", "ngram_size"):
             value = getattr(self, key)
             if value is not None and not value >= 1:
                 raise UserError(f"model.{key} must be at least 1, got {value}")
@@ -206,7 +207,6 @@ class ModelConfig:
             )
 
     def _check_ngrams(self) -> None:
-        object.__setattr__(self, "ngrams", tuple(self.ngrams))
         if any(n < 2 for n in self.ngrams) or len(set(self.ngrams)) < len(self.ngrams):
             raise UserError(f"model.ngrams must be different numbers of tokens, each at least 2, got {self.ngrams}")
         if self.ngrams and self.channels is not None:
@@ -214,11 +214,8 @@ class ModelConfig:
                 f"model.ngrams={self.ngrams} are of tokens, and this task's inputs are numbers: set it to ()"
             )
         for key in ("ngram_rows", "ngram_size"):
-            value = getattr(self, key)
-            if value < 1:
-                raise UserError(f"model.{key} must be at least 1, got {value}")
-            if not self.ngrams and value != getattr(type(self), key):
-                raise UserError(f"model.{key}={value} has no effect: set model.ngrams, too")
+            if not self.ngrams and getattr(self, key) != getattr(type(self), key):
+                raise UserError(f"model.{key}={getattr(self, key)} has no effect: set model.ngrams, too")
 
     def _check_depth(self) -> None:
         outside, length = len(self.prefix) + len(self.suffix), len(self.pattern)

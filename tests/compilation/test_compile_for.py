@@ -79,7 +79,9 @@ def test_programs_of_another_compiler(monkeypatch, here):
     compiled = SimpleNamespace(as_text=Mock(side_effect=jax.errors.JaxRuntimeError(unread)))
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self, **options: compiled)
     chosen = resolve("train.batch_size=8")
-    with pytest.raises(UserError, match=rf"async-update .*jax {jax.__version__}, .*pip install 'jax\[tpu\]=="):
+    with pytest.raises(
+        UserError, match=rf"async-update .*jax {jax.__version__}, .*pip install -r requirements-aot.txt"
+    ):
         findings.compile_step(steps.train(chosen, here), here)
 
 
