@@ -56,11 +56,18 @@ def block_recurrence(
     if form == "reference" or length == 1:
         h, all_h = _sequential_chunk(m, h, (inputs, masks))
     else:
-        chunk = _sequential_chunk if form == "sequential" else _associative_chunk
-        tokens = split_masked(inputs, masks, _CHUNK[form])
-        h, all_h = kept.scan(functools.partial(chunk, m), h, tokens)
-        all_h = join(all_h, length)
+        rows, of_tokens = ("batch",), (None, "batch")
+        run = functools.partial(_chunks, form)
+        h, all_h = dispatch.local(run, [(), rows, of_tokens], (rows, of_tokens))(m, h, (inputs, masks))
     return segments.zero_padding(jnp.swapaxes(all_h, 0, 1).astype(f.dtype), segment_ids), h
+
+
+def _chunks(form, m, h, inputs):
+    """All chunks, one after the other; of a mesh, on the rows of a device alone: the gradient of m is then summed over the
+    devices once, and not in the loop."""
+    chunk = _sequential_chunk if form == "sequential" else _associative_chunk
+    h, all_h = kept.scan(functools.partial(chunk, m), h, split_masked(*inputs, _CHUNK[form]))
+    return h, join(all_h, len(inputs[0]))
 
 
 def _step(m, h, token):

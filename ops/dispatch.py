@@ -271,9 +271,10 @@ def local(function: Callable, inputs: Sequence[Axes], output: Axes | Sequence[Ax
     """A function that each device applies to its own part of the arguments: for what the compiler would not split itself.
 
     Args:
-      function: of arrays to an array or to a tuple of arrays; what it computes must not cross an axis that is named.
-      inputs: logical names of the axes of each argument ("batch", "heads", ...), None for one that every device has whole.
-      output: likewise, of the result, or of all arrays of a tuple; or a tuple of axes, for each of them.
+      function: of trees of arrays to a tree of them; what it computes must not cross an axis that is named.
+      inputs: logical names of the first axes of all arrays of each argument ("batch", "heads", ...), None for one that every
+        device has whole.
+      output: likewise, of the result; or, if that is a tuple, a tuple of axes for each of its entries.
       kernel: whether the function calls a kernel. A result of it that is not split by an axis by which arguments are split is
         summed over the devices. Who differentiates it must see to it that devices whose output is the same compute the same.
 

@@ -107,26 +107,34 @@ def dplr_scan(
     inverse = 1 / (twice - a)
     keep, spread, enter = (twice + a) * inverse, p * inverse, 2 * b * inverse
     bar = jnp.conj(p)
+    coefficients = keep, spread, enter, bar, c, 1 / (1 + _read(bar, spread))
+    inputs = jnp.swapaxes(segments.zero_padding(x, segment_ids), 0, 1).astype(dtype)
+    h = jnp.zeros((len(x), *a.shape), a.dtype) if initial_state is None else lax.complex(*initial_state).astype(a.dtype)
+    rows, of_tokens = ("batch",), (None, "batch")
+    run = dispatch.local(_by_tokens, [(), rows, of_tokens], (rows, of_tokens))
+    h, y = run(coefficients, h, (inputs, segment_masks(segment_ids)))
+    y = jnp.swapaxes(y, 0, 1).astype(x.dtype)
+    return segments.zero_padding(y, segment_ids), (jnp.real(h), jnp.imag(h))
 
-    def read(u, h):
-        return 2 * jnp.real(jnp.sum(u * h, -1))
 
-    correction = 1 / (1 + read(bar, spread))
+def _read(u, h):
+    return 2 * jnp.real(jnp.sum(u * h, -1))
+
+
+def _by_tokens(coefficients, h, inputs):
+    """One token after the other; of a mesh, on the rows of a device alone: gradients of the coefficients are then summed over the
+    devices once, and not in the loop."""
+    keep, spread, enter, bar, c, correction = coefficients
 
     def step(h, token):
         x, masks = token
         if masks is not None:
             h = jnp.where(masks[0][:, None, None], 0, h)
-        new = keep * h - spread * read(bar, h)[..., None] + enter * x[..., None]
-        new = new - spread * (correction * read(bar, new))[..., None]
+        new = keep * h - spread * _read(bar, h)[..., None] + enter * x[..., None]
+        new = new - spread * (correction * _read(bar, new))[..., None]
         if masks is not None:
             new = jnp.where(masks[1][:, None, None], new, h)
-        return new, read(c, new)
+        return new, _read(c, new)
 
-    batch, length, _ = x.shape
-    inputs = jnp.swapaxes(segments.zero_padding(x, segment_ids), 0, 1).astype(dtype)
-    tokens = split_masked(inputs, segment_masks(segment_ids), _CHUNK)
-    h = jnp.zeros((batch, *a.shape), a.dtype) if initial_state is None else lax.complex(*initial_state).astype(a.dtype)
-    h, y = kept.scan(functools.partial(lax.scan, step), h, tokens)
-    y = jnp.swapaxes(join(y, length), 0, 1).astype(x.dtype)
-    return segments.zero_padding(y, segment_ids), (jnp.real(h), jnp.imag(h))
+    h, y = kept.scan(functools.partial(lax.scan, step), h, split_masked(*inputs, _CHUNK))
+    return h, join(y, len(inputs[0]))

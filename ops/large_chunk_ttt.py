@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, kept, segments
+from ops import chunks, dispatch, kept, segments
 from ops.chunks import matmul, transpose
 from ops.products import factor_dtype
 
@@ -107,7 +107,7 @@ def large_chunk_ttt(
     arrays = (q, k, v, rates, momentum[..., None])
     xs = tuple(segments.zero_padding(a, segment_ids).astype(dtype) for a in arrays)
     block_size = min(chunk_size, length)
-    step = functools.partial(_step, orthogonal, chunk_size, _norms(weights))
+    step = functools.partial(_step, orthogonal, chunk_size)
     if segment_ids is None and initial_state is None:
         block = functools.partial(_aligned_block, step, apply)
         xs = (*(chunks.split(x, block_size) for x in xs), jnp.arange(-(-length // block_size)))
@@ -117,22 +117,31 @@ def large_chunk_ttt(
         begin = positions == 0
         if segment_ids is not None:
             begin |= segments.is_start(segment_ids)
-        block = functools.partial(_block, step, apply, weights)
+        block = functools.partial(_block, step, apply)
         flags = (begin, begin | (positions % chunk_size == 0))
         xs = tuple(chunks.split(x, block_size) for x in (*xs, *(flag[..., None] for flag in flags)))
-    state, y = kept.scan(block, state, xs)
+    heads, rows, of_blocks = ("heads",), ("batch", "heads"), (None, "batch", "heads")
+    run = dispatch.local(functools.partial(_blocks, block), [heads, rows, of_blocks], (rows, of_blocks))
+    state, y = run(weights, state, xs)
     return segments.zero_padding(chunks.join(y, length), segment_ids).astype(v.dtype), state
 
 
-def _aligned_block(step, apply, state, x):
+def _blocks(block, fresh, state, xs):
+    """All blocks, one after the other; of a mesh, on the rows and heads of a device alone: the gradient of the first weights is
+    then summed over the devices once, and not in the loop."""
+    return kept.scan(functools.partial(block, fresh, _norms(fresh)), state, xs)
+
+
+def _aligned_block(step, apply, fresh, norms, state, x):
     """A block [B, H, C, ...] that is a chunk."""
     q, k, v, rates, momentum, n = x
+    step = functools.partial(step, norms)
     weights, last = jax.lax.cond(n > 0, step, lambda state: (state.weights, state.step), state)
     state = State(weights, last, _gradient(weights, k, v, rates), jnp.sum(momentum, (-2, -1)))
     return state, apply(weights, q)
 
 
-def _block(step, apply, fresh, state, x):
+def _block(step, apply, fresh, norms, state, x):
     """A block [B, H, C, ...] of at most as many tokens as a chunk has.
 
     The first of them go on with the chunk in the state, those behind a border belong to the next chunk of the same segment, and
@@ -150,7 +159,7 @@ def _block(step, apply, fresh, state, x):
     y = apply(state.weights, q)
 
     def across(y):
-        following, of_step = step(going_on)
+        following, of_step = step(norms, going_on)
         here = last & ~first
         then = State(following, of_step, gradient(following, here & ~begun), count(here))
         new = jax.tree.map(lambda w: jnp.broadcast_to(w, (len(q), *w.shape)), fresh)

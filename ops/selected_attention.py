@@ -76,7 +76,7 @@ def select(
         if chosen == "reference":
             index = jnp.argsort(s, axis=-1, descending=True, stable=True)[..., :count]
         else:
-            index = jax.lax.top_k(s, count)[1]
+            index = top_k(s, count, ("batch", None, "heads"))[1]
         seen = jnp.take_along_axis(jnp.broadcast_to(visible, s.shape), index, axis=-1)
         return jnp.where(seen, index, -1).astype(jnp.int32)
 
@@ -169,7 +169,8 @@ def selected_attention(
 
     def masked(block):
         q, starts, place, segment_ids = block
-        visible = _marked(starts, size, S)[..., None, :]
+        axes = ("batch", None, "kv_heads")
+        visible = dispatch.local(lambda starts: _marked(starts, size, S), [axes], axes)(starts)[..., None, :]
         cols = jnp.arange(S, dtype=jnp.int32)
         visible &= _may_see(cols[None, None], place[..., None], causal, S)[:, :, None, None, None]
         if segment_ids is not None:
@@ -188,8 +189,8 @@ def selected_attention(
         visible &= _may_see(slots, expand(place, slots.ndim), causal, S)
         if segment_ids is not None:
             ids = expand(segment_ids, slots.ndim)
-            rows = jnp.arange(B)[:, None, None, None, None, None]
-            visible &= (jnp.asarray(key_segment_ids)[rows, slots] == ids) & (ids != 0)
+            of_keys = jax.vmap(lambda ids, slots: ids[slots])(jnp.asarray(key_segment_ids), slots)
+            visible &= (of_keys == ids) & (ids != 0)
         visible = visible.reshape(*starts.shape[:4], 1, -1)
         k_of, v_of = (_spans(a, first, min(size, S)) for a in (k, v))
         return attend(q, k_of, v_of, visible, ("bcgxyk,bcgxmk->bcgxym", "bcgxym,bcgxmv->bcgxyv"))
@@ -204,6 +205,13 @@ def selected_attention(
     return y.reshape(B, T, H, -1), log.reshape(B, T, H)
 
 
+def top_k(
+    s: Shaped[Array, "*L N"], count: int, axes: dispatch.Axes
+) -> tuple[Shaped[Array, "*L count"], Int[Array, "*L count"]]:
+    """`jax.lax.top_k` where the rows are: a partitioner gathers what it sorts. `axes` are the logical names of the first axes."""
+    return dispatch.local(lambda s: tuple(jax.lax.top_k(s, count)), [axes], (axes, axes))(s)
+
+
 def group_scores(q: Float[Array, "B C H K"], k: Float[Array, "B N G K"]) -> Float[Array, "B C H N"]:
     """q_h . k_g of each query head h and its key head g = h // (H / G), in float32 (float64 for float64 inputs)."""
     wide = jnp.promote_types(jnp.result_type(q, k), jnp.float32)
@@ -215,8 +223,7 @@ def group_scores(q: Float[Array, "B C H K"], k: Float[Array, "B N G K"]) -> Floa
 
 def chosen_starts(starts: Int[Array, "B N"], chosen: Int[Array, "B T J count"]) -> Int[Array, "B T J count"]:
     """Where the entries begin that `select` found; -1 where it found none."""
-    rows = jnp.arange(starts.shape[0])[:, None, None, None]
-    return jnp.where(chosen < 0, -1, starts[rows, chosen])
+    return jnp.where(chosen < 0, -1, jax.vmap(lambda starts, chosen: starts[chosen])(starts, chosen))
 
 
 def over_queries(f: Callable[[Any], Any], size: int, trees: Any) -> Any:

@@ -83,15 +83,11 @@ def selective_scan(
 
     if form == "reference" or length == 1:
         state, y = lax.scan(functools.partial(_step, A), state, inputs)
-    elif form == "sequential":
-        tokens = split(inputs, *chunking(length, chunk_size or _CHUNK[form]))
-        state, y = token_loop(_step, _step_backward, A, state, tokens)
-        y = join(y, length)
     else:
         of_channels, shared, states = (None, "batch", axis), (None, "batch", None), ("batch", None, axis)
         axes = [(None, axis), states, of_channels, of_channels, shared, shared, (None, "batch")]
         arrays = (A, state, *(z for z in inputs if z is not None))
-        run = functools.partial(_chunked, form, chunk_size or _CHUNK[form])
+        run = functools.partial(_chunks, form, chunk_size or _CHUNK[form])
         state, y = dispatch.local(run, axes[: len(arrays)], (states, of_channels))(*arrays)
     y = jnp.moveaxis(y, 0, 1)
     if D is not None:
@@ -178,14 +174,18 @@ def _step_backward(A, before, token, dh, dy):
     return dA, _restart(decay * dh, start), (dxdt * dt, ddt, dB, dC, None)
 
 
-def _chunked(form, chunk_size, A, state, x, dt, B, C, start=None):
-    """All chunks, one after the other; of a mesh, on the channels and rows of a device alone."""
+def _chunks(form, chunk_size, A, state, x, dt, B, C, start=None):
+    """All chunks, one after the other; of a mesh, on the channels and rows of a device alone: the gradient of A is then summed
+    over the devices once, and not in the loop."""
     if form == "blocked":
         # A for each row, so that its gradient is a sum over tokens and then one over rows. For a sum over both at once XLA turns
         # everything that has the size of all states into another order of axes, which doubles the traffic.
         A = lax.optimization_barrier(jnp.broadcast_to(A, state.shape))
     inputs = split((x, dt, B, C, start), *chunking(len(x), chunk_size))
-    state, y = kept.scan(functools.partial(_chunk, form, A), state, inputs)
+    if form == "sequential":
+        state, y = token_loop(_step, _step_backward, A, state, inputs)
+    else:
+        state, y = kept.scan(functools.partial(_chunk, form, A), state, inputs)
     return state, join(y, len(x))
 
 

@@ -69,13 +69,21 @@ def state_space_scan(
     if form == "reference" or length == 1:
         state, y = lax.scan(functools.partial(_step, coefficients), state, (inputs, masks))
     else:
-        tokens = split_masked(inputs, masks, chunk_size or _CHUNK[form])
-        if form == "sequential":
-            state, y = token_loop(_step, _step_backward, coefficients, state, tokens)
-        else:
-            state, y = kept.scan(functools.partial(_chunk, coefficients), state, tokens)
-        y = join(y, length)
+        rows, of_tokens = ("batch",), (None, "batch")
+        run = functools.partial(_chunks, form, chunk_size or _CHUNK[form])
+        state, y = dispatch.local(run, [(), rows, of_tokens], (rows, of_tokens))(coefficients, state, (inputs, masks))
     return segments.zero_padding(jnp.moveaxis(y, 0, 1).astype(x.dtype), segment_ids), state
+
+
+def _chunks(form, chunk_size, coefficients, state, inputs):
+    """All chunks, one after the other; of a mesh, on the rows of a device alone: gradients of the coefficients are then summed
+    over the devices once, and not in the loop."""
+    tokens = split_masked(*inputs, chunk_size)
+    if form == "sequential":
+        state, y = token_loop(_step, _step_backward, coefficients, state, tokens)
+    else:
+        state, y = kept.scan(functools.partial(_chunk, coefficients), state, tokens)
+    return state, join(y, len(inputs[0]))
 
 
 def _check(x, a, b, c, initial_state, segment_ids):

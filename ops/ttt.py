@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops import chunks, kept, segments
+from ops import chunks, dispatch, kept, segments
 from ops.chunks import matmul, transpose
 from ops.products import factor_dtype
 
@@ -96,10 +96,18 @@ def ttt(
         state = state, tuple(jnp.zeros_like(w) for w in state)
     else:
         state = jax.tree.map(lambda s: s.astype(dtype), initial_state)
-    norm = norm_weight[:, None], norm_bias[:, None], eps
-    block = functools.partial(_block, factors, aligned, weights, place_rate[-1], norm)
-    state, y = kept.scan(block, state, xs)
+    heads, rows, of_blocks = ("heads",), ("batch", "heads"), (None, "batch", "heads")
+    run = dispatch.local(
+        functools.partial(_blocks, factors, aligned, eps), [heads, (), heads, rows, of_blocks], (rows, of_blocks)
+    )
+    state, y = run(weights, place_rate[-1], (norm_weight[:, None], norm_bias[:, None]), state, xs)
     return segments.zero_padding(chunks.join(y, length), segment_ids).astype(v.dtype), state
+
+
+def _blocks(factors, aligned, eps, fresh, last_rate, norm, state, xs):
+    """All blocks, one after the other; of a mesh, on the rows and heads of a device alone: gradients of what rows share are then
+    summed over the devices once, and not in the loop."""
+    return kept.scan(functools.partial(_block, factors, aligned, fresh, last_rate, (*norm, eps)), state, xs)
 
 
 def _block(factors, aligned, fresh, last_rate, norm, state, x):

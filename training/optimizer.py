@@ -232,10 +232,21 @@ def _transform(
             rule = (optax.scale_by_lion(b1=config.b1, b2=config.b2), *transfer, decay)
         case "muon":
             rule = (*_muon(config, adam, metadata), *transfer, decay)
-    clip = (optax.clip_by_global_norm(config.clip_norm),) if config.clip_norm else ()
+    clip = (_clip(config.clip_norm),) if config.clip_norm else ()
     scale = _scale(lambda facts: config.group_scale[facts.group], metadata)
     learning_rate = functools.partial(_learning_rate, config.schedule, settings=settings)
     return optax.chain(*clip, *rule, scale, optax.scale_by_learning_rate(learning_rate))
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` as a product with one number, which XLA makes where the gradients are read. Optax divides each
+    array, which is then written once more and read again by all that needs it."""
+
+    def clip(gradients, _):
+        factor = jnp.minimum(1, norm / optax.tree.norm(gradients))
+        return jax.tree.map(lambda g: g * factor, gradients)
+
+    return optax.stateless(clip)
 
 
 def _scale(factor: Callable[[Any], float], metadata: PyTree) -> optax.GradientTransformation:

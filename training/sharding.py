@@ -167,6 +167,8 @@ def tracing(mesh: Mesh) -> Iterator[None]:
     platform, whatever this process computes on, and where the length is split they pass states between its shards.
     """
 
+    is_spec = lambda x: isinstance(x, PartitionSpec)
+
     def constrain(x, axes):
         target = sharding(axes, x.shape, mesh)
         return x if mesh.size == 1 else jax.lax.with_sharding_constraint(x, target)
@@ -178,33 +180,37 @@ def tracing(mesh: Mesh) -> Iterator[None]:
         return PartitionSpec((*((first,) if isinstance(first, str) else first), *alone), *rest)
 
     def localise(function, inputs, output, kernel):
-        def run(*arrays):
-            of_axes = whole if kernel else functools.partial(spec, mesh=mesh)
-            in_specs = tuple(of_axes(axes, x.shape) for axes, x in zip(inputs, arrays, strict=True))
-            found = jax.eval_shape(function, *arrays)
-            if output and isinstance(output[0], tuple):
-                out_specs = tuple(of_axes(axes, x.shape) for axes, x in zip(output, found, strict=True))
-            else:
-                out_specs = jax.tree.map(lambda x: of_axes(output, x.shape), found)
+        of_axes = whole if kernel else functools.partial(spec, mesh=mesh)
+
+        def specs(axes, tree):
+            return jax.tree.map(lambda x: of_axes((*axes, *(None,) * x.ndim)[: x.ndim], x.shape), tree)
+
+        def run(*arguments):
+            in_specs = tuple(map(specs, inputs, arguments))
+            found = jax.eval_shape(function, *arguments)
+            each = output and isinstance(output[0], tuple)
+            out_specs = tuple(map(specs, output, found)) if each else specs(output, found)
             checked = {"check_vma": not kernel}  # what a kernel returns does not say over which axes it differs
             of_device = (summed if kernel else differing)(in_specs, out_specs)
-            return jax.shard_map(of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arrays)
+            return jax.shard_map(of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arguments)
+
+        def axes_of(specs):
+            return set().union(*map(used, jax.tree.leaves(specs, is_leaf=is_spec)))
 
         def summed(in_specs, out_specs):
             """The function, and the sums of its results over axes that split arguments and not the result."""
-            every = set().union(*map(used, in_specs))
-            is_spec = lambda x: isinstance(x, PartitionSpec)
+            every = axes_of(in_specs)
             missing = jax.tree.map(lambda spec: tuple(sorted(every - used(spec))), out_specs, is_leaf=is_spec)
             add = lambda x, axes: jax.lax.psum(x, axes) if axes else x
-            return lambda *arrays: jax.tree.map(add, function(*arrays), missing)
+            return lambda *arguments: jax.tree.map(add, function(*arguments), missing)
 
         def differing(in_specs, out_specs):
             """The function of arguments that are marked as different wherever results are: the derivative of one that is the same
             on several devices is then summed over them at the end, and not where it meets another, which may be in a loop."""
-            every = set().union(*map(used, jax.tree.leaves(out_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))))
-            missing = [tuple(sorted(every - used(spec))) for spec in in_specs]
+            every = axes_of(out_specs)
+            missing = jax.tree.map(lambda spec: tuple(sorted(every - used(spec))), in_specs, is_leaf=is_spec)
             mark = lambda x, axes: jax.lax.pcast(x, axes, to="varying") if axes else x
-            return lambda *arrays: function(*map(mark, arrays, missing))
+            return lambda *arguments: function(*jax.tree.map(mark, arguments, missing))
 
         return function if mesh.size == 1 or sequence.is_inside() else run
 

@@ -10,6 +10,7 @@ from models.checks import at_least, head_size, scaled
 from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm, l2_normalize
 from models.params import dense, log_of, residual_output, step_bias, time_scale, uniform
+from models.partitioning import constrain
 from models.short_convolution import ConvolvedProjection, convolve
 from ops.delta_rule import delta_rule
 from ops.elementwise import silu_gate
@@ -100,7 +101,8 @@ class DeltaProduct(Mixer):
 
     def as_steps(self, x):
         """Makes a token of each step: [B, T, n H, K] -> [B, n T, H, K]."""
-        return x.reshape(x.shape[0], -1, self.sizes[0], x.shape[-1])
+        x = constrain(x.reshape(*x.shape[:2], self.steps, -1, x.shape[-1]), "batch", "length", None, "heads", None)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
 
     def among_steps(self, x, step):
         """Gives x to one step of each token and zeros to the others: [B, T, ...] -> [B, n T, ...]."""

@@ -15,7 +15,7 @@ from models.partitioning import constrain
 from ops.attention import attention
 from ops.projection import project
 from ops.rotary import rotary
-from ops.selected_attention import chosen_starts, group_scores, select, selected_attention
+from ops.selected_attention import chosen_starts, group_scores, select, selected_attention, top_k
 
 
 class NativeSparseAttention(Mixer):
@@ -181,7 +181,7 @@ class NativeSparseAttention(Mixer):
         common = jnp.minimum(end[:, None], behind) - jnp.maximum(begin[:, None], first)
         common = jnp.where(blocks["segment"][:, None] == choices["segment"][..., None], jnp.maximum(common, 0), 0)
         most = -(-(self.summary + self.block - 1) // self.stride)
-        common, over = jax.lax.top_k(common, min(most, begin.shape[1]))
+        common, over = top_k(common, min(most, begin.shape[1]), ("batch",))
         return common.astype(jnp.float32) / self.stride, over
 
     def near(self, q, k, v, *, segment_ids, key_segment_ids, query_offset) -> Float[Array, "B T H K"]:

@@ -13,7 +13,7 @@ from models.mixer import Ids, Mixer, Tokens
 from models.norms import layer_normalize
 from models.params import conv_taps, normal, ones, param, zeros
 from models.partitioning import constrain
-from ops import kept, segments
+from ops import dispatch, kept, segments
 from ops.elementwise import silu
 from ops.projection import project_blocks
 from ops.running_max import NOTHING
@@ -87,7 +87,13 @@ class SLSTM(Mixer):
         gates = lambda a, w: jnp.moveaxis(project_blocks(by_head(a), w[...]), 2, 3)
         gates = jnp.concatenate([gates(silu(c), self.w_if), gates(x, self.w_zo)], 2)
         gates = gates.astype(jnp.float32) + self.b[...]
-        h, cell = recurrence(gates, self.r[...].astype(jnp.float32), state["cell"], segment_ids)
+        r, of_heads = self.r[...].astype(jnp.float32), ("batch", None, "heads")
+        run = dispatch.local(
+            recurrence,
+            [("batch", None, None, "heads"), ("heads",), ("batch", "heads"), ("batch",)],
+            (of_heads, ("batch", "heads")),
+        )
+        h, cell = run(gates, r, state["cell"], segment_ids)
         y = layer_normalize(h, self.eps) * self.norm_weight[...]
         return y.reshape(x.shape).astype(x.dtype), {"conv": taps, "cell": cell}
 
@@ -101,7 +107,10 @@ class SLSTM(Mixer):
 
 
 def recurrence(gates, r, cell, segment_ids):
-    """h [B, T, H, K] and the last cell, from what the gates i, f, z, o get from elsewhere [B, T, 4, H, K]."""
+    """h [B, T, H, K] and the last cell, from what the gates i, f, z, o get from elsewhere [B, T, 4, H, K].
+
+    Of a mesh, each device goes over its own rows and heads, and the gradient of r is summed behind the loop.
+    """
     length = gates.shape[1]
     if segment_ids is None:
         segment_ids = jnp.ones(gates.shape[:2], jnp.int32)

@@ -1,5 +1,7 @@
 """What the compiler of this machine sends between eight devices for what each of them could do alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +11,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from compilation import hlo
 from models import mixer
+from ops import dispatch
 from ops.attention import attention
+from ops.block_recurrence import block_recurrence
 from ops.delta_rule import delta_rule
 from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
 from ops.long_convolution import long_convolution
+from ops.selected_attention import group_scores, select, selected_attention
 from ops.selective_scan import selective_scan
-from training import sharding
+from ops.state_space_scan import state_space_scan
+from tests.collection import one_of_each_primitive
+from tests.training.test_every_mixer import model as tiny_model
+from training import sharding, state
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +130,7 @@ def test_attention_by_a_kernel_runs_on_rows_and_heads_of_its_own(mesh):
         np.testing.assert_allclose(y, x, atol=2e-6 * float(jnp.max(jnp.abs(x))))
 
 
-@pytest.mark.parametrize("form", ["chunked", "blocked", "pallas"])
+@pytest.mark.parametrize("form", ["sequential", "chunked", "blocked", "pallas"])
 def test_a_selective_scan_sums_over_devices_once(mesh, form):
     """Gradients of what all channels share are summed over the channels' devices behind the loop over chunks, or the kernel."""
     names = ("x", "dt", "B", "C")
@@ -157,3 +165,87 @@ def test_a_selective_scan_sums_over_devices_once(mesh, form):
     expected, found = run(alone, A, arrays), compiled(jax.device_put(A, place("tensor")), split)
     for x, y in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(y, x, atol=2e-6 * float(jnp.max(jnp.abs(x))))
+
+
+def oscillated(form, m, f):
+    return block_recurrence(m, f, implementation=form)[0]
+
+
+def scanned(form, coefficients, x):
+    a, b, c = ((z, 0.5 * z) for z in coefficients)
+    return state_space_scan(x, a, b, c, implementation=form)[0]
+
+
+@pytest.mark.parametrize(
+    "function, form",
+    [(oscillated, "sequential"), (oscillated, "associative"), (scanned, "sequential"), (scanned, "chunked")],
+)
+def test_coefficients_of_all_rows_are_summed_behind_the_loop(mesh, function, form):
+    """Rows stay where they are, and the gradients of what they share are sent once."""
+
+    def run(mesh, shared, x):
+        with sharding.tracing(mesh):
+            y, vjp = jax.vjp(functools.partial(function, form), shared, x)
+            return y, *vjp(jnp.cos(y))
+
+    random = np.random.default_rng(0)
+    shared = random.uniform(0.1, 0.5, (2, 2, 3) if function is oscillated else (3, 5, 4)).astype(np.float32)
+    x = random.standard_normal((8, 70, 2, 3) if function is oscillated else (8, 70, 5)).astype(np.float32)
+    split = jax.device_put(shared, sharding.replicated(mesh)), jax.device_put(x, sharding.batch_sharding(mesh))
+    compiled = jax.jit(lambda *arrays: run(mesh, *arrays)).lower(*split).compile()
+    sent = hlo.Program(compiled.as_text()).sent(dict(mesh.shape))
+    assert {one.kind for one in sent} == {"all-reduce"} and all(one.executions == 1 for one in sent)
+    alone = sharding.make_mesh({}, jax.devices()[:1])
+    for y, z in zip(run(alone, shared, x), compiled(*split), strict=True):
+        np.testing.assert_allclose(z, y, atol=2e-6 * float(jnp.max(jnp.abs(y))))
+
+
+@pytest.mark.parametrize("form", ["masked", "gathered"])
+def test_keys_are_selected_where_their_rows_are(mesh, form):
+    """Neither scores are sent in order to be sorted, nor marks of what was chosen."""
+
+    def run(mesh, q, k, v):
+        def attend(q, k, v):
+            places = jnp.broadcast_to(jnp.arange(q.shape[1]), q.shape[:2])
+            chosen = select(group_scores, q, k, 3, places=places, key_places=places)
+            return selected_attention(q, k, v, chosen, implementation=form)[0]
+
+        with sharding.tracing(mesh):
+            y, vjp = jax.vjp(attend, q, k, v)
+            return y, *vjp(jnp.cos(y))
+
+    arrays = np.random.default_rng(0).standard_normal((3, 8, 12, 2, 4)).astype(np.float32)
+    place = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+    split = [jax.device_put(a, place) for a in arrays]
+    compiled = jax.jit(lambda *arrays: run(mesh, *arrays)).lower(*split).compile()
+    assert not hlo.Program(compiled.as_text()).sent(dict(mesh.shape))
+    alone = sharding.make_mesh({}, jax.devices()[:1])
+    for y, z in zip(run(alone, *arrays), compiled(*split), strict=True):
+        np.testing.assert_allclose(z, y, atol=2e-6 * float(jnp.max(jnp.abs(y))))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", one_of_each_primitive(mixer.names()))
+def test_rows_of_every_mixer_stay_with_their_devices(name, packed, monkeypatch):
+    """With the forms of a GPU, devices that share parameters sum the gradients of a layer once, and no more is sent."""
+    platform = dispatch.platform
+    monkeypatch.setattr(dispatch, "platform", lambda _: platform("gpu"))
+    built = state.build(functools.partial(tiny_model, name, length=64), None, sharding.make_mesh({"data": 8}))
+
+    def loss(params, ids, segment_ids):
+        logits, _ = built.apply(params, ids, segment_ids=segment_ids)
+        return jnp.sum(jnp.square(logits))
+
+    params, ids = jax.eval_shape(built.init, jax.random.key(0))["params"], jax.ShapeDtypeStruct((16, 64), jnp.int32)
+    of_rows = sharding.batch_sharding(built.mesh)
+    with jax.set_mesh(built.mesh), sharding.tracing(built.mesh):
+        gradient = jax.jit(
+            jax.grad(loss),
+            in_shardings=(built.shardings["params"], of_rows, of_rows),
+            out_shardings=built.shardings["params"],
+        )
+        compiled = gradient.lower(params, ids, ids if packed else None).compile()
+    sent = hlo.Program(compiled.as_text()).sent(dict(built.mesh.shape))
+    odd = [one for one in sent if one.kind != "all-reduce" or one.executions > 2]
+    assert not odd

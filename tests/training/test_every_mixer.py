@@ -24,14 +24,14 @@ CONFIG = optimizer.OptimizerConfig(learning_rate=0.1, schedule="constant", weigh
 LENGTH = 20
 
 
-def model(name: str, rngs: nnx.Rngs) -> SequenceModel:
+def model(name: str, rngs: nnx.Rngs, length: int = LENGTH) -> SequenceModel:
     cls = mixers.find(name)
     tiny = {key: value for key, value in cls.tiny.items() if key in mixers.defaults(name)}
     config = ModelConfig(
         vocab_size=16,
         targets=16,
         causal=cls.causal,
-        length=LENGTH,
+        length=length,
         width=32,
         depth=2,
         pattern=(name,),
