@@ -9,6 +9,7 @@ Of a form of `selected_attention`, "gathered" copies the keys of each query toge
 query with every key, O(T S), which on a CPU takes less time where S is up to some 6 k.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -157,52 +158,65 @@ def selected_attention(
     starts = jnp.broadcast_to(starts, (B, T, G * X if J == H else G, N)).reshape(B, T, G, X, N)
     place = jnp.broadcast_to(query_offset + jnp.arange(T, dtype=jnp.int32), (B, T))
 
-    def attend(q, k, v, visible, products):
-        """q [B, C, G, X, Y, K]; k, v and visible [B, C, G, X, 1, M] as `products` has them."""
-        s = jnp.where(visible, scale * product(products[0], q, k, factor_dtype(q, k)), MASKED)
-        top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=FLOOR))
-        p = exp_below(s, top)
-        total = jnp.sum(p, axis=-1, keepdims=True)
-        total = jnp.where(total > 0, total, 1.0)
-        y = product(products[1], p, v, factor_dtype(v)) / total
-        return y.astype(v.dtype), (top + jnp.log(total))[..., 0]
-
-    def masked(block):
-        q, starts, place, segment_ids = block
-        axes = ("batch", None, "kv_heads")
-        visible = dispatch.local(lambda starts: _marked(starts, size, S), [axes], axes)(starts)[..., None, :]
-        cols = jnp.arange(S, dtype=jnp.int32)
-        visible &= _may_see(cols[None, None], place[..., None], causal, S)[:, :, None, None, None]
-        if segment_ids is not None:
-            same = (segment_ids[..., None] == key_segment_ids[:, None]) & (segment_ids != 0)[..., None]
-            visible &= same[:, :, None, None, None]
-        return attend(q, k, v, visible, ("bcgxyk,bgsk->bcgxys", "bcgxys,bgsv->bcgxyv"))
-
-    def gathered(block):
-        q, starts, place, segment_ids = block
-        # A span that would end behind the last key is moved, and what is before its start is then not seen. A start behind all
-        # keys, which is that of a query in a buffer that is full, sees the last of them, whose value says so.
-        first = jnp.clip(starts, 0, max(S - size, 0))
-        slots = first[..., None] + jnp.arange(min(size, S), dtype=jnp.int32)
-        visible = (starts >= 0)[..., None] & (slots >= jnp.minimum(starts, S - 1)[..., None])
-        visible &= slots < (starts + size)[..., None]
-        visible &= _may_see(slots, expand(place, slots.ndim), causal, S)
-        if segment_ids is not None:
-            ids = expand(segment_ids, slots.ndim)
-            of_keys = jax.vmap(lambda ids, slots: ids[slots])(jnp.asarray(key_segment_ids), slots)
-            visible &= (of_keys == ids) & (ids != 0)
-        visible = visible.reshape(*starts.shape[:4], 1, -1)
-        k_of, v_of = (_spans(a, first, min(size, S)) for a in (k, v))
-        return attend(q, k_of, v_of, visible, ("bcgxyk,bcgxmk->bcgxym", "bcgxym,bcgxmv->bcgxyv"))
-
     if chosen == "reference":
         block_size = T
     elif block_size is None:
         per_query = H * S if chosen == "masked" else G * X * seen * (K + v.shape[-1])
         block_size = max(1, min(128, 2**22 // (B * per_query)))
-    one = gathered if chosen == "gathered" else masked
-    y, log = over_queries(one, block_size, (q, starts, place, segment_ids))
+    form = functools.partial(_gathered if chosen == "gathered" else _masked, size, causal, scale)
+
+    def run(*arrays):
+        return over_queries(functools.partial(form, arrays[:3]), block_size, arrays[3:])
+
+    # Of a mesh, each device has its own rows and heads: the gradient of keys that heads share is summed when it is that of keys,
+    # and not that of what each query has gathered.
+    rows, groups, heads = ("batch",), ("batch", "kv_heads"), ("batch", None, "kv_heads", "heads", "heads")
+    axes = (groups, groups, rows, heads, heads[:4], rows, rows)
+    y, log = dispatch.local(run, axes, (heads, heads))(k, v, key_segment_ids, q, starts, place, segment_ids)
     return y.reshape(B, T, H, -1), log.reshape(B, T, H)
+
+
+def _masked(size, causal, scale, keys, queries):
+    k, v, key_segment_ids = keys
+    q, starts, place, segment_ids = queries
+    S = k.shape[2]
+    visible = _marked(starts, size, S)[..., None, :]
+    cols = jnp.arange(S, dtype=jnp.int32)
+    visible &= _may_see(cols[None, None], place[..., None], causal, S)[:, :, None, None, None]
+    if segment_ids is not None:
+        same = (segment_ids[..., None] == key_segment_ids[:, None]) & (segment_ids != 0)[..., None]
+        visible &= same[:, :, None, None, None]
+    return _attend(scale, q, k, v, visible, ("bcgxyk,bgsk->bcgxys", "bcgxys,bgsv->bcgxyv"))
+
+
+def _gathered(size, causal, scale, keys, queries):
+    k, v, key_segment_ids = keys
+    q, starts, place, segment_ids = queries
+    S = k.shape[2]
+    # A span that would end behind the last key is moved, and what is before its start is then not seen. A start behind all
+    # keys, which is that of a query in a buffer that is full, sees the last of them, whose value says so.
+    first = jnp.clip(starts, 0, max(S - size, 0))
+    slots = first[..., None] + jnp.arange(min(size, S), dtype=jnp.int32)
+    visible = (starts >= 0)[..., None] & (slots >= jnp.minimum(starts, S - 1)[..., None])
+    visible &= slots < (starts + size)[..., None]
+    visible &= _may_see(slots, expand(place, slots.ndim), causal, S)
+    if segment_ids is not None:
+        ids = expand(segment_ids, slots.ndim)
+        visible &= (_at(key_segment_ids, slots) == ids) & (ids != 0)
+    visible = visible.reshape(*starts.shape[:4], 1, -1)
+    k_of, v_of = (_spans(a, first, min(size, S)) for a in (k, v))
+    return _attend(scale, q, k_of, v_of, visible, ("bcgxyk,bcgxmk->bcgxym", "bcgxym,bcgxmv->bcgxyv"))
+
+
+def _attend(scale, q, k, v, visible, products):
+    """q [B, C, G, X, Y, K]; k, v and visible [B, C, G, X, 1, M] as `products` has them."""
+    s = jnp.where(visible, scale * product(products[0], q, k, factor_dtype(q, k)), MASKED)
+    top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=FLOOR))
+    p = exp_below(s, top)
+    total = jnp.sum(p, axis=-1, keepdims=True)
+    total = jnp.where(total > 0, total, 1.0)
+    y = product(products[1], p, v, factor_dtype(v)) / total
+    return y.astype(v.dtype), (top + jnp.log(total))[..., 0]
 
 
 def top_k(
@@ -223,7 +237,7 @@ def group_scores(q: Float[Array, "B C H K"], k: Float[Array, "B N G K"]) -> Floa
 
 def chosen_starts(starts: Int[Array, "B N"], chosen: Int[Array, "B T J count"]) -> Int[Array, "B T J count"]:
     """Where the entries begin that `select` found; -1 where it found none."""
-    return jnp.where(chosen < 0, -1, jax.vmap(lambda starts, chosen: starts[chosen])(starts, chosen))
+    return jnp.where(chosen < 0, -1, _at(starts, chosen))
 
 
 def over_queries(f: Callable[[Any], Any], size: int, trees: Any) -> Any:
@@ -254,6 +268,11 @@ def over_queries(f: Callable[[Any], Any], size: int, trees: Any) -> Any:
 def spans(a: Shaped[Array, "B S ..."], starts: Int[Array, "B N"], size: int) -> Shaped[Array, "B N size ..."]:
     """N spans of `size` neighbours along the length of each row; one that would leave the row is moved into it."""
     return jax.vmap(lambda a, starts: jax.vmap(lambda i: jax.lax.dynamic_slice_in_dim(a, i, size))(starts))(a, starts)
+
+
+def _at(a, index):
+    """a [B, N] at index [B, ...], each row in itself."""
+    return jax.vmap(lambda a, index: a[index])(jnp.asarray(a), index)
 
 
 def _spans(a, starts, size):

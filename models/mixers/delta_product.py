@@ -75,14 +75,15 @@ class DeltaProduct(Mixer):
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
-        conv = None if state is None else state["conv"]
-        (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
-        k, v = self.as_steps(k), self.as_steps(v)
+        # What `tensor` does not split comes first, and the gradients of the others are summed over it together.
         beta = self.beta_scale * jax.nn.sigmoid(project(x, self.w_b[...]).astype(jnp.float32))
         log_decay = None
         if self.gated:
             dt = jax.nn.softplus(project(x, self.w_a[...]).astype(jnp.float32) + self.dt_bias[...])
             log_decay = self.among_steps(-jnp.exp(self.a_log[...]) * dt, 0)
+        conv = None if state is None else state["conv"]
+        (q, k, v), conv = convolve((self.q, self.k, self.v), x, conv, segment_ids)
+        k, v = self.as_steps(k), self.as_steps(v)
         o, memory = delta_rule(
             self.among_steps(l2_normalize(q), self.steps - 1),
             l2_normalize(k),

@@ -67,7 +67,7 @@ def causal(q, k, v, state, segment_ids):
     maximum, log_decay = running_scale(k, state["maximum"], segment_ids)
     weight = jnp.exp(segments.zero_padding(k - maximum, segment_ids))
     total, weights = linear_recurrence(
-        jnp.exp(log_decay), weight, initial_state=state["weights"], segment_ids=segment_ids
+        jnp.exp(log_decay), weight, initial_state=state["weights"], segment_ids=segment_ids, axis="heads"
     )
     if segment_ids is not None:
         total = jnp.where((segment_ids == 0)[..., None, None], 1, total)
@@ -83,7 +83,7 @@ def softmax_over_positions(k, segment_ids):
     if segment_ids is None:
         return weight / jnp.sum(weight, 1, keepdims=True)
     ones = jnp.ones(k.shape[2:], k.dtype)
-    past, _ = linear_recurrence(ones, weight, segment_ids=segment_ids)
-    future, _ = linear_recurrence(ones, segments.reverse(weight, segment_ids), segment_ids=segment_ids)
+    past, _ = linear_recurrence(ones, weight, segment_ids=segment_ids, axis="heads")
+    future, _ = linear_recurrence(ones, segments.reverse(weight, segment_ids), segment_ids=segment_ids, axis="heads")
     total = past + segments.reverse(future, segment_ids) - weight
     return weight / jnp.where((segment_ids == 0)[..., None, None], 1, total)

@@ -193,11 +193,11 @@ def turns(angle, initial, segment_ids):
     none = (jnp.ones_like(angle[:, 0]), jnp.zeros_like(angle[:, 0]))
     initial = none if initial is None else initial
     if segment_ids is None:
-        return linear_recurrence(step, tuple(map(jnp.zeros_like, step)), initial_state=initial)
+        return linear_recurrence(step, tuple(map(jnp.zeros_like, step)), initial_state=initial, axis="heads")
     # A restart, and padding, leave 0 of the product where 1 is meant.
     start = segments.is_start(segment_ids)[..., None, None]
     first = tuple(jnp.where(start, part, 0) for part in step)
-    turn, final = linear_recurrence(step, first, initial_state=initial, segment_ids=segment_ids)
+    turn, final = linear_recurrence(step, first, initial_state=initial, segment_ids=segment_ids, axis="heads")
     empty = segment_ids[:, -1, None, None] == 0
     return turn, tuple(jnp.where(empty, a, b) for a, b in zip(none, final))
 

@@ -83,15 +83,7 @@ class PaTHAttention(Mixer):
     def mix(
         self, x: Tokens, state: dict | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, dict | None]:
-        q = constrain(project(x, self.w_q[...]), "batch", "length", "heads", None)
-        k = constrain(project(x, self.w_k[...]), "batch", "length", "kv_heads", None)
-        v = constrain(project(x, self.w_v[...]), "batch", "length", "kv_heads", None)
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        u = project(x if self.w_1 is None else project(x, self.w_1[...]), self.w_2[...])
-        taps = None if state is None else of_document(state, "conv", segment_ids)
-        u, taps = short_convolution(u, self.taps[...], initial_state=taps, segment_ids=segment_ids)
-        w = l2_normalize(silu(u).reshape(k.shape).astype(jnp.float32))
+        # What `tensor` does not split comes first, and the gradients of the others are summed over it together.
         beta = 2 * jax.nn.sigmoid(project(x, self.w_beta[...]).astype(jnp.float32) + self.b_beta[...])
         scale, decay = self.head_channels**-0.5, None
         if self.w_f is not None:
@@ -99,6 +91,17 @@ class PaTHAttention(Mixer):
             decay = scale * jnp.cumsum(log_f, axis=1)
             if state is not None:
                 decay = state["sum"][:, None] + decay
+        u = x if self.w_1 is None else project(x, self.w_1[...])
+        q = constrain(project(x, self.w_q[...]), "batch", "length", "heads", None)
+        k = constrain(project(x, self.w_k[...]), "batch", "length", "kv_heads", None)
+        v = constrain(project(x, self.w_v[...]), "batch", "length", "kv_heads", None)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        taps = None if state is None else of_document(state, "conv", segment_ids)
+        u, taps = short_convolution(
+            project(u, self.w_2[...]), self.taps[...], initial_state=taps, segment_ids=segment_ids
+        )
+        w = l2_normalize(silu(u).reshape(k.shape).astype(jnp.float32))
         path = path_attention(q, k, v, w, beta, decay=decay, scale=scale, segment_ids=segment_ids)
         y = path.y
         if state is not None:

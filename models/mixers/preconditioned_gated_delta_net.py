@@ -90,6 +90,7 @@ class PreconditionedGatedDeltaNet(Mixer):
             gamma * squares,
             initial_state=None if state is None else state["power"],
             segment_ids=segment_ids,
+            axis="heads",
         )
         r = jnp.log(power + 1e-6) - self.center[...][:, None]
         write = jnp.exp(-math.log(1.5) * r / (1 + jnp.abs(r))) * k

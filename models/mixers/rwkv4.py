@@ -63,6 +63,7 @@ class RWKV4(Mixer):
             jnp.exp(scaled.log_weight)[..., None] * numbers,
             initial_state=initial["sums"],
             segment_ids=segment_ids,
+            axis="mlp",
         )
         past, _ = token_shift(sums, initial_state=initial["sums"], segment_ids=segment_ids)
         own = k + self.u[...]
