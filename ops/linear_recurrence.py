@@ -45,7 +45,8 @@ def linear_recurrence(
       b: inputs [B, T, ...]; a pair when `a` is one.
       initial_state: h before the first token, [B, ...]; a pair when `b` is one. Zero by default.
       segment_ids: 0 is padding, a change restarts the state; see `ops.segments`.
-      axis: the logical name of the channels, by which a mesh may split them (`models.partitioning`); for the form "pallas".
+      axis: the logical name of the channels, or of the first of their axes, by which a mesh may split them
+        (`models.partitioning`); for the form "pallas" and for lengths that are split.
       implementation: "reference" (token by token, plain autodiff), "sequential" (token by token, own derivative),
         "associative" (parallel prefix, own derivative), "blocked" (token by token in all blocks of a few tokens at once, own
         derivative) or "pallas" (a TPU kernel, for float32; interpreted elsewhere). "auto" is sequential on a CPU, blocked on a
@@ -89,7 +90,7 @@ def linear_recurrence(
 
 def _over_shards(a, b, h0, segment_ids, axis, implementation):
     dtype = jnp.promote_types(jnp.result_type(*a, *b), jnp.float32)
-    names = [*(None,) * (b[0].ndim - 3), *(axis,) * (b[0].ndim > 2)]
+    names = [*(axis,) * (b[0].ndim > 2), *(None,) * (b[0].ndim - 3)]
     tokens = ("batch", "length", *names)
 
     alone = lambda parts: parts if len(b) == 2 else parts[0]

@@ -186,10 +186,12 @@ def tracing(mesh: Mesh) -> Iterator[None]:
             return jax.tree.map(lambda x: of_axes((*axes, *(None,) * x.ndim)[: x.ndim], x.shape), tree)
 
         def run(*arguments):
-            in_specs = tuple(map(specs, inputs, arguments))
+            in_specs = tuple(specs(axes, tree) for axes, tree in zip(inputs, arguments, strict=True))
             found = jax.eval_shape(function, *arguments)
-            each = output and isinstance(output[0], tuple)
-            out_specs = tuple(map(specs, output, found)) if each else specs(output, found)
+            if output and isinstance(output[0], tuple):
+                out_specs = tuple(specs(axes, tree) for axes, tree in zip(output, found, strict=True))
+            else:
+                out_specs = specs(output, found)
             checked = {"check_vma": not kernel}  # what a kernel returns does not say over which axes it differs
             of_device = (summed if kernel else differing)(in_specs, out_specs)
             return jax.shard_map(of_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **checked)(*arguments)
