@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ops import dispatch
@@ -14,6 +15,7 @@ from ops.delta_rule import delta_rule
 from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
 from ops.long_convolution import long_convolution, vandermonde_kernel
+from ops.selected_attention import group_scores, select, selected_attention
 from ops.selective_scan import selective_scan
 from ops.state_space_scan import state_space_scan
 
@@ -132,6 +134,17 @@ def _selective_scan(name, length, x, dt, A, B, C):
     return selective_scan(x, dt, A, B, C, implementation=name)[0]
 
 
+def _selected_attention(size, count, together, name, length, q, k, v):
+    """Attention to the `count` spans of `size` keys whose means each head, or all heads together, score highest."""
+    rows = len(k)
+    means = k.reshape(rows, length // size, size, *k.shape[2:]).mean(2)
+    score = (lambda q, k: group_scores(q, k).sum(2, keepdims=True)) if together else group_scores
+    places, key_places = (jnp.broadcast_to(jnp.arange(n), (rows, n)) for n in (length, length // size))
+    chosen = select(score, q, means, count, places=places, key_places=key_places * size)
+    starts = jnp.where(chosen < 0, -1, chosen * size)
+    return selected_attention(q, k, v, starts, size=size, implementation=name)[0]
+
+
 def _state_space_scan(name, length, x, a_re, a_im, b_re, b_im, c_re, c_im):
     return state_space_scan(x, (a_re, a_im), (b_re, b_im), (c_re, c_im), implementation=name)[0]
 
@@ -158,6 +171,14 @@ CASES = (
     Case("linear_recurrence", "real", "B1 D512", _real_inputs, _real),
     Case("linear_recurrence", "complex", "B1 D512", _complex_inputs, _complex),
     Case("selective_scan", "Mamba", "B1 D256 N16", _mamba_inputs, _selective_scan),
+    Case("selected_attention", "8 blocks of 64", _HEADS, _qkv, functools.partial(_selected_attention, 64, 8, False)),
+    Case(
+        "selected_attention",
+        "256 keys for all heads",
+        _HEADS,
+        _qkv,
+        functools.partial(_selected_attention, 1, 256, True),
+    ),
     Case("state_space_scan", "S4D", "B2 D64 N32", _state_space_inputs, _state_space_scan),
     Case("long_convolution", "causal", "B2 D64", _convolution_inputs, _long_convolution, ("fft", "matmul")),
     Case("vandermonde_kernel", "S4D", "D32 N32", _vandermonde_inputs, _vandermonde, ()),

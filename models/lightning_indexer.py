@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ops.products import factor_dtype, product
-from ops.selected_attention import over_queries, spans
+from ops.selected_attention import are_few, marked, over_queries, spans
 
 
 def index_scores(
@@ -40,21 +40,26 @@ def index_divergence(
       scale: factor of q . k.
     """
     q, k, log = jax.lax.stop_gradient((q, k, log))
-    groups = k.shape[2]
+    (S, groups), N = k.shape[1:3], chosen.shape[-1]
+    few = are_few(N, S)
+    cols = N if few else S
 
     def one(block):
         q, log, qi, w, chosen = block
-        (B, C, H, K), n = q.shape, chosen.shape[-1]
-        pick = lambda a: spans(a, jnp.maximum(chosen, 0).reshape(B, C * n), 1).reshape(B, C, n, *a.shape[2:])
-        seen = chosen >= 0
-        q = q.reshape(B, C, groups, -1, K)
-        s = product("bcgrk,bcngk->bcgrn", q, pick(k), factor_dtype(q))
-        p = jnp.exp(scale * s.reshape(B, C, H, n) - log[..., None])
+        B, C, H, K = q.shape
+        if few:
+            seen = chosen >= 0
+            pick = lambda a: spans(a, jnp.maximum(chosen, 0).reshape(B, C * N), 1).reshape(B, C, N, *a.shape[2:])
+            keys, index_keys, equation = pick(k), pick(ki), "bcgrk,bcngk->bcgrn"
+        else:
+            seen, keys, index_keys, equation = marked(chosen, S), k, ki, "bcgrk,bngk->bcgrn"
+        s = product(equation, q.reshape(B, C, groups, -1, K), keys, factor_dtype(q))
+        p = jnp.exp(scale * s.reshape(B, C, H, cols) - log[..., None])
         p = jnp.mean(jnp.where(seen[:, :, None], p, 0), 2)
-        scores = index_scores(qi, w, pick(ki))
-        log_i = jax.nn.log_softmax(jnp.where(seen, scores, -1e30))
+        log_i = jax.nn.log_softmax(jnp.where(seen, index_scores(qi, w, index_keys), -1e30))
         return jnp.sum(jnp.where(p > 0, p * (jnp.log(jnp.where(p > 0, p, 1)) - log_i), 0), -1)
 
-    size = max(1, min(128, 2**22 // (q.shape[0] * chosen.shape[-1] * groups * q.shape[-1])))
+    per_query = N * groups * q.shape[-1] if few else S * q.shape[2]
+    size = max(1, min(128, 2**22 // (q.shape[0] * per_query)))
     divergence = over_queries(one, size, (q, log, qi, w, chosen))
     return jnp.sum(jnp.where(valid, divergence, 0)) / jnp.maximum(jnp.sum(valid), 1)

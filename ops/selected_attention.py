@@ -6,7 +6,7 @@
 queries that see k of S keys memory is O(T k + S).
 
 Of a form of `selected_attention`, "gathered" copies the keys of each query together and costs O(T k); "masked" multiplies every
-query with every key, O(T S), which on a CPU takes less time where S is up to some 6 k.
+query with every key, O(T S), which takes less where k is not few of S keys, see `are_few`.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from common.errors import UserError
 from ops import dispatch
@@ -147,7 +147,7 @@ def selected_attention(
         if T > 1:  # of a single query that would copy the buffer, whose padding is 0
             k, v = zero_padding(k, key_segment_ids), zero_padding(v, key_segment_ids)
     seen = N * min(size, S)
-    copies = T == 1 or not dispatch.on_cpu() or S > 6 * seen
+    copies = T == 1 or are_few(seen, S)
     chosen = dispatch.choose("selected_attention", implementation, "gathered" if copies else "masked")
     scale = K**-0.5 if scale is None else scale
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)  # [B, G, S, ...]
@@ -224,6 +224,17 @@ def top_k(
 ) -> tuple[Shaped[Array, "*L count"], Int[Array, "*L count"]]:
     """`jax.lax.top_k` where the rows are: a partitioner gathers what it sorts. `axes` are the logical names of the first axes."""
     return dispatch.local(lambda s: tuple(jax.lax.top_k(s, count)), [axes], (axes, axes))(s)
+
+
+def are_few(chosen: int, keys: int) -> bool:
+    """Whether to copy the chosen keys of each query takes less than to multiply it with all keys: on a CPU by the time, elsewhere
+    by the bytes that a GPU moves (`benchmarks.compiled_ops`; a TPU puts gradients of copies back in a loop over them)."""
+    return keys > (6 if dispatch.on_cpu() else 16) * chosen
+
+
+def marked(chosen: Int[Array, "*L N"], keys: int) -> Bool[Array, "*L {keys}"]:
+    """Which keys are chosen."""
+    return _marked(chosen, 1, keys)
 
 
 def group_scores(q: Float[Array, "B C H K"], k: Float[Array, "B N G K"]) -> Float[Array, "B C H N"]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from models import lightning_indexer
 from models import mixer as mixers
 from models.mixer import Context
 from tests.tolerance import assert_close
@@ -61,3 +62,29 @@ def test_loss(blocks):
     for gradients, moved in ((of_output, False), (of_objective, True)):
         for path, gradient in nnx.to_flat_state(gradients):
             assert np.any(gradient[...]) == ((path[0] in indexer) == moved), path
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_divergence_of_few_keys_and_of_many(few, monkeypatch):
+    """Keys that are copied for each query, and all keys under a mask: the sum over the chosen ones, written out in float64."""
+    monkeypatch.setattr(lightning_indexer, "are_few", lambda chosen, keys: few)
+    random = np.random.default_rng(0)
+    (B, T, S, H, G, K, I, D, N), scale = (2, 5, 9, 4, 2, 3, 2, 4, 3), 0.6
+    q, k, qi, ki = (random.standard_normal(shape) for shape in ((B, T, H, K), (B, S, G, K), (B, T, I, D), (B, S, D)))
+    w = random.standard_normal((B, T, I))
+    chosen = np.stack([[random.permutation(S)[:N] for _ in range(T)] for _ in range(B)])
+    chosen[0, 1, 2], chosen[1, 3] = -1, -1
+    valid = np.any(chosen >= 0, -1)
+    log, terms = np.zeros((B, T, H)), []
+    for b, t in np.ndindex(B, T):
+        at = chosen[b, t][chosen[b, t] >= 0]
+        scores = scale * np.einsum("hk,nhk->hn", q[b, t], np.repeat(k[b, at], H // G, 1))
+        log[b, t] = np.log(np.exp(scores).sum(-1)) if len(at) else 0
+        if len(at):
+            p = np.exp(scores - log[b, t][:, None]).mean(0)
+            index = np.maximum(np.einsum("id,nd->in", qi[b, t], ki[b, at]), 0)
+            index = w[b, t] @ index
+            terms.append(np.sum(p * (np.log(p) - index + np.log(np.exp(index).sum()))))
+    arrays = [jnp.asarray(a, jnp.float32) for a in (q, k, log, qi, ki, w)]
+    found = lightning_indexer.index_divergence(*arrays, jnp.asarray(chosen), jnp.asarray(valid), scale=scale)
+    assert_close(found, np.mean(terms))
