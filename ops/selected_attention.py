@@ -180,7 +180,7 @@ def _masked(size, causal, scale, keys, queries):
     k, v, key_segment_ids = keys
     q, starts, place, segment_ids = queries
     S = k.shape[2]
-    visible = _marked(starts, size, S)[..., None, :]
+    visible = marked(starts, S, size)[..., None, :]
     cols = jnp.arange(S, dtype=jnp.int32)
     visible &= _may_see(cols[None, None], place[..., None], causal, S)[:, :, None, None, None]
     if segment_ids is not None:
@@ -232,9 +232,17 @@ def are_few(chosen: int, keys: int) -> bool:
     return keys > (6 if dispatch.on_cpu() else 16) * chosen
 
 
-def marked(chosen: Int[Array, "*L N"], keys: int) -> Bool[Array, "*L {keys}"]:
-    """Which keys are chosen."""
-    return _marked(chosen, 1, keys)
+def marked(starts: Int[Array, "*L N"], keys: int, size: int = 1) -> Bool[Array, "*L {keys}"]:
+    """Which of the keys are in N spans of `size`, given where these begin; negative for none."""
+    *shape, N = starts.shape
+    rows = jnp.arange(starts.size // N)[:, None]
+    flat = starts.reshape(-1, N)
+    first = jnp.where(flat < 0, keys, flat)  # what is behind the last key is dropped
+    marks = jnp.zeros((len(rows), keys), jnp.int32).at[rows, first].add(1, mode="drop")
+    if size > 1:
+        behind = jnp.where(flat < 0, keys, flat + size)
+        marks = jnp.cumsum(marks.at[rows, behind].add(-1, mode="drop"), axis=-1)
+    return (marks > 0).reshape(*shape, keys)
 
 
 def group_scores(q: Float[Array, "B C H K"], k: Float[Array, "B N G K"]) -> Float[Array, "B C H N"]:
@@ -296,16 +304,3 @@ def _spans(a, starts, size):
 
 def _may_see(slots, place, causal, S):
     return slots <= place if causal else slots < S
-
-
-def _marked(starts, size, S):
-    """Which of S keys are in the spans, [..., S]."""
-    *shape, N = starts.shape
-    rows = jnp.arange(starts.size // N)[:, None]
-    flat = starts.reshape(-1, N)
-    first = jnp.where(flat < 0, S, flat)  # S is dropped
-    marks = jnp.zeros((len(rows), S), jnp.int32).at[rows, first].add(1, mode="drop")
-    if size > 1:
-        behind = jnp.where(flat < 0, S, flat + size)
-        marks = jnp.cumsum(marks.at[rows, behind].add(-1, mode="drop"), axis=-1)
-    return (marks > 0).reshape(*shape, S)

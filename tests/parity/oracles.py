@@ -66,7 +66,7 @@ def mixer(name: str, *, causal: bool = True, zeroed: tuple[str, ...] = (), **hyp
     return function, arguments
 
 
-def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="float32", constant=()):
+def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="float32", constant=(), optimised=False):
     """Asserts that two functions of the same arrays agree, in their outputs and in the gradients of random projections.
 
     Args:
@@ -76,6 +76,8 @@ def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="floa
       forms: implementations that are compared, each used by all primitives that offer it, see `ops.dispatch`.
       dtype: of PyTorch's tensors. Equations written out in a test run in float64, libraries in float32.
       constant: names of arguments to which no gradients are compared.
+      optimised: whether ours is compiled as a user's program is, and not as tests are: code that is not optimised rounds more
+        where gradients are small differences.
     """
     torch = load("torch")
     varied = [name for name in arguments if name not in constant]
@@ -87,7 +89,9 @@ def assert_parity(ours, theirs, arguments: dict, *, forms=("auto",), dtype="floa
     total = sum((y * torch.tensor(w)).sum() for y, w in zip(expected, weights, strict=True))
     expected_gradients = torch.autograd.grad(total, [tensors[name] for name in varied])
 
-    @functools.partial(jax.jit, static_argnums=0)
+    options = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False} if optimised else None
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=options)
     def run(form, arguments):
         split = lambda given: as_tuple(ours({**arguments, **given}))
         with dispatch.implementation(form if form == "auto" else where_offered(form, ours, arguments)):
