@@ -9,7 +9,8 @@ Keys of the argument:
   size: "default", "small", "medium", "large", "130m" or "1.3b".
   corpus: what to train on, see `data/tasks/language_model.py`.
   ngrams: the longest n-gram that has an embedding of its own beside the token's, see `models/ngram_embedding.py`; 1 for none.
-    They learn much of what is near from few bytes, whatever the mixer: leave them out where mixers are compared.
+    They learn much of what is near from few bytes, whatever the mixer: leave them out where mixers are compared. Their tables
+    go by Adagrad (`optimizer.tables`).
 """
 
 from ml_collections import ConfigDict
@@ -47,6 +48,6 @@ def get_config(arg: str = "") -> ConfigDict:
     return common.experiment(
         task,
         common.model(common.pattern(choice["mixer"]), width, depth, remat=remat, ngrams=tuple(range(2, longest + 1))),
-        common.optimizer(learning_rate, steps, optimizer),
+        common.optimizer(learning_rate, steps, optimizer, tables="adagrad" if longest > 1 else "same"),
         common.train(steps, batch_size, compute_dtype="float32" if choice["size"] == "default" else "bfloat16"),
     )

@@ -24,7 +24,7 @@ class NGramEmbedding(nnx.Module):
 
     Args:
       ngrams: the numbers of tokens n, each at least 2.
-      rows: of each table. A step of training moves all rows of an Adam state, however few n-grams a batch has.
+      rows: of each table. A step of training goes over all of them, however few n-grams a batch has.
       size: numbers of each row.
     """
 

@@ -22,6 +22,7 @@ from common.errors import UserError, check_range, near
 from models.scaling import Growth
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
+TABLE_RULES = ("same", "adagrad")
 SCHEDULES = ("cosine", "linear", "rsqrt", "wsd", "constant")
 
 _BELOW_ONE = 1 - 1e-7  # an average that never forgets has no bias correction
@@ -45,10 +46,14 @@ class OptimizerConfig:
         lion and muon; added to the gradient (L2 penalty) for adam and sgd.
       b1: momentum of every optimiser (0.95 is usual for muon).
       b2: second moment of adam, adamw and muon's AdamW; the slow average of lion.
-      eps: added to the denominator of Adam.
+      eps: added to the denominator of Adam; its square to what Adagrad takes the root of.
       clip_norm: gradients of a larger global norm are scaled down to it; 0 for no clipping.
       group_scale: learning-rate multiplier of each group that parameters name. "default" is 1 if left out. "fixed" never
         moves.
+      tables: the rule of tables of which a token looks up single rows (`Metadata.is_table`: embeddings of n-grams): "same" as
+        that of `name`, or "adagrad" (Duchi et al., 2011), whose steps become shorter with each gradient of a row and which, but
+        for the weight decay, moves no row without one.
+      table_scale: learning-rate multiplier of "adagrad".
 
     Raises:
       UserError: for an unknown name or a value out of range.
@@ -66,10 +71,12 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float = 1.0
     group_scale: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"default": 1.0, "ssm": 0.25})
+    tables: str = "same"
+    table_scale: float = 4.0
 
     def __post_init__(self):
         object.__setattr__(self, "group_scale", {"default": 1.0, **self.group_scale, "fixed": 0.0})
-        for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES), ("tables", TABLE_RULES)):
             value = getattr(self, field)
             if value not in known:
                 raise UserError(f"there is no optimizer.{field} {value!r}; {near(value, known)}")
@@ -83,6 +90,7 @@ class OptimizerConfig:
             "b2": _BELOW_ONE,
             "eps": math.inf,
             "clip_norm": math.inf,
+            "table_scale": math.inf,
         }
         for field, high in ranges.items():
             check_range(f"optimizer.{field}", getattr(self, field), 0, high)
@@ -195,8 +203,13 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree, scaling: 
       scaling: from the base model whose learning rate is used; None without one.
 
     Raises:
-      UserError: if a parameter is in a group that `group_scale` does not have, or as from `settings`.
+      UserError: if a parameter is in a group that `group_scale` does not have, if there are no tables for a rule of their own,
+        or as from `settings`.
     """
+    if config.tables != "same" and not any(facts.is_table for facts in jax.tree.leaves(metadata)):
+        raise UserError(
+            f"optimizer.tables={config.tables!r} has no effect on a model without tables: set it to 'same', or set model.ngrams"
+        )
     for path, facts in jax.tree_util.tree_leaves_with_path(metadata):
         if facts.group not in config.group_scale:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -217,25 +230,15 @@ def _transform(
     config: OptimizerConfig, metadata: PyTree, scaling: Scaling | None, settings: Settings
 ) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(settings["weight_decay"], mask=jax.tree.map(lambda m: m.decay, metadata))
-    eps = config.eps if scaling is None else config.eps / scaling.gradients
-    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=eps)
-    # In front of the decay, so that what a step decays by does not depend on the width.
-    transfer = () if scaling is None else (_transfer(config.name, metadata, scaling.growth),)
-    match config.name:
-        case "adamw":
-            rule = (adam, *transfer, decay)
-        case "adam":
-            rule = (decay, adam, *transfer)
-        case "sgd":
-            rule = (decay, optax.trace(decay=config.b1))
-        case "lion":
-            rule = (optax.scale_by_lion(b1=config.b1, b2=config.b2), *transfer, decay)
-        case "muon":
-            rule = (*_muon(config, adam, metadata), *transfer, decay)
+    rules = _rules(config, config.eps if scaling is None else config.eps / scaling.gradients, metadata)
+    # In front of the decoupled decay, so that what a step decays by does not depend on the width.
+    if scaling is not None:
+        rules = (*rules, _transfer(config.name, metadata, scaling.growth))
+    rules = (decay, *rules) if config.name in ("adam", "sgd") else (*rules, decay)
     clip = (_clip(config.clip_norm),) if config.clip_norm else ()
     scale = _scale(lambda facts: config.group_scale[facts.group], metadata)
     learning_rate = functools.partial(_learning_rate, config.schedule, settings=settings)
-    return optax.chain(*clip, *rule, scale, optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(*clip, *rules, scale, optax.scale_by_learning_rate(learning_rate))
 
 
 def _clip(norm: float) -> optax.GradientTransformation:
@@ -266,7 +269,7 @@ def factors(name: str, metadata: PyTree, growth: PyTree) -> PyTree:
 
     def factor(facts, grown: Growth) -> float:
         (inputs, outputs), (base_inputs, base_outputs) = grown.fans, grown.base_fans
-        if name == "muon" and isinstance(_matrix(facts), contrib.MuonDimensionNumbers):
+        if name == "muon" and _is_matrix(facts):
             wanted = lambda i, o: math.sqrt(o / i) / math.sqrt(max(i, o))
             return grown.depth * wanted(inputs, outputs) / wanted(base_inputs, base_outputs)
         return grown.depth * base_inputs / inputs
@@ -281,20 +284,39 @@ def _transfer(name: str, metadata: PyTree, growth: PyTree) -> optax.GradientTran
     return optax.stateless(lambda updates, _: jax.tree.map(multiply, updates, known))
 
 
-def _muon(config: OptimizerConfig, adam: optax.GradientTransformation, metadata: PyTree):
-    """Muon for matrices, Adam for the rest; their updates are of similar size and share one learning rate."""
+def _rules(config: OptimizerConfig, eps: float, metadata: PyTree) -> tuple[optax.GradientTransformation, ...]:
+    """What makes updates of gradients, for each kind of parameters that has a rule of its own. Those of Muon and Adam are of
+    similar size and share one learning rate."""
+    match config.name:
+        case "sgd":
+            rules = {"other": optax.trace(decay=config.b1)}
+        case "lion":
+            rules = {"other": optax.scale_by_lion(b1=config.b1, b2=config.b2)}
+        case _:
+            rules = {"other": optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=eps)}
+    if config.name == "muon":
+        rules = {"matrix": _muon(config.b1, metadata)} | rules
+    if config.tables == "adagrad":
+        rules["table"] = optax.chain(optax.scale_by_rss(0.0, eps**2), optax.scale(config.table_scale))
+    if len(rules) == 1:
+        return tuple(rules.values())
+
+    def kind(facts) -> str:
+        found = "table" if facts.is_table else "matrix" if _is_matrix(facts) else "other"
+        return found if found in rules else "other"
+
+    kinds = jax.tree.map(kind, metadata)
+    return tuple(optax.masked(rules[name], jax.tree.map(name.__eq__, kinds)) for name in rules)
+
+
+def _muon(momentum: float, metadata: PyTree) -> optax.GradientTransformation:
     matrices = jax.tree.map(_matrix, metadata)
-    is_matrix = jax.tree.map(lambda m: not isinstance(m, optax.MaskedNode), matrices, is_leaf=_is_matrix_leaf)
-    muon = contrib.scale_by_muon(beta=config.b1, weight_dimension_numbers=matrices)
     resize = optax.stateless(lambda updates, _: jax.tree.map(_resize, updates, matrices))
-    return (
-        optax.masked(optax.chain(muon, resize), is_matrix),
-        optax.masked(adam, jax.tree.map(lambda m: not m, is_matrix)),
-    )
+    return optax.chain(contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=matrices), resize)
 
 
-def _is_matrix_leaf(x) -> bool:
-    return isinstance(x, contrib.MuonDimensionNumbers | optax.MaskedNode)
+def _is_matrix(facts) -> bool:
+    return isinstance(_matrix(facts), contrib.MuonDimensionNumbers)
 
 
 def _matrix(facts) -> contrib.MuonDimensionNumbers | optax.MaskedNode:

@@ -35,6 +35,7 @@ class Metadata:
       group: learning-rate group.
       keep_float32: whether it stays in float32 when the model computes in bfloat16.
       inputs: indices in `axes` of the dimensions that the product with it sums over; () for what is no map.
+      active: share of it that one token uses.
     """
 
     axes: tuple[str | None, ...]
@@ -42,6 +43,12 @@ class Metadata:
     group: str
     keep_float32: bool
     inputs: tuple[int, ...] = ()
+    active: float = 1.0
+
+    @property
+    def is_table(self) -> bool:
+        """Whether tokens look up rows of it, few of all. The tokens' own embedding is none: a head may share it."""
+        return self.active < 1 and self.axes[:1] == ("vocab",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +164,7 @@ def _facts(path: tuple, variable: nnx.Variable) -> Metadata:
     missing = [field.name for field in dataclasses.fields(Metadata) if field.name not in known]
     if missing:
         raise ValueError(f"parameter {name} does not say its {', '.join(missing)}; make it with models.params.param")
-    facts = Metadata(
-        tuple(known["axes"]), known["decay"], known["group"], known["keep_float32"], tuple(known["inputs"])
-    )
+    facts = Metadata(**{field.name: known[field.name] for field in dataclasses.fields(Metadata)})
     if variable.dtype != jnp.float32:
         raise ValueError(f"parameter {name} is {variable.dtype}; make it float32 (complex numbers are pairs of reals)")
     if len(facts.axes) > variable.ndim:

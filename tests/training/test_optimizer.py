@@ -14,8 +14,8 @@ from training.state import Metadata
 TOTAL, WARMUP, PEAK, FINAL = 100, 10, 0.5, 0.1
 
 
-def facts(*axes, decay=True, group="default"):
-    return Metadata(axes, decay, group, keep_float32=False)
+def facts(*axes, decay=True, group="default", active=1.0):
+    return Metadata(axes, decay, group, keep_float32=False, active=active)
 
 
 METADATA = {
@@ -33,9 +33,9 @@ def tree(seed):
     return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in SHAPES.items()}
 
 
-def update(config, grads, params, steps=1):
+def update(config, grads, params, steps=1, metadata=METADATA):
     """The updates of the last of some steps with the same gradients."""
-    tx = optimizer.build(config, TOTAL, METADATA)
+    tx = optimizer.build(config, TOTAL, metadata)
 
     @jax.jit
     def run(grads, params):
@@ -203,6 +203,33 @@ def test_a_warmup_longer_than_the_training_is_refused():
         optimizer.schedule(OptimizerConfig(warmup_steps=11), 10)
     with pytest.raises(ValueError, match=r"optimizer\.decay_fraction"):
         optimizer.schedule(OptimizerConfig(schedule="wsd", warmup_steps=9, decay_fraction=0.2), 10)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_tables_go_by_adagrad_and_the_rest_by_the_optimizer(name):
+    """Three steps against the closed form, g / sqrt(3 g^2); a row without a gradient does not move."""
+    metadata = METADATA | {"table": facts("vocab", "embed", decay=False, active=0.1), "tied": facts("vocab", "embed")}
+    params, grads = (
+        tree(seed)
+        | {
+            name: jnp.asarray(np.random.default_rng(seed).normal(size=(5, 3)), jnp.float32)
+            for name in ("table", "tied")
+        }
+        for seed in (1, 2)
+    )
+    grads["table"] = grads["table"].at[3].set(0)
+    found = update(plain(name, tables="adagrad", table_scale=3.0), grads, params, 3, metadata)
+    expected = -PEAK * 3 * np.sign(np.asarray(grads["table"])) / np.sqrt(3)
+    np.testing.assert_allclose(found.pop("table"), expected, rtol=1e-5)
+    same = update(plain(name), grads, params, 3, metadata)
+    assert np.abs(same.pop("table") - expected).max() > 0.01
+    for key in found:
+        np.testing.assert_array_equal(found[key], same[key], key)
+
+
+def test_a_rule_for_tables_needs_tables():
+    with pytest.raises(ValueError, match=r"optimizer\.tables='adagrad' has no effect on a model without tables"):
+        optimizer.build(plain("adamw", tables="adagrad"), TOTAL, METADATA)
 
 
 def test_an_unknown_group_names_the_parameter():

@@ -21,9 +21,10 @@ from training.step import class_sums, class_sums_in_chunks, make_eval_step, make
 VOCAB, WIDTH, HIDDEN, LAYERS, ROWS, LENGTH = 16, 8, 12, 3, 8, 6
 
 
-def param(rngs, shape, axes, scale=0.5, decay=True, group="default", keep_float32=False):
+def param(rngs, shape, axes, scale=0.5, decay=True, group="default", keep_float32=False, active=1.0):
     value = scale * jax.random.normal(rngs.params(), shape)
-    return nnx.Param(value, axes=axes, decay=decay, group=group, keep_float32=keep_float32, inputs=())
+    facts = {"decay": decay, "group": group, "keep_float32": keep_float32, "active": active}
+    return nnx.Param(value, axes=axes, inputs=(), **facts)
 
 
 class Layer(nnx.Module):
@@ -60,14 +61,28 @@ class Model(nnx.Module):
         return (head(x) if reduce is None else reduce(head, x)), None
 
 
+class Tabled(Model):
+    """With a table of the two last tokens."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.table = param(rngs, (VOCAB**2, 6), ("vocab", "embed"), active=1 / VOCAB**2)
+        self.back = param(rngs, (6, VOCAB), (None, "vocab"))
+
+    def __call__(self, ids, reduce=None, **kwargs):
+        pairs = ids.at[:, 1:].add(VOCAB * ids[:, :-1])
+        table = constrain(self.table[...], "vocab", "activation")
+        return super().__call__(ids, **kwargs)[0] + table[pairs] @ self.back[...], None
+
+
 def make_mesh(**sizes):
     return sharding.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
 
 
-def build(mesh, **config):
+def build(mesh, model=Model, **config):
     usual = {"learning_rate": 0.01, "schedule": "linear", "final_fraction": 0.1, "group_scale": {"ssm": 0.5}}
     config = OptimizerConfig(**(usual | config))
-    return state.build(Model, functools.partial(optimizer.build, config, 10), mesh)
+    return state.build(model, functools.partial(optimizer.build, config, 10), mesh)
 
 
 @functools.cache
@@ -207,6 +222,25 @@ def test_moments_lie_where_their_parameters_lie(name):
         owners.add(owner)
     assert owners == {p for p, leaf in params.items() if leaf.ndim > 1}
     assert params["layers/w_out"].sharding.spec == PartitionSpec(None, "tensor", "fsdp")
+
+
+def test_tables_of_adagrad_are_split_and_train_as_on_one_device():
+    """The sums of squares lie where the table does; rows that no token has looked up stay as they are."""
+    results = []
+    for sizes in ({"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        built = build(make_mesh(**sizes), Tabled, tables="adagrad", weight_decay=0.0)
+        first = host(built.init(jax.random.key(0)))
+        current, step = jax.device_put(first, built.shardings), make_train_step(built)
+        for i in range(3):
+            current, _ = step(current, jax.device_put(batch(i), sharding.batch_sharding(built.mesh)))
+        (sums,) = [leaf for leaf in jax.tree.leaves(current["opt"]) if leaf.shape == (VOCAB**2, 6)]
+        assert sums.sharding == current["params"]["table"].sharding
+        results.append(host(current["params"]))
+        idle = np.all(host(sums) == 0, -1)
+        moved = np.any(results[-1]["table"] != first["params"]["table"], -1)
+        assert 0 < idle.sum() < len(idle) and np.array_equal(moved, ~idle)
+    assert sums.sharding.spec == PartitionSpec("tensor", "fsdp")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
 def test_metrics_are_those_of_numpy():
