@@ -6,7 +6,7 @@
 The causal form is a recurrence (`ops.linear_attention`), the two-sided one two matrix products.
 """
 
-import math
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,18 @@ from jaxtyping import Array, Float, Int
 from ops import segments
 from ops.dispatch import matmul_precision
 from ops.linear_attention import linear_attention
+from ops.polynomial_attention import Coefficients, features, polynomial_attention
 from ops.running_max import NOTHING, running_max
 
 
 def kernel_attention(
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
+    q: Float[Array, "B T H F"],
+    k: Float[Array, "B T H F"],
     v: Float[Array, "B T H V"],
-    log_decay: Float[Array, "B T H"] | Float[Array, "B T H K"] | None = None,
+    log_decay: Float[Array, "B T H"] | Float[Array, "B T H F"] | None = None,
     *,
     causal: bool,
+    polynomial: Coefficients | None = None,
     normalize: bool = True,
     eps: float = 0.0,
     floor: float | None = None,
@@ -34,10 +36,11 @@ def kernel_attention(
     """Causal or two-sided attention with features, with or without a denominator.
 
     Args:
-      q, k: features of queries and keys.
+      q, k: features of queries and keys; or, with `polynomial`, queries and keys.
       v: values.
       log_decay: g <= 0 of `ops.linear_attention`, only if `causal`. It acts on the numerator and the denominator.
       causal: False for the two-sided form, which has no state.
+      polynomial: (c0, c1, c2) of the kernel c0 + c1 q.k + c2 (q.k)^2, whose features `ops.polynomial_attention` makes.
       normalize: divide by max(sum_s q_t . k_s, floor) + eps; else y_t = sum_s (q_t . k_s) v_s.
       eps, floor: guards of the denominator; none is needed where it is known to be positive.
       initial_state: state before the first token; zeros if None.
@@ -51,8 +54,11 @@ def kernel_attention(
     if normalize:
         # A column of ones in v makes the denominator the last column of the sums.
         v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1).astype(jnp.float32)
+    if not causal and polynomial:
+        q, k = features(q, polynomial), features(k, polynomial)
     if causal:
-        y, state = linear_attention(q, k, v, log_decay, initial_state=initial_state, segment_ids=segment_ids)
+        attend = functools.partial(polynomial_attention, coefficients=polynomial) if polynomial else linear_attention
+        y, state = attend(q, k, v, log_decay, initial_state=initial_state, segment_ids=segment_ids)
     else:
         y, state = two_sided(q, k, v, segment_ids), None
     if normalize:
@@ -77,13 +83,6 @@ def two_sided(
     future, _ = linear_attention(*(segments.reverse(a, segment_ids) for a in (q, k, v)), segment_ids=segment_ids)
     own = segments.zero_padding(jnp.sum(q * k, -1, keepdims=True) * v, segment_ids)
     return past + segments.reverse(future, segment_ids) - own.astype(v.dtype)
-
-
-def quadratic(x: Float[Array, "... F"]) -> Float[Array, "... F*(F+1)/2"]:
-    """Features whose product is (x . x')^2: the products of components, each unordered pair once."""
-    size = x.shape[-1]
-    weight = lambda i: jnp.asarray([1.0] + [math.sqrt(2)] * (size - 1 - i), x.dtype)
-    return jnp.concatenate([x[..., i : i + 1] * x[..., i:] * weight(i) for i in range(size)], -1)
 
 
 def running_scale(

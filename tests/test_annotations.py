@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from jaxtyping import TypeCheckError
 
-from models.kernel_attention import quadratic
+from models.kernel_attention import running_scale
 from ops.long_convolution import long_convolution
 
 
@@ -15,9 +15,9 @@ def test_shapes_are_checked():
 
 
 def test_types_are_checked():
-    quadratic(jnp.zeros(3))
-    with pytest.raises(TypeCheckError, match="'x'"):
-        quadratic(jnp.zeros(3, jnp.int32))
+    running_scale(jnp.zeros((1, 2, 1)))
+    with pytest.raises(TypeCheckError, match="'log_weight'"):
+        running_scale(jnp.zeros((1, 2, 1), jnp.int32))
 
 
 def test_results_are_checked(monkeypatch):

@@ -1,16 +1,17 @@
 """Based's linear attention with the Taylor expansion of the exponential."""
 
-import math
-
 import jax.numpy as jnp
 from flax import nnx
 
 from models.checks import at_least, head_size
-from models.kernel_attention import kernel_attention, quadratic
+from models.kernel_attention import kernel_attention
 from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.params import dense, residual_output
 from models.partitioning import constrain
+from ops.polynomial_attention import feature_count
 from ops.projection import project, project_each
+
+TAYLOR = (1.0, 1.0, 0.5)
 
 
 class Based(Mixer):
@@ -32,7 +33,7 @@ class Based(Mixer):
     bidirectional = True
     position_aware = False
     paper = "Based, arXiv 2402.18668"
-    primitive = "linear_attention"
+    primitive = "polynomial_attention"
     tiny = {"feature_size": 6}
 
     def __init__(
@@ -41,7 +42,7 @@ class Based(Mixer):
         at_least(1, feature_size=feature_size)
         size = head_size(width, heads, "width")
         self.causal = causal
-        self.sizes = (heads, 1 + feature_size + feature_size * (feature_size + 1) // 2, size + 1)
+        self.sizes = (heads, feature_count(feature_size, TAYLOR), size + 1)
         self.w_qk = dense(rngs, (width, 2, heads, feature_size), ("embed", None, "heads", None))
         self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_o = residual_output(rngs, (heads, size, width), ("heads", None, "embed"), depth)
@@ -50,21 +51,22 @@ class Based(Mixer):
         self, x: Tokens, state: MatrixState | None, *, segment_ids: Ids | None, positions: Ids
     ) -> tuple[Tokens, MatrixState | None]:
         q, k = (
-            taylor(constrain(a, "batch", "length", "heads", None).astype(jnp.float32))
-            for a in project_each(x, self.w_qk[...])
+            constrain(a, "batch", "length", "heads", None).astype(jnp.float32) for a in project_each(x, self.w_qk[...])
         )
+        q, k = (a * a.shape[-1] ** -0.25 for a in (q, k))
         v = constrain(project(x, self.w_v[...]), "batch", "length", "heads", None)
         # The floor is f's minimum: it binds only where rounding errors of large terms leave less.
         y, state = kernel_attention(
-            q, k, v, causal=self.causal, floor=0.5, initial_state=state, segment_ids=segment_ids
+            q,
+            k,
+            v,
+            causal=self.causal,
+            polynomial=TAYLOR,
+            floor=0.5,
+            initial_state=state,
+            segment_ids=segment_ids,
         )
         return project(y, self.w_o[...], inputs=2), state
 
     def initial_state(self, batch: int, capacity: int) -> MatrixState:
         return jnp.zeros((batch, *self.sizes), jnp.float32)
-
-
-def taylor(x):
-    """Features whose product is 1 + a + a^2 / 2, a = x . x' / sqrt(F)."""
-    x = x * x.shape[-1] ** -0.25
-    return jnp.concatenate([jnp.ones_like(x[..., :1]), x, quadratic(x) / math.sqrt(2)], -1)

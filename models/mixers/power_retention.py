@@ -1,16 +1,21 @@
 """Power retention: linear attention with the square of the score, and a gate."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from models.checks import at_least, check_rotated, head_size, positive
-from models.kernel_attention import kernel_attention, quadratic
+from models.kernel_attention import kernel_attention
 from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.params import constant, dense, residual_output, time_scale
 from models.partitioning import constrain
+from ops.polynomial_attention import feature_count
 from ops.projection import project, project_each
 from ops.rotary import rotary
+
+SQUARE = (0.0, 0.0, 1.0)
 
 
 class PowerRetention(Mixer):
@@ -33,7 +38,7 @@ class PowerRetention(Mixer):
     """
 
     paper = "Power retention, arXiv 2507.04239"
-    primitive = "linear_attention"
+    primitive = "polynomial_attention"
     tiny = {"feature_size": 6, "eps": 0.1}  # smaller denominators, as first tokens have, amplify rounding errors
 
     def __init__(
@@ -53,7 +58,7 @@ class PowerRetention(Mixer):
         check_rotated(feature_size, "the size of a query", "feature_size")
         size = head_size(width, heads, "width")
         self.eps, self.rotary_base, self.feature_size = eps, rotary_base, feature_size
-        self.sizes = (heads, feature_size * (feature_size + 1) // 2, size + 1)
+        self.sizes = (heads, feature_count(feature_size, SQUARE), size + 1)
         self.w_qk = dense(rngs, (width, 2, heads, feature_size), ("embed", None, "heads", None))
         self.w_v = dense(rngs, (width, heads, size), ("embed", "heads", None))
         self.w_g = dense(rngs, (width, heads), ("embed", None))
@@ -68,11 +73,12 @@ class PowerRetention(Mixer):
         v = constrain(project(x, self.w_v[...]), "batch", "length", "heads", None)
         log_g = jax.nn.log_sigmoid(project(x, self.w_g[...]).astype(jnp.float32) + self.b_g[...])
         y, state = kernel_attention(
-            quadratic(q) / self.feature_size,
-            quadratic(k),
+            q / math.sqrt(self.feature_size),
+            k,
             v,
             log_g,
             causal=True,
+            polynomial=SQUARE,
             eps=self.eps,
             initial_state=state,
             segment_ids=segment_ids,

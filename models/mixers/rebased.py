@@ -1,15 +1,20 @@
 """ReBased: linear attention with a learned quadratic kernel."""
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
 
 from models.checks import at_least, head_size
-from models.kernel_attention import kernel_attention, quadratic
+from models.kernel_attention import kernel_attention
 from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.norms import LayerNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
+from ops.polynomial_attention import feature_count
 from ops.projection import project, project_each
+
+SQUARE = (0.0, 0.0, 1.0)
 
 
 class ReBased(Mixer):
@@ -30,7 +35,7 @@ class ReBased(Mixer):
     bidirectional = True
     position_aware = False
     paper = "ReBased, arXiv 2402.10644"
-    primitive = "linear_attention"
+    primitive = "polynomial_attention"
     tiny = {"feature_size": 6, "eps": 0.1}  # smaller denominators, as first tokens have, amplify rounding errors
 
     def __init__(
@@ -50,7 +55,7 @@ class ReBased(Mixer):
         self.causal = causal
         self.eps = eps
         self.feature_size = feature_size
-        self.sizes = (heads, feature_size * (feature_size + 1) // 2, size + 1)
+        self.sizes = (heads, feature_count(feature_size, SQUARE), size + 1)
         self.w_qk = dense(rngs, (width, 2, heads * feature_size), ("embed", None, "heads"))
         self.norm_q = LayerNorm(heads * feature_size, rngs=rngs, axis="heads")
         self.norm_k = LayerNorm(heads * feature_size, rngs=rngs, axis="heads")
@@ -66,10 +71,11 @@ class ReBased(Mixer):
         q, k = split(self.norm_q(q)), split(self.norm_k(k))
         v = constrain(project(x, self.w_v[...]), "batch", "length", "heads", None)
         y, state = kernel_attention(
-            quadratic(q) / self.feature_size,
-            quadratic(k),
+            q / math.sqrt(self.feature_size),
+            k,
             v,
             causal=self.causal,
+            polynomial=SQUARE,
             eps=self.eps,
             initial_state=state,
             segment_ids=segment_ids,

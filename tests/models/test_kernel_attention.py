@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.kernel_attention import kernel_attention, quadratic, running_scale, segment_scale
+from models.kernel_attention import kernel_attention, running_scale, segment_scale
 from tests.tolerance import assert_close
 
 IDS = jnp.array([[1] * 5 + [2] + [3] * 5 + [0] * 2, [0] * 3 + [4] * 10])
@@ -19,11 +19,6 @@ def test_without_denominator(causal):
     mask = (IDS[:, :, None] == IDS[:, None]) & (IDS[:, :, None] != 0)
     mask = jnp.tril(mask) if causal else mask
     assert_close(y, jnp.einsum("bthk,bshk,bts,bshv->bthv", q, k, mask, v))
-
-
-def test_quadratic():
-    x, y = jax.random.normal(jax.random.key(0), (2, 3, 6))
-    assert_close(jnp.sum(quadratic(x) * quadratic(y), -1), jnp.sum(x * y, -1) ** 2)
 
 
 def test_scales():
