@@ -177,8 +177,9 @@ def start(distributed: bool | Mapping[str, Any] = False, platform: str | None = 
     import jax
     from absl import flags, logging
 
-    from common import allocator, compilation_cache
+    from common import allocator, compilation_cache, cpu_compiler
 
+    cpu_compiler.avoid_wrong_products()
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     logging.set_verbosity(logging.WARNING)  # checkpointing tells of every file that it touches
     if platform is not None:

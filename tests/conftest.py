@@ -4,6 +4,8 @@ import os
 import pathlib
 from importlib.metadata import version
 
+from common import cpu_compiler
+
 # Compilation dominates these tests; unoptimised machine code computes the same mathematics.
 CHEAP = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if version("jaxlib").startswith("0.10.") and "FUSION_EMITTERS" not in os.environ:  # later ones have no such choice
@@ -13,6 +15,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [*CHEAP, "--xla_force_host_platform_device_count=8", os.environ.get("XLA_FLAGS", "")]
 )
+cpu_compiler.avoid_wrong_products()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax  # noqa: E402
