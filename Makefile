@@ -22,7 +22,7 @@ WORKDIR ?= runs/first
 # Large pages, which glibc takes from its environment only; the rest is in common/allocator.py.
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 train: $(VENV)/.installed
-	$(BIN)/python train.py --config=configs/lm.py:ngrams=6 --workdir=$(WORKDIR) $(ARGS)
+	$(BIN)/python train.py --config=configs/lm.py:mixer=rwkv4+local_attention,ngrams=6 --workdir=$(WORKDIR) $(ARGS)
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample="KING HENRY:" --length=400
 
 test: $(VENV)/.installed-dev
