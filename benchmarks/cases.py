@@ -15,6 +15,7 @@ from ops.delta_rule import delta_rule
 from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
 from ops.long_convolution import long_convolution, vandermonde_kernel
+from ops.polynomial_attention import polynomial_attention
 from ops.selected_attention import group_scores, select, selected_attention
 from ops.selective_scan import selective_scan
 from ops.state_space_scan import state_space_scan
@@ -102,6 +103,11 @@ def _convolution_inputs(rng, length):
     return rng.standard_normal((2, length, 64)), kernel
 
 
+def _polynomial_inputs(rng, length):
+    q, k, v = _qkv(rng, length)
+    return q[..., :16], k[..., :16], v
+
+
 def _vandermonde_inputs(rng, length):
     return _s4d_parameters(rng, 32, 32)
 
@@ -112,6 +118,10 @@ def _attention(options):
 
 def _linear_attention(name, length, q, k, v, g):
     return linear_attention(q, k, v, g, scale=q.shape[-1] ** -0.5, implementation=name)[0]
+
+
+def _polynomial_attention(name, length, q, k, v):
+    return polynomial_attention(q / 2, k / 2, v, coefficients=(1.0, 1.0, 0.5), implementation=name)[0]
 
 
 def _delta_rule(name, length, q, k, v, beta, g):
@@ -165,6 +175,7 @@ CASES = (
     Case("attention", "relu2", _HEADS, _qkv, _attention({"activation": "relu2"})),
     Case("linear_attention", "decay per head", _HEADS, functools.partial(_LINEAR, False), _linear_attention),
     Case("linear_attention", "decay per channel", _HEADS, functools.partial(_LINEAR, True), _linear_attention),
+    Case("polynomial_attention", "Based", "B1 H4 F16 V64", _polynomial_inputs, _polynomial_attention),
     Case("delta_rule", "decay per head", _HEADS, functools.partial(_DELTA, False), _delta_rule),
     Case("delta_rule", "decay per channel", _HEADS, functools.partial(_DELTA, True), _delta_rule),
     Case("delta_rule", "diagonal plus rank one", _HEADS, _rank_one_inputs, _rank_one),

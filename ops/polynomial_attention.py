@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ops import chunks, kept, sequence
-from ops.dispatch import choose, on_cpu, primitive
+from ops.dispatch import choose, current_platform, on_cpu, primitive
 from ops.linear_attention import linear_attention
 from ops.products import factor_dtype
 from ops.segments import is_start, zero_padding
@@ -47,8 +47,8 @@ def polynomial_attention(
       initial_state: state before the first token; zeros if None. It belongs to the first token's segment.
       segment_ids: 0 is padding; the state restarts where the id changes.
       implementation: "reference" and "features" (`linear_attention` of phi(q) and phi(k), by its reference and by its policy),
-        "chunked" (matmuls over chunks of tokens) or "auto": features for a single token and for a length in shards, else
-        chunked.
+        "chunked" (matmuls over chunks of tokens) or "auto": features for a single token, for a length in shards and on a TPU,
+        else chunked.
       chunk_size: tokens of a chunk, a power of two.
 
     Returns:
@@ -60,9 +60,12 @@ def polynomial_attention(
     """
     _check(q, k, v, log_decay, initial_state, segment_ids, coefficients)
     batch, length, heads, size = q.shape
-    policy = "features" if length == 1 or sequence.is_split(length) else "chunked"
-    form = choose("polynomial_attention", implementation, policy, ("reference", "features", "chunked"))
-    if form != "chunked" or policy == "features":
+    offered = ("reference", "features") + ("chunked",) * (not sequence.is_split(length))
+    # On TPUs `linear_attention` has a kernel, whose scores never leave a core: half of the traffic of chunks in the main memory.
+    by_features = length == 1 or "chunked" not in offered or current_platform() == "tpu"
+    policy = "features" if by_features else "chunked"
+    form = choose("polynomial_attention", implementation, policy, offered)
+    if form != "chunked" or length == 1:
         where = {"initial_state": initial_state, "segment_ids": segment_ids}
         where["implementation"] = "reference" if form == "reference" else "auto"
         return linear_attention(features(q, coefficients), features(k, coefficients), v, log_decay, **where)
