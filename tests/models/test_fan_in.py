@@ -26,7 +26,7 @@ NARROW, WIDE, LENGTH = 128, 256, 32
 # What hands entries on. In a product of two arrays entry by entry, or a sum, it is the parameter that has the result's size.
 MOVES = {
     *("reshape", "transpose", "convert_element_type", "slice", "dynamic_slice", "split", "squeeze", "broadcast_in_dim"),
-    *("expand_dims", "copy", "rev", "neg", "optimization_barrier", "stop_gradient", "reduce_precision"),
+    *("expand_dims", "unstack", "copy", "rev", "neg", "optimization_barrier", "stop_gradient", "reduce_precision"),
     *("mul", "div", "concatenate", "pad"),
 }
 # A learned sequence that is put in place of the stream: what it is multiplied by is a map, and what that sums over its channels.
