@@ -146,7 +146,7 @@ def _selective_scan(name, length, x, dt, A, B, C):
 
 def _selected_attention(size, count, together, name, length, q, k, v):
     """Attention to the `count` spans of `size` keys whose means each head, or all heads together, score highest."""
-    rows = len(k)
+    rows, size = len(k), min(size, length)
     means = k.reshape(rows, length // size, size, *k.shape[2:]).mean(2)
     score = (lambda q, k: group_scores(q, k).sum(2, keepdims=True)) if together else group_scores
     places, key_places = (jnp.broadcast_to(jnp.arange(n), (rows, n)) for n in (length, length // size))

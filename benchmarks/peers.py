@@ -228,6 +228,12 @@ def _torch_convolution(length, x, kernel):
     return torch.fft.irfft(spectrum, 2 * length)[..., :length].transpose(1, 2)
 
 
+def _jax_polynomial(length, q, k, v):
+    scores = jnp.einsum("bthf,bshf->bhts", q, k, precision="highest") / 4
+    scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), 1 + scores + scores**2 / 2, 0)
+    return jnp.einsum("bhts,bshv->bthv", scores, v, precision="highest")
+
+
 def _jax_vandermonde(length, log_re, log_im, c_re, c_im):
     powers = jnp.exp(jax.lax.complex(log_re, log_im)[..., None] * jnp.arange(length))
     return 2 * jnp.einsum("dn,dnl->dl", jax.lax.complex(c_re, c_im), powers).real
@@ -257,6 +263,7 @@ PEERS: dict[tuple[str, str], list[Peer]] = {
         Peer("transformers mamba2_chunk_scan", _TRANSFORMERS, _mamba2),
     ],
     ("linear_attention", "decay per channel"): [Peer("fla naive_recurrent_gla", _FLA, _fla_vector)],
+    ("polynomial_attention", "Based"): [Peer("jnp einsum", (), _jax_polynomial)],
     ("delta_rule", "decay per head"): [
         Peer("fla naive_chunk_gated_delta_rule", _FLA, _fla_gated_delta),
         Peer("transformers qwen3_next torch_chunk", _TRANSFORMERS, _qwen3_next),
@@ -274,6 +281,8 @@ PEERS: dict[tuple[str, str], list[Peer]] = {
         Peer("transformers mamba + mambapy pscan", (*_TRANSFORMERS, "mambapy"), _mamba(True)),
         Peer("transformers mamba", _TRANSFORMERS, _mamba(False)),
     ],
+    ("selected_attention", "8 blocks of 64"): [],  # whose choice no other package takes apart from its attention
+    ("selected_attention", "256 keys for all heads"): [],
     ("state_space_scan", "S4D"): [Peer("lax.associative_scan", (), _associative_state_space)],
     ("long_convolution", "causal"): [
         Peer("jnp.fft", (), _jax_convolution),

@@ -3,7 +3,8 @@
     causal       y_t = sum_{s<=t} (q_t . k_s) v_s / sum_{s<=t} q_t . k_s          q, k: features, after phi
     two-sided    the sums run over all s of t's segment
 
-The causal form is a recurrence (`ops.linear_attention`), the two-sided one two matrix products.
+The causal form is a recurrence (`ops.linear_attention`, or `ops.polynomial_attention`, which makes phi itself), the two-sided
+one two matrix products.
 """
 
 import functools
@@ -54,12 +55,11 @@ def kernel_attention(
     if normalize:
         # A column of ones in v makes the denominator the last column of the sums.
         v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1).astype(jnp.float32)
-    if not causal and polynomial:
-        q, k = features(q, polynomial), features(k, polynomial)
     if causal:
         attend = functools.partial(polynomial_attention, coefficients=polynomial) if polynomial else linear_attention
         y, state = attend(q, k, v, log_decay, initial_state=initial_state, segment_ids=segment_ids)
     else:
+        q, k = (features(x, polynomial) if polynomial else x for x in (q, k))
         y, state = two_sided(q, k, v, segment_ids), None
     if normalize:
         y, total = y[..., :-1], y[..., -1:]

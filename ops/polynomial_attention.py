@@ -22,6 +22,7 @@ from ops.products import factor_dtype
 from ops.segments import is_start, zero_padding
 
 Coefficients = tuple[float, float, float]
+SQUARE: Coefficients = (0.0, 0.0, 1.0)
 CHUNK = 64
 
 

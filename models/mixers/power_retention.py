@@ -11,11 +11,9 @@ from models.kernel_attention import kernel_attention
 from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.params import constant, dense, residual_output, time_scale
 from models.partitioning import constrain
-from ops.polynomial_attention import feature_count
+from ops.polynomial_attention import SQUARE, feature_count
 from ops.projection import project, project_each
 from ops.rotary import rotary
-
-SQUARE = (0.0, 0.0, 1.0)
 
 
 class PowerRetention(Mixer):

@@ -11,10 +11,8 @@ from models.mixer import Ids, MatrixState, Mixer, Tokens
 from models.norms import LayerNorm
 from models.params import dense, residual_output
 from models.partitioning import constrain
-from ops.polynomial_attention import feature_count
+from ops.polynomial_attention import SQUARE, feature_count
 from ops.projection import project, project_each
-
-SQUARE = (0.0, 0.0, 1.0)
 
 
 class ReBased(Mixer):
