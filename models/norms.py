@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from models.params import constant, ones, param, zeros
+from ops.rows import unit_rows
 
 # What a model saw in a batch that parameters follow without a gradient: nested dicts like the parameters, with None where there
 # is nothing. Its leaves are statistics, of which parameters are running averages, and a `Load`.
@@ -31,40 +32,38 @@ class Load(NamedTuple):
     step: Float[Array, "*L"]
 
 
-_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+def _recomputed(normalize, *arrays, eps):
+    return jax.checkpoint(functools.partial(normalize, eps=eps), prevent_cse=False)(*arrays)
 
 
 def _rms(x, weight, eps):
-    x32 = x.astype(jnp.float32)
-    y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
+    y = unit_rows(x.astype(jnp.float32), eps=eps)
     return (y if weight is None else y * weight).astype(x.dtype)
 
 
 def _layer(x, weight, bias, eps):
     x32 = x.astype(jnp.float32)
-    x32 = x32 - jnp.mean(x32, -1, keepdims=True)
-    y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
+    y = unit_rows(x32 - jnp.mean(x32, -1, keepdims=True), eps=eps)
     return (y if weight is None else y * weight + bias).astype(x.dtype)
 
 
 def _l2(x, eps):
-    x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.sum(jnp.square(x32), -1, keepdims=True) + eps)).astype(x.dtype)
+    return unit_rows(x.astype(jnp.float32), eps=eps, mean=False).astype(x.dtype)
 
 
 def rms_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
     """x / sqrt(mean(x^2) + eps) over the last axis, without a weight."""
-    return _recomputed(_rms)(x, None, eps)
+    return _recomputed(_rms, x, None, eps=eps)
 
 
 def l2_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
     """x / sqrt(sum(x^2) + eps) over the last axis."""
-    return _recomputed(_l2)(x, eps)
+    return _recomputed(_l2, x, eps=eps)
 
 
 def layer_normalize(x: Float[Array, "... D"], eps: float = 1e-6) -> Float[Array, "... D"]:
     """(x - mean) / sqrt(var + eps) over the last axis, without weight and bias."""
-    return _recomputed(_layer)(x, None, None, eps)
+    return _recomputed(_layer, x, None, None, eps=eps)
 
 
 class RMSNorm(nnx.Module):
@@ -76,7 +75,7 @@ class RMSNorm(nnx.Module):
         self.offset = offset
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return _recomputed(_rms)(x, self.offset + self.weight[...], self.eps)
+        return _recomputed(_rms, x, self.offset + self.weight[...], eps=self.eps)
 
 
 class LayerNorm(nnx.Module):
@@ -88,7 +87,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return _recomputed(_layer)(x, self.weight[...], self.bias[...], self.eps)
+        return _recomputed(_layer, x, self.weight[...], self.bias[...], eps=self.eps)
 
 
 class ScaleNorm(nnx.Module):
@@ -99,7 +98,7 @@ class ScaleNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return _recomputed(_rms)(x, self.scale[...], self.eps)
+        return _recomputed(_rms, x, self.scale[...], eps=self.eps)
 
 
 class BatchNorm(nnx.Module):

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from common.errors import check_choice
 from ops import dispatch
 from ops.kept import keep
+from ops.rows import row_max
 
 # Finite stand-ins for minus infinity. Running maxima start above the masked score, so that the weights of a row that
 # sees no key are exp(MASKED - FLOOR) = 0 and not 1.
@@ -238,7 +239,7 @@ def by_queries(form, size, x, query_offset):
         if form.activation != "softmax":
             return dot("bgij,bgjv->bgiv", _weights(form, s, mask).astype(x.v.dtype), x.v), None
         s = jnp.where(mask, s, MASKED)
-        top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=FLOOR))
+        top = jnp.maximum(row_max(s), FLOOR)[..., None]
         p = exp_below(s, top)
         total = jnp.sum(p, axis=-1, keepdims=True)
         total = jnp.where(total > 0, total, 1.0)
@@ -336,7 +337,7 @@ def accumulate(form, offset, sizes, x):
         x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, i, j)
         s = jnp.where(mask, s, MASKED)
         old = at(top, i)
-        new = jnp.maximum(old, jnp.max(s, axis=-1))
+        new = jnp.maximum(old, row_max(s))
         p, shrink = exp_below(s, new[..., None]), jnp.exp(old - new)
         y = put(y, at(y, i) * shrink[..., None] + dot("bgij,bgjv->bgiv", p.astype(x.v.dtype), x.v), i)
         return y, put(top, new, i), put(total, at(total, i) * shrink + jnp.sum(p, axis=-1), i)

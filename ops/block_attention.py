@@ -13,6 +13,7 @@ from common.errors import UserError
 from ops import segments
 from ops.attention_blocks import UNNORMALISED, check_activation, exp_below
 from ops.products import factor_dtype, product
+from ops.rows import row_max
 
 
 def block_ids(segment_ids: Int[Array, "B T"] | None, positions: Int[Array, "B T"], size: int) -> Int[Array, "B T"]:
@@ -130,7 +131,7 @@ def _attend(activation, scale, q, k, v, visible):
             p = jnp.where(visible, UNNORMALISED[activation](s), 0)
             return weighted(p, v).astype(v.dtype)
         s = jnp.where(visible, s, jnp.finfo(wide).min)
-        p = jnp.where(visible, exp_below(s, jax.lax.stop_gradient(jnp.max(s, -1, keepdims=True))), 0)
+        p = jnp.where(visible, exp_below(s, row_max(s)[..., None]), 0)
         total = jnp.moveaxis(jnp.sum(p, -1), 2, 3)[..., None]
         y = weighted(p, v)
         return (y / jnp.where(total > 0, total, 1)).astype(v.dtype)

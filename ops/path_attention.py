@@ -31,6 +31,7 @@ from ops.attention_blocks import FLOOR, MASKED, at, exp_below, from_blocks, labe
 from ops.chunks import matmul, transpose
 from ops.kept import keep
 from ops.products import factor_dtype, product
+from ops.rows import row_max
 from ops.triangular import solve_unit_lower
 
 _CHUNK = 64
@@ -173,7 +174,7 @@ def _identity(k, dtype):
 def _softmax(s, mask, v, factors):
     """Softmax attention with scores [..., rows, keys] and values [..., keys, V], and the log-sum-exp of each row."""
     s = jnp.where(mask, s, MASKED)
-    top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=FLOOR))
+    top = jnp.maximum(row_max(s), FLOOR)[..., None]
     p = exp_below(s, top)
     total = jnp.sum(p, axis=-1, keepdims=True)
     return matmul(p, v, factors) / total, (top + jnp.log(total))[..., 0]
@@ -249,7 +250,7 @@ def _across_forward(scale, factors, x):
 
         def visit(q, y, top, total):
             s, v = _scores(scale, factors, x, q, i, j), at(x.v, j)
-            new = jnp.maximum(top, jnp.max(s, axis=-1))
+            new = jnp.maximum(top, row_max(s))
             p, shrink = exp_below(s, new[..., None]), jnp.exp(top - new)
             y = y * shrink[..., None] + product("bgij,bgjv->bgiv", p, v, factors)
             return product("bgik,bgkl->bgil", q, at(x.through, j)), y, new, total * shrink + jnp.sum(p, axis=-1)

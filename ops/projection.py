@@ -105,8 +105,18 @@ def _separated_backward(inputs, dtype, kept, dy):
     matrix = lambda a, columns: a.reshape(-1, math.prod(a.shape[a.ndim - columns :]))
     dy = matrix(dy, outputs)
     dx = dot(dy, matrix(w, outputs), (1,), (1,))
-    dw = dot(matrix(x, inputs), dy, (0,), (0,))
-    return dx.reshape(x.shape), dw.reshape(w.shape)
+    return dx.reshape(x.shape), _over_places(dot, matrix(x, inputs), dy).reshape(w.shape)
+
+
+def _over_places(dot, x, dy):
+    """x^T dy, whose narrower factor is turned first on a CPU: XLA multiplies [i, n] by [n, o] up to twice as fast as columns by
+    columns."""
+    if not on_cpu():
+        return dot(x, dy, (0,), (0,))
+    turned = lambda matrix: jax.lax.optimization_barrier(matrix.T)
+    if x.shape[1] <= dy.shape[1]:
+        return dot(turned(x), dy, (1,), (0,))
+    return turned(dot(turned(dy), x, (1,), (0,)))
 
 
 _separated.defvjp(_separated_forward, _separated_backward)

@@ -21,6 +21,7 @@ from common.errors import UserError
 from ops import dispatch
 from ops.attention_blocks import FLOOR, MASKED, exp_below
 from ops.products import factor_dtype, product
+from ops.rows import row_max
 from ops.segments import expand, zero_padding
 
 
@@ -211,7 +212,7 @@ def _gathered(size, causal, scale, keys, queries):
 def _attend(scale, q, k, v, visible, products):
     """q [B, C, G, X, Y, K]; k, v and visible [B, C, G, X, 1, M] as `products` has them."""
     s = jnp.where(visible, scale * product(products[0], q, k, factor_dtype(q, k)), MASKED)
-    top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True, initial=FLOOR))
+    top = jnp.maximum(row_max(s), FLOOR)[..., None]
     p = exp_below(s, top)
     total = jnp.sum(p, axis=-1, keepdims=True)
     total = jnp.where(total > 0, total, 1.0)
