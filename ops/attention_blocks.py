@@ -141,22 +141,23 @@ def dot(subscripts, a, b):
     return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=wide(a, b))
 
 
-# XLA's CPU compiler multiplies [i, k] by [k, j] in half the time of other orders. Without the barriers it would undo the
-# transpositions, which are of the smaller matrix.
+# XLA's CPU compiler multiplies [i, k] by [k, j] in half the time of other orders. There the blocks that are multiplied over
+# their channels or rows are turned before the loop over pairs, and sums over rows turned back behind it: once for each block.
 
 
-def _over_channels(a, b):
-    """[.., i, k] and [.., j, k] to [.., i, j], for tiles with more rows than channels."""
-    if not dispatch.on_cpu():
-        return dot("bgik,bgjk->bgij", a, b)
-    return dot("bgik,bgkj->bgij", a, jax.lax.optimization_barrier(jnp.swapaxes(b, -1, -2)))
+def _turned(blocks):
+    """[.., rows, channels] to [.., channels, rows] on a CPU."""
+    return jnp.swapaxes(blocks, -1, -2) if dispatch.on_cpu() else blocks
 
 
-def _over_rows(tile, b):
-    """[.., i, j] and [.., i, k] to [.., j, k], for tiles with more rows than channels."""
-    if not dispatch.on_cpu():
-        return dot("bgij,bgik->bgjk", tile, b)
-    return jnp.swapaxes(jax.lax.optimization_barrier(dot("bgik,bgij->bgkj", b, tile)), -1, -2)
+def _over_channels(a, turned):
+    """[.., i, k] and `_turned` [.., j, k] to [.., i, j]."""
+    return dot("bgik,bgkj->bgij" if dispatch.on_cpu() else "bgik,bgjk->bgij", a, turned)
+
+
+def _over_rows(tile, turned):
+    """[.., i, j] and `_turned` [.., i, k] to `_turned` [.., j, k]."""
+    return dot("bgki,bgij->bgkj", turned, tile) if dispatch.on_cpu() else dot("bgij,bgik->bgjk", tile, turned)
 
 
 def distances(form, start, size, count, cols):
@@ -166,9 +167,9 @@ def distances(form, start, size, count, cols):
     return distance if form.causal else jnp.abs(distance)
 
 
-def _products(form, x, dot):
-    """The scores without what depends on places, and their derivative to the scaled products (None for 1)."""
-    s = form.scale * dot(x.q, x.k)
+def _products(form, products):
+    """The scores q.k without what depends on places, and their derivative to the scaled products (None for 1)."""
+    s = form.scale * products
     if form.cap is None:
         return s, None
     t = jnp.tanh(s / form.cap)
@@ -234,7 +235,7 @@ def by_queries(form, size, x, query_offset):
         q, decay, segment_ids, labels, start = block
         x = Inputs(q, k, v, blocks.slopes, decay, key_decay, segment_ids, key_segment_ids, labels, key_labels)
         distance = distances(form, start, size, x.q.shape[2], cols)
-        s = _placed(_products(form, x, functools.partial(dot, "bgik,bgjk->bgij"))[0], x, distance)
+        s = _placed(_products(form, dot("bgik,bgjk->bgij", x.q, x.k))[0], x, distance)
         mask = visible(form, distance, cols < S, x)
         if form.activation != "softmax":
             return dot("bgij,bgjv->bgiv", _weights(form, s, mask).astype(x.v.dtype), x.v), None
@@ -281,7 +282,7 @@ def put(x, value, i):
     return jax.lax.dynamic_update_index_in_dim(x, value, i, axis=0)
 
 
-def _tile(form, offset, sizes, S, blocks, i, j):
+def _tile(form, offset, sizes, S, blocks, turned_k, i, j):
     """Query block i and key block j: the inputs, scores, mask, distances, and the scores' derivative to the products."""
     rows = (blocks.q, blocks.decay, blocks.segment_ids, blocks.query_labels)
     q, decay, segment_ids, labels = jax.tree.map(lambda a: at(a, i), rows)
@@ -290,7 +291,7 @@ def _tile(form, offset, sizes, S, blocks, i, j):
     x = Inputs(q, k, v, blocks.slopes, decay, key_decay, segment_ids, key_segment_ids, labels, key_labels)
     cols = j * sizes[1] + jnp.arange(sizes[1], dtype=jnp.int32)
     distance = distances(form, offset + i * sizes[0], sizes[0], x.q.shape[2], cols)
-    s, derivative = _products(form, x, _over_channels)
+    s, derivative = _products(form, _over_channels(x.q, at(turned_k, j)))
     return x, _placed(s, x, distance), visible(form, distance, cols < S, x), distance, derivative
 
 
@@ -301,7 +302,10 @@ def _visits(form, offset, sizes, lengths, blocks):
         return pairs, None
     # Where documents lie in a row, and so what a pattern that goes by them hides, shows at run time only.
     some = jax.lax.map(
-        lambda pair: jnp.any(_tile(form, offset, sizes, lengths[1], blocks, *pair)[2], axis=(-2, -1)), pairs
+        lambda pair: jnp.any(
+            _tile(form, offset, sizes, lengths[1], blocks, _turned(blocks.k), *pair)[2], axis=(-2, -1)
+        ),
+        pairs,
     )
     active = jnp.any(some, axis=(1, 2))
     order = jnp.argsort(~active, stable=True)
@@ -330,11 +334,12 @@ def accumulate(form, offset, sizes, x):
     """
     (T, _), (S, _, V) = x.q.shape[1:3], x.v.shape[1:]
     blocks = _in_blocks(x, *sizes)
+    turned_k = _turned(blocks.k)
     rows, dtype = blocks.q.shape[:4], wide(*x[:3])
 
     def add_softmax(carry, i, j):
         y, top, total = carry
-        x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, i, j)
+        x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, turned_k, i, j)
         s = jnp.where(mask, s, MASKED)
         old = at(top, i)
         new = jnp.maximum(old, row_max(s))
@@ -343,7 +348,7 @@ def accumulate(form, offset, sizes, x):
         return y, put(top, new, i), put(total, at(total, i) * shrink + jnp.sum(p, axis=-1), i)
 
     def add_unnormalised(y, i, j):
-        x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, i, j)
+        x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, turned_k, i, j)
         p = _weights(form, s, mask).astype(x.v.dtype)
         return put(y, at(y, i) + dot("bgij,bgjv->bgiv", p, x.v), i)
 
@@ -377,6 +382,10 @@ def gradients(form, offset, sizes, saved, cotangents):
     (inputs, visits, y, top, total), (dy, dlog) = saved, cotangents
     H, (S, G) = inputs.q.shape[2], inputs.k.shape[1:3]
     blocks, grads = _in_blocks(inputs, *sizes), to_blocks(dy, G, sizes[0])
+    turned, turned_grads = (
+        blocks._replace(q=_turned(blocks.q), k=_turned(blocks.k), v=_turned(blocks.v)),
+        _turned(grads),
+    )
     dtype = wide(*inputs[:3])
     visits = _visits(form, offset, sizes, (inputs.q.shape[1], S), blocks) if visits is None else visits
     if form.activation == "softmax":
@@ -385,9 +394,9 @@ def gradients(form, offset, sizes, saved, cotangents):
 
     def add(carry, i, j):
         dq, dk, dv, dslopes, ddecay, dkey_decay = carry
-        x, s, mask, distance, derivative = _tile(form, offset, sizes, S, blocks, i, j)
+        x, s, mask, distance, derivative = _tile(form, offset, sizes, S, blocks, turned.k, i, j)
         dy = at(grads, i)
-        dp = _over_channels(dy, x.v)
+        dp = _over_channels(dy, at(turned.v, j))
         if form.activation == "softmax":
             p = exp_below(jnp.where(mask, s, MASKED), at(top, i)[..., None]) / at(total, i)[..., None]
             ds = p * (dp - at(mean, i)[..., None])
@@ -401,15 +410,15 @@ def gradients(form, offset, sizes, saved, cotangents):
             of_keys = at(dkey_decay, j)
             of_heads = ds.reshape(*_of_heads(of_keys, sizes[1]).shape[:3], -1, sizes[1])
             dkey_decay = put(dkey_decay, of_keys - jnp.sum(of_heads, axis=3).reshape(of_keys.shape), j)
-        dv = put(dv, at(dv, j) + _over_rows(p.astype(dy.dtype), dy), j)
+        dv = put(dv, at(dv, j) + _over_rows(p.astype(dy.dtype), at(turned_grads, i)), j)
         ds = (ds if derivative is None else ds * derivative).astype(x.k.dtype)
-        dk = put(dk, at(dk, j) + _over_rows(ds, x.q), j)
+        dk = put(dk, at(dk, j) + _over_rows(ds, at(turned.q, i)), j)
         dq = put(dq, at(dq, i) + dot("bgij,bgjk->bgik", ds, x.k), i)
         return dq, dk, dv, dslopes, ddecay, dkey_decay
 
-    zeros = jax.tree.map(lambda b: jnp.zeros(b.shape, dtype), blocks[:6])
+    zeros = jax.tree.map(lambda b: jnp.zeros(b.shape, dtype), (blocks.q, turned.k, turned.v, *blocks[3:6]))
     dq, dk, dv, dslopes, *ddecays = _go_over(visits, add, zeros)
-    totals = (form.scale * dq, form.scale * dk, dv)
+    totals = (form.scale * dq, form.scale * _turned(dk), _turned(dv))
     dq, dk, dv = (from_blocks(d, x.shape, G) for d, x in zip(totals, inputs[:3], strict=True))
     if dslopes is not None:
         dslopes = jnp.sum(dslopes.reshape(H, -1), axis=1)

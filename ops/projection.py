@@ -18,6 +18,8 @@ from jaxtyping import Array, Float
 from ops import sequence
 from ops.dispatch import choose, matmul_precision, on_cpu, primitive
 
+_TURNED = 2**19  # numbers of a matrix that is turned, at most
+
 
 @primitive("reference", "separated")
 def project(
@@ -110,8 +112,8 @@ def _separated_backward(inputs, dtype, kept, dy):
 
 def _over_places(dot, x, dy):
     """x^T dy, whose narrower factor is turned first on a CPU: XLA multiplies [i, n] by [n, o] up to twice as fast as columns by
-    columns."""
-    if not on_cpu():
+    columns. Of a factor that does not fit into a core's cache the turning takes longer than what is won."""
+    if not on_cpu() or min(x.size, dy.size) > _TURNED:
         return dot(x, dy, (0,), (0,))
     turned = lambda matrix: jax.lax.optimization_barrier(matrix.T)
     if x.shape[1] <= dy.shape[1]:
