@@ -301,12 +301,9 @@ def _visits(form, offset, sizes, lengths, blocks):
     if form.mask is None or form.window is not None or blocks.segment_ids is None or not len(pairs[0]):
         return pairs, None
     # Where documents lie in a row, and so what a pattern that goes by them hides, shows at run time only.
-    some = jax.lax.map(
-        lambda pair: jnp.any(
-            _tile(form, offset, sizes, lengths[1], blocks, _turned(blocks.k), *pair)[2], axis=(-2, -1)
-        ),
-        pairs,
-    )
+    turned_k = _turned(blocks.k)
+    seen = lambda pair: _tile(form, offset, sizes, lengths[1], blocks, turned_k, *pair)[2]
+    some = jax.lax.map(lambda pair: jnp.any(seen(pair), axis=(-2, -1)), pairs)
     active = jnp.any(some, axis=(1, 2))
     order = jnp.argsort(~active, stable=True)
     return tuple(jnp.asarray(p)[order] for p in pairs), jnp.sum(active)
@@ -382,10 +379,8 @@ def gradients(form, offset, sizes, saved, cotangents):
     (inputs, visits, y, top, total), (dy, dlog) = saved, cotangents
     H, (S, G) = inputs.q.shape[2], inputs.k.shape[1:3]
     blocks, grads = _in_blocks(inputs, *sizes), to_blocks(dy, G, sizes[0])
-    turned, turned_grads = (
-        blocks._replace(q=_turned(blocks.q), k=_turned(blocks.k), v=_turned(blocks.v)),
-        _turned(grads),
-    )
+    turned = blocks._replace(q=_turned(blocks.q), k=_turned(blocks.k), v=_turned(blocks.v))
+    turned_grads = _turned(grads)
     dtype = wide(*inputs[:3])
     visits = _visits(form, offset, sizes, (inputs.q.shape[1], S), blocks) if visits is None else visits
     if form.activation == "softmax":
