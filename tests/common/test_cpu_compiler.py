@@ -1,6 +1,8 @@
 """What XLA computes of a product with one number everywhere, which a library of its own gets wrong."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 from common import cpu_compiler
 from models.norms import rms_normalize
 from ops.linear_attention import linear_attention
+from tests.processes import ROOT
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -45,6 +48,7 @@ def test_the_flag_is_set_once_and_a_users_own_stays(monkeypatch):
         ("--xla_cpu_experimental_ynn_fusion_type=x", "--xla_cpu_experimental_ynn_fusion_type=x"),
     ):
         monkeypatch.setenv("XLA_FLAGS", before)
+        monkeypatch.setattr(cpu_compiler, "_cpu_was_used", lambda: False)
         for _ in range(2):
             cpu_compiler.avoid_wrong_products()
             assert os.environ["XLA_FLAGS"] == after
@@ -52,3 +56,13 @@ def test_the_flag_is_set_once_and_a_users_own_stays(monkeypatch):
     monkeypatch.setattr(cpu_compiler, "version", lambda _: "0.13.0")
     cpu_compiler.avoid_wrong_products()
     assert os.environ["XLA_FLAGS"] == ""
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_it_is_said_where_it_comes_too_late(late):
+    """In a notebook, say, that has computed something before."""
+    lines = ["import jax; jax.numpy.ones(3).block_until_ready()", "import ops"]
+    program = "\n".join(lines if late else lines[::-1])
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ("computes some of them wrongly" in ended.stderr) == late
