@@ -44,8 +44,9 @@ def save(groups: Sequence[Sequence[Row]], folder: Path, choices: Sequence = (), 
     made = []
     for i, group in enumerate(groups):
         suffix = f"-{i + 1}" if len(groups) > 1 else ""
+        hidden = [*common_axes(group), *keys]  # what was chosen for a row does not tell it from others
         for name, plot in plots.items():
-            if (figure := plot(group)) is not None:
+            if (figure := plot(group, hidden)) is not None:
                 made.append(f"{name}{suffix}.png")
                 write_figure(folder / made[-1], figure, dpi=130)
     for i, same in enumerate(groups):
@@ -73,7 +74,7 @@ def styles(group: Sequence[Row]) -> list[dict]:
     return [{"color": colours[i], "marker": "osD^vP*X"[n % 8], "ls": ("-", "--", ":", "-.")[n % 4]} for i, n in turns]
 
 
-def quality(group: Sequence[Row]):
+def quality(group: Sequence[Row], hidden: Sequence[str]):
     """The test metric against parameters, FLOPs and carry, with intervals over seeds and the floors."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
@@ -82,7 +83,7 @@ def quality(group: Sequence[Row]):
     figure, axes = panels(len(names), sharey=True)
     metric = Display.read(group[0].first)
     scale = metric.scale
-    common, labels = common_axes(group), []
+    labels = []
     for axis, name in zip(axes, names):
         points = []
         for row, style in zip(group, styles(group)):
@@ -93,12 +94,12 @@ def quality(group: Sequence[Row]):
             axis.errorbar(
                 x, scale * mean, None if half is None else scale * half, capsize=3, ms=6, **style | {"ls": ""}
             )
-            points.append((x, scale * mean, row.label(common), style["color"]))
+            points.append((x, scale * mean, row.label(hidden), style["color"]))
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        xs = [x for x, *_ in points]
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(xs) < 100 * min(xs) else (1,)))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        xs = [x for x, *_ in points]
         # Matched models lie on a line: they are shown as such, not magnified.
         centre, spread = (max(xs) * min(xs)) ** 0.5, max(2.0, (max(xs) / min(xs)) ** 0.5 * 1.4)
         axis.set_xlim(centre / spread, centre * spread)
@@ -108,10 +109,10 @@ def quality(group: Sequence[Row]):
     axes[0].set_ylabel(f"test {metric.label}")
     for axis in axes:
         floors(axis, group[0], scale)
-    figure.suptitle(title(group, "bars: 95 % interval of the mean over seeds"))
+    entitle(figure, group, "bars: 95 % interval of the mean over seeds")
     if len(group) > MANY:
         handles = [
-            Line2D([], [], label=row.label(common), **style | {"ls": ""}) for row, style in zip(group, styles(group))
+            Line2D([], [], label=row.label(hidden), **style | {"ls": ""}) for row, style in zip(group, styles(group))
         ]
         figure.legend(handles=handles, loc="outside right upper", fontsize=7, ncols=1 + len(group) // 30)
     else:
@@ -185,12 +186,11 @@ def floors(axis, row: Row, scale: float) -> None:
         axis.set_title(f"floors beyond: {', '.join(far)}", fontsize=7, color="grey", loc="right")
 
 
-def learning(group: Sequence[Row]):
+def learning(group: Sequence[Row], hidden: Sequence[str]):
     """The loss in training and the metric on the validation split by step; bands are the range over seeds."""
     figure, (training, validation) = panels(2, 6.0)
     metric = Display.read(group[0].first)
     scale = metric.scale
-    common = common_axes(group)
     curves = ((training, "train", "loss", 1), (validation, "valid", metric.name, scale))
     for axis, split, name, factor in curves:
         for row, style in zip(group, styles(group)):
@@ -198,7 +198,7 @@ def learning(group: Sequence[Row]):
             steps = sorted(set.intersection(*map(set, runs)))
             values = factor * np.array([[run[step] for step in steps] for run in runs], float)
             marks = {"ms": 4} if len(steps) <= 20 else {"marker": ""}
-            axis.plot(steps, values.mean(0), lw=1.5, label=row.label(common), **style | marks)
+            axis.plot(steps, values.mean(0), lw=1.5, label=row.label(hidden), **style | marks)
             if len(runs) > 1:
                 axis.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.2, lw=0)
         axis.set(xlabel="step", ylabel=f"{'training' if split == 'train' else 'validation'} {name.replace('_', ' ')}")
@@ -207,22 +207,21 @@ def learning(group: Sequence[Row]):
     validation.set_ylabel(f"validation {metric.label}")
     floors(validation, group[0], scale)
     legend(figure, validation, group)
-    figure.suptitle(title(group, "bands: range over seeds"))
+    entitle(figure, group, "bands: range over seeds")
     return figure
 
 
-def lengths(group: Sequence[Row]):
+def lengths(group: Sequence[Row], hidden: Sequence[str]):
     """The test metric by length; None where only the length of training was scored."""
     if all(len(row.lengths()) < 2 for row in group):
         return None
     figure, (axis,) = panels(1, 7.0)
     metric = Display.read(group[0].first)
     scale = metric.scale
-    common = common_axes(group)
     for row, style in zip(group, styles(group)):
         means, halves = zip(*(row.test(n) for n in row.lengths()))
         means = scale * np.array(means)
-        axis.plot(row.lengths(), means, lw=1.5, ms=5, label=row.label(common), **style)
+        axis.plot(row.lengths(), means, lw=1.5, ms=5, label=row.label(hidden), **style)
         if None not in halves:
             half = scale * np.array(halves)
             axis.fill_between(row.lengths(), means - half, means + half, color=style["color"], alpha=0.15, lw=0)
@@ -235,17 +234,16 @@ def lengths(group: Sequence[Row]):
     axis.set(xlabel="length (dashed: of training)", ylabel=f"test {metric.label}")
     axis.grid(alpha=0.3)
     legend(figure, axis, group)
-    figure.suptitle(title(group, "bands: 95 % interval of the mean over seeds"))
+    entitle(figure, group, "bands: 95 % interval of the mean over seeds")
     return figure
 
 
-def settings(group: Sequence[Row]):
+def settings(group: Sequence[Row], hidden: Sequence[str]):
     """Test metrics under other settings of the task, a panel for each metric; None where there are none."""
     found = grids(group)
     if not found:
         return None
     figure, axes = panels(len(found), 6.0)
-    common = common_axes(group)
     for axis, (metric, columns) in zip(axes, found):
         for row, style in zip(group, styles(group)):
             there = {words: own for words, own in row.grid().items() if words in columns}
@@ -253,12 +251,12 @@ def settings(group: Sequence[Row]):
             means, halves = zip(*(interval([e["score"] for e in own]) for own in there.values())) if there else ((), ())
             bars = None if None in halves or not halves else metric.scale * np.array(halves)
             means = metric.scale * np.array(means)
-            axis.errorbar(places, means, bars, capsize=3, lw=1.5, ms=5, label=row.label(common), **style)
+            axis.errorbar(places, means, bars, capsize=3, lw=1.5, ms=5, label=row.label(hidden), **style)
         axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=7)
         axis.set_ylabel(f"test {metric.label}")
         axis.grid(alpha=0.3)
     legend(figure, axes[-1], group)
-    figure.suptitle(title(group, "bars: 95 % interval of the mean over seeds"))
+    entitle(figure, group, "bars: 95 % interval of the mean over seeds")
     return figure
 
 
@@ -296,7 +294,9 @@ def legend(figure, axis, group: Sequence[Row]) -> None:
     figure.legend(handles, labels, loc="outside right upper", fontsize=size, handlelength=3, ncols=1 + len(group) // 30)
 
 
-def title(group: Sequence[Row], spread: str) -> str:
-    """The task, what all rows have in common, and what shows the spread over seeds where there are several."""
+def entitle(figure, group: Sequence[Row], spread: str) -> None:
+    """Above the panels, beside the legend: the task, what all rows have in common, and what shows the spread over seeds where
+    there are several."""
     values = ", ".join([group[0].first["task"], *(f"{k}={group[0].values[k]}" for k in common_axes(group))])
-    return f"{values} ({spread})" if any(len(row.results) > 1 for row in group) else values
+    several = any(len(row.results) > 1 for row in group)
+    figure.suptitle(f"{values} ({spread})" if several else values, x=0.01, ha="left")

@@ -130,7 +130,8 @@ def test_large_parameters_that_are_whole_are_said(here):
 
 
 def test_step_of_the_configuration(found):
-    assert found.forms == {"linear_attention": ["sequential"], "project": ["separated"]}  # a CPU's
+    # of a CPU
+    assert found.forms == {"linear_attention": ["sequential"], "project": ["separated"], "unit_rows": ["halves"]}
     assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1, "expert": 1}
     assert {products.operands for products in found.products} == {"f32"}
     reduced = {axis for t in found.traffic if t.kind in ("all-reduce", "reduce-scatter") for axis in t.axes.split(",")}

@@ -155,7 +155,8 @@ def test_plots(text, tmp_path):
     assert axis.get_xscale() == "log" and [line.get_label() for line in axis.lines[:4:2]] == ["gla", "mamba"]
     gla, ring = axis.lines[:2]
     assert list(gla.get_xdata()) == [0.001, 0.01] and (ring.get_xdata(), ring.get_ydata()) == ([0.01], [3.0])
-    for figure in (plots.quality(group), plots.learning(group)):
+    assert [line.get_label() for line in plots.learning(group, made.best_of).axes[1].lines[:2]] == ["gla", "mamba"]
+    for figure in (plots.quality(group, made.best_of), plots.learning(group, made.best_of)):
         shown = [axis for axis in figure.axes if "training" not in axis.get_ylabel()]
         assert all(
             "5-gram" in str([text.get_text() for text in axis.texts]) + axis.get_title("right") for axis in shown
