@@ -111,8 +111,8 @@ def _separated_backward(inputs, dtype, kept, dy):
 
 
 def _over_places(dot, x, dy):
-    """x^T dy, whose narrower factor is turned first on a CPU: XLA multiplies [i, n] by [n, o] up to twice as fast as columns by
-    columns. Of a factor that does not fit into a core's cache the turning takes longer than what is won."""
+    """x^T dy, whose narrower factor is turned first on a CPU: XLA multiplies [i, n] by [n, o] faster than columns by columns. Of
+    a factor that does not fit into a core's cache the turning takes longer than what is won."""
     if not on_cpu() or min(x.size, dy.size) > _TURNED:
         return dot(x, dy, (0,), (0,))
     turned = lambda matrix: jax.lax.optimization_barrier(matrix.T)

@@ -1,7 +1,8 @@
 """Rows, the last axis: their largest number, and rows made one long.
 
 XLA's CPU compiler takes the maximum of a row, and the sum of what it computes on the way to it, one number after another. Halves
-of rows, compared or added until a row is as long as the processor's vectors, it takes by whole vectors, in a fifth of the time.
+of rows, compared or added until a row is as long as the processor's vectors, it takes by whole vectors.
+`python -m benchmarks.steps --implementation=unit_rows=reference` is without it in norms.
 """
 
 import functools

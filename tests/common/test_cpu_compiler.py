@@ -42,13 +42,13 @@ def test_linear_attention_of_one_chunk_and_a_norm():
 
 
 def test_the_flag_is_set_once_and_a_users_own_stays(monkeypatch):
+    monkeypatch.setattr(cpu_compiler, "_cpu_was_used", lambda: False)
     for before, after in (
         ("", "--xla_cpu_experimental_ynn_fusion_type="),
         ("--xla_a=1", "--xla_a=1 --xla_cpu_experimental_ynn_fusion_type="),
         ("--xla_cpu_experimental_ynn_fusion_type=x", "--xla_cpu_experimental_ynn_fusion_type=x"),
     ):
         monkeypatch.setenv("XLA_FLAGS", before)
-        monkeypatch.setattr(cpu_compiler, "_cpu_was_used", lambda: False)
         for _ in range(2):
             cpu_compiler.avoid_wrong_products()
             assert os.environ["XLA_FLAGS"] == after

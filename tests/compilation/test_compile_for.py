@@ -130,7 +130,7 @@ def test_large_parameters_that_are_whole_are_said(here):
 
 
 def test_step_of_the_configuration(found):
-    # of a CPU
+    # Those of a CPU.
     assert found.forms == {"linear_attention": ["sequential"], "project": ["separated"], "unit_rows": ["halves"]}
     assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1, "expert": 1}
     assert {products.operands for products in found.products} == {"f32"}
