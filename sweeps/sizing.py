@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from common.errors import UserError
 from data.task import Spec
+from models.accounting import Summary
 from models.config import ModelConfig
 from training import setup
 
@@ -45,15 +47,41 @@ class Sized:
         return self.deviation is not None and abs(self.deviation) <= TOLERANCE
 
 
-def amount(model: ModelConfig, spec: Spec, measure: str) -> float | None:
-    """The amount of one of `MEASURES` that a model has. The forward pass is always traced: some widths are refused only there."""
-    return getattr(setup.cost(model, spec), MEASURES[measure])
+class Costs:
+    """What models cost on tasks, each counted once: cells that differ only in how they are trained have the same models."""
+
+    def __init__(self):
+        self._found: dict[str, Any] = {}
+
+    def once(self, key: str, find: Callable[[], Any]) -> Any:
+        """What `find` returns, or the UserError that it raises; it is called once for a key."""
+        if key not in self._found:
+            try:
+                self._found[key] = find()
+            except UserError as error:
+                self._found[key] = error
+        if isinstance(found := self._found[key], UserError):
+            raise found
+        return found
+
+    def of(self, model: ModelConfig, spec: Spec) -> Summary:
+        """The cost of a model, see `training.setup.cost`. The forward pass is always traced: some widths are refused only there.
+
+        Raises:
+          UserError: if the model cannot be built.
+        """
+        return self.once(repr((model, spec.length, spec.channels)), lambda: setup.cost(model, spec))
+
+    def amount(self, model: ModelConfig, spec: Spec, measure: str) -> float | None:
+        """The amount of one of `MEASURES` that a model has; raises as `of` does."""
+        return getattr(self.of(model, spec), MEASURES[measure])
 
 
-def match(model: ModelConfig, spec: Spec, measure: str, budget: float) -> Sized:
+def match(costs: Costs, model: ModelConfig, spec: Spec, measure: str, budget: float) -> Sized:
     """Sizes a model to a budget by its width; everything else stays.
 
     Args:
+      costs: of the models that were looked at before.
       model: the model at some width.
       spec: of the task.
       measure: one of `MEASURES`.
@@ -69,7 +97,7 @@ def match(model: ModelConfig, spec: Spec, measure: str, budget: float) -> Sized:
     """
 
     def amount_at(width: int) -> float | None:
-        return amount(dataclasses.replace(model, width=width), spec, measure)
+        return costs.amount(dataclasses.replace(model, width=width), spec, measure)
 
     return solve(amount_at, budget, model.width)
 
@@ -88,13 +116,14 @@ def solve(measure: Callable[[int], float | None], budget: float, start: int) -> 
     """
     if budget <= 0:
         raise UserError(f"the budget must be more than 0, got {budget}")
-    reasons = {}
+    reasons, amounts = {}, {}
 
     @functools.cache
     def at(width: int) -> tuple[bool, float | None]:
         """Whether the width can be built, and the amount."""
         try:
-            return True, measure(width)
+            amounts[width] = measure(width)
+            return True, amounts[width]
         except UserError as error:
             reasons[width] = str(error)
             return False, None
@@ -108,6 +137,13 @@ def solve(measure: Callable[[int], float | None], budget: float, start: int) -> 
         found = nearest(width, 1)
         return math.inf if found is None else at(found)[1]
 
+    def guess() -> float:
+        """Where the power of the width through the two amounts nearest to the budget has the budget."""
+        far = lambda width: abs(math.log(amounts[width] / budget))
+        a, b = sorted((width for width in amounts if amounts[width] > 0), key=far)[:2]
+        slope = math.log(amounts[a] / amounts[b]) / math.log(a / b)
+        return a * (budget / amounts[a]) ** (1 / slope) if slope > 0 else a
+
     if not at(start)[0] and not at(DIVISIBLE)[0]:  # the width is not what is wrong
         raise UserError(reasons[start])
     first = nearest(start, 1)
@@ -118,8 +154,12 @@ def solve(measure: Callable[[int], float | None], budget: float, start: int) -> 
     low, high = NARROWEST - 1, first  # above(low) < budget <= above(high), once the latter is wide enough
     while high < WIDEST and above(high) < budget:
         low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
+    for turn in itertools.count(
+        1
+    ):  # a guess is mostly right at once; halves, now and then, come to an end whatever is measured
+        if high - low <= 1:
+            break
+        middle = (low + high) // 2 if turn % 4 == 0 else max(low + 1, min(high - 1, math.floor(guess())))
         low, high = (low, middle) if above(middle) >= budget else (middle, high)
 
     def best(step: int) -> int | None:

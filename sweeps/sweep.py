@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.files import make_directory
 from data.metrics import Display
 from models import accounting
-from sweeps import cells, driver, jobs, plots, report, rows, tuning
+from sweeps import cells, driver, jobs, plots, report, rows, sizing, tuning
 from sweeps.cells import Cell
 from sweeps.driver import Outcome
 from sweeps.engine import Engine
@@ -41,7 +41,8 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: 
         holds cells of another configuration or other data, or in which another sweep is at work. Nothing is run then.
     """
     _check_reports(request.workdir)
-    grid = cells.plan(request)
+    costs = sizing.Costs()
+    grid = cells.plan(request, costs)
     cells.check_directories(grid)
     if all(cell.error for cell in grid):
         raise UserError(f"none of the cells can be run; {grid[0].name}: {grid[0].error}")
@@ -53,7 +54,7 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: 
         for choice in choices:
             say(_told(choice, request))
         if (more := tuning.more_seeds(request, choices)) is not None:
-            extra = cells.plan(more)
+            extra = cells.plan(more, costs)
             cells.check_directories(extra)
             say(f"\n{request.seeds_of_best} seeds of what was chosen")
             grid = grid + extra

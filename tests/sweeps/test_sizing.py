@@ -64,6 +64,26 @@ def test_what_cannot_be_sized():
         solve(heads(1), 0, 48)
 
 
+def test_few_widths_are_looked_at():
+    looked = []
+    solve(lambda width: looked.append(width) or heads(1)(width), heads(1)(133), 96)
+    assert 133 in looked and len(set(looked)) == len(looked) <= 8, "halves would be 7 of them, and their neighbours"
+
+
+def test_a_model_is_counted_once(monkeypatch):
+    counted = []
+    count = setup.cost
+    monkeypatch.setattr(setup, "cost", lambda model, spec: counted.append(model.width) or count(model, spec))
+    costs = sizing.Costs()
+    first = sizing.match(costs, model("attention"), SPEC, "params", 9_000)
+    before = len(counted)
+    assert sizing.match(costs, model("attention"), SPEC, "params", 9_000) == first and len(counted) == before
+    assert any(width % 8 for width in counted), "a width that is refused is asked for once, too"
+    costs.amount(model("attention", channel_mixer="mlp"), SPEC, "params")
+    costs.amount(model("attention"), dataclasses.replace(SPEC, length=8), "flops")
+    assert len(counted) == before + 2, "another model, and another task"
+
+
 @pytest.mark.parametrize("fault", [ValueError, TypeError, ZeroDivisionError])
 def test_a_fault_is_no_width_that_cannot_be_built(fault):
     def faulty(width):
@@ -79,10 +99,10 @@ def test_a_fault_is_no_width_that_cannot_be_built(fault):
 @pytest.mark.parametrize("measure", ["params", "state"])
 def test_models_are_sized(name, measure):
     """The nearest of all widths that can be built."""
-    budget = 1.1 * sizing.amount(model(name, 24), SPEC, measure)
-    found = sizing.match(model(name), SPEC, measure, budget)
+    budget = 1.1 * sizing.Costs().amount(model(name, 24), SPEC, measure)
+    found = sizing.match(sizing.Costs(), model(name), SPEC, measure, budget)
     widths = [w for w in range(20, 29) if name != "attention" or w % 8 == 0]  # four heads, rotated in pairs
-    amounts = {w: sizing.amount(dataclasses.replace(model(name), width=w), SPEC, measure) for w in widths}
+    amounts = {w: sizing.Costs().amount(dataclasses.replace(model(name), width=w), SPEC, measure) for w in widths}
     assert found.achieved == amounts[found.width]
     assert abs(found.achieved - budget) <= min(abs(a - budget) for a in amounts.values()) + 0.01 * budget
 
@@ -94,9 +114,9 @@ def test_costs_are_those_of_the_model():
     assert cost.parameters == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(built, nnx.Param)))
     assert cost.carry_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(built.initial_carry(1, 16)))
     for measure, field in sizing.MEASURES.items():
-        assert sizing.amount(config, SPEC, measure) == getattr(cost, field)
+        assert sizing.Costs().amount(config, SPEC, measure) == getattr(cost, field)
     encoder = dataclasses.replace(config, causal=False)
-    assert setup.cost(encoder, SPEC).carry_bytes is None and sizing.amount(encoder, SPEC, "state") is None
+    assert setup.cost(encoder, SPEC).carry_bytes is None and sizing.Costs().amount(encoder, SPEC, "state") is None
     pair = dataclasses.replace(encoder, head="pair", targets=2, tie_embeddings=False)
     spec = dataclasses.replace(SPEC, objective="pair_classification", targets=2, metric="", metrics=(), causal=None)
     assert setup.cost(pair, spec).flops_per_token > 1.5 * setup.cost(encoder, SPEC).flops_per_token
