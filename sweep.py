@@ -34,7 +34,9 @@ def parser() -> command.Parser:
     add("--draw_seed", type=int, default=0, metavar="N", help="of --draw (default: 0)")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="one value for all cells")
     add("--workdir", metavar="DIR", help="directory of the sweep: a run directory for each cell, and the report")
-    add("--match", metavar="MEASURE", help="size all mixers, by their width, to the same params, flops or state")
+    add(
+        "--match", metavar="MEASURE", help="size all mixers, by their width, to the same params, active, flops or state"
+    )
     add("--budget", type=float, metavar="N", help="of --match; by default what the first mixer has")
     add("--ladder", default="", metavar="N,N", help="widths of models that are scaled from the first one")
     add("--budgets", default="", metavar="N,N", help="operations that each model is trained for, by its steps")

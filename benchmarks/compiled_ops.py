@@ -22,7 +22,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from common import command
 from common.console import say
@@ -156,7 +155,7 @@ def main(arguments: list[str]) -> None:
     add("--type", choices=TYPES, default=TYPES[0], help="of all arrays")
     add("--lengths", type=command.whole_numbers, default=[2048], help="comma-separated")
     add("--batch", type=int, default=8, help="rows of sequences")
-    add("--json", type=Path, help="where to keep everything that was found")
+    add("--json", type=command.new_file, help="where to keep everything that was found")
     options = parser.parse_args(arguments)
     command.start(platform="cpu", cache=False)
     from benchmarks.cases import CASES

@@ -30,6 +30,7 @@ from jax.extend.core import Literal, jaxprs_in_params
 from ml_collections import ConfigDict
 
 from common import command
+from common.errors import UserError, check_range
 from models.sequence_model import SequenceModel
 from training import command_line, setup
 from training.config import Config, resolve
@@ -240,14 +241,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--learning_rate", type=float, help="by default the configuration's")
-    parser.add_argument("--json", type=Path, help="where to write all numbers")
-    parser.add_argument("--png", type=Path, help="where to draw them")
+    parser.add_argument("--json", type=command.new_file, help="where to write all numbers")
+    parser.add_argument("--png", type=command.new_file, help="where to draw them")
     options, keys = parser.parse_known_args(arguments)
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
     chosen = command_line.parse(keys)
     if options.learning_rate is not None:
         chosen.optimizer.learning_rate = options.learning_rate
     sizes = options.sizes
+    if len(set(sizes)) < max(2, len(sizes)):
+        raise UserError(f"a slope is over two different sizes or more; got --sizes={','.join(map(str, sizes))}")
+    check_range("--steps", options.steps, 1)
+    check_range("--seeds", options.seeds, 1)
     plain, scaled = check(chosen, options.over, sizes, options.steps, options.seeds)
     results = {"without the rule": plain, "with the rule": scaled}
     longest = max(map(len, plain))

@@ -236,7 +236,7 @@ def main(arguments: list[str]) -> None:
     add("--minutes", type=float, default=8.0, help="after which no part begins, and those that run end")
     add("--tiny", action="store_true", help="sizes for a machine without an accelerator")
     add("--only", default="", help="parts such as train or ops:delta_rule, joined by commas; by default all")
-    add("--json", type=Path, help="where to write all numbers")
+    add("--json", type=command.new_file, help="where to write all numbers")
     add("--page", type=Path, help="where to write the tables, in Markdown")
     add("--work", nargs=2, help="for its own use")
     options = parser.parse_args(arguments)

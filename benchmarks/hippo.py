@@ -10,7 +10,6 @@ others), relative to the signal's. What is left at large N is the discretisation
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 
@@ -122,7 +121,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--method", default="bilinear", choices=hippo.METHODS, help="discretisation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image", default="hippo.png", help="file for the picture; empty for none")
-    parser.add_argument("--json", default="hippo.json", help="file for the errors; empty for none")
+    parser.add_argument(
+        "--json", type=command.new_file, default="hippo.json", help="file for the errors; empty for none"
+    )
     options = parser.parse_args(arguments)
     signal = noise(options.length, options.cycles, options.seed)
     moments = [options.length // 3, 2 * options.length // 3, options.length]
@@ -134,7 +135,9 @@ def main(arguments: list[str]) -> None:
         values = " | ".join(f"{row['error']:.3%}" for row in group)
         print(f"| {group[0]['measure']} | {group[0]['state']} | {values} |")
     if options.json:
-        Path(options.json).write_text(json.dumps({"options": vars(options), "rows": rows}, indent=2))
+        options.json.write_text(
+            json.dumps({"options": {**vars(options), "json": f"{options.json}"}, "rows": rows}, indent=2)
+        )
     if options.image:
         try:
             draw(options.image, signal, rows, kept, options.state, moments, options.window)

@@ -25,6 +25,7 @@ from benchmarks.timing import Clock, environment
 from common import command
 from models import accounting
 from models import mixer as mixers
+from models.params import without_values
 
 BATCH, LENGTH, ROUNDS = 8, 256, 5
 COLUMNS = ("mixer", "error", "against", "lines", "tokens/s", "parameters", "carry bytes", "valid bits/byte")
@@ -38,10 +39,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--corpus", default="auto")
     parser.add_argument("--figures", default="", help="file of `make parity ARGS=--figures=FILE`")
-    parser.add_argument("--json", default="", help="file for the results; what it has is not measured again")
+    parser.add_argument("--json", type=command.new_file, help="file for the results; what it has is not measured again")
     options = parser.parse_args(arguments)
     names = options.mixers.split(",") if options.mixers else mixers.names()
-    path = pathlib.Path(options.json) if options.json else None
+    path = options.json
     rows = json.loads(path.read_text())["rows"] if path and path.exists() else {}
     for name in names:
         mixers.find(name)
@@ -61,7 +62,12 @@ def main(arguments: list[str]) -> None:
             temporary = path.with_suffix(".tmp")
             temporary.write_text(
                 json.dumps(
-                    {"options": vars(options), "environment": environment(("jax", "flax")), "rows": rows}, indent=1
+                    {
+                        "options": {**vars(options), "json": f"{options.json}"},
+                        "environment": environment(("jax", "flax")),
+                        "rows": rows,
+                    },
+                    indent=1,
                 )
             )
             temporary.replace(path)
@@ -87,7 +93,7 @@ def measure(name: str, options) -> dict:
     clock = Clock()
     seconds = statistics.median(clock.per_call(lambda: run(params, x), 2) for _ in range(ROUNDS))
     abstract = jax.ShapeDtypeStruct((1, LENGTH, options.width), jnp.float32)
-    mixer = nnx.eval_shape(make)
+    mixer = without_values(make)
     cost = accounting.summarize(name, mixer, abstract, LENGTH, LENGTH if mixer.streams else None)
     jax.clear_caches()
     return {

@@ -18,7 +18,6 @@ import functools
 import json
 import math
 import os
-import pathlib
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
@@ -265,7 +264,7 @@ def parse(argv):
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--budget", type=float, default=20.0, help="seconds for the rounds of one row")
     parser.add_argument("--peers", choices=("auto", "none"), default="auto")
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--json", type=command.new_file)
     return parser.parse_args(argv)
 
 

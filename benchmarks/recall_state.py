@@ -145,7 +145,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = command.Parser(__doc__, usage="python -m benchmarks.recall_state SWEEP [SWEEP ...] [--png=FILE]")
     parser.add_argument("sweeps", nargs="*", type=Path, help="--workdir of finished sweeps")
     parser.add_argument("--mixers", action="store_true", help="print the mixers that can take part, and exit")
-    parser.add_argument("--png", type=Path, help="where to draw the picture")
+    parser.add_argument("--png", type=command.new_file, help="where to draw the picture")
     options = parser.parse_args(arguments)
     if options.mixers:
         print(",".join(trainable()))

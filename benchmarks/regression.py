@@ -14,7 +14,6 @@ import json
 import statistics
 import sys
 import tempfile
-from pathlib import Path
 
 from absl import flags
 
@@ -28,7 +27,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--noises", default="", help="of the training labels, joined by commas; all by default")
     parser.add_argument("--losses", default="", help="joined by commas; all by default")
-    parser.add_argument("--json", type=Path, help="where to write the errors of all runs")
+    parser.add_argument("--json", type=command.new_file, help="where to write the errors of all runs")
     options = parser.parse_args(arguments)
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
 

@@ -19,7 +19,6 @@ import json
 import os
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -64,7 +63,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each program in each round")
     parser.add_argument("--implementation", default="auto", help="our forms of primitives, as of train.implementation")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=command.new_file, help="where to write the figures")
     parser.add_argument("--worker", help="for its own use")
     options = parser.parse_args(arguments)
     if options.worker:

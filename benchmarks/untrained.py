@@ -28,7 +28,6 @@ of the cube and of the icosahedron, for S4 and A5; S5 takes four. Printed is the
 """
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -355,7 +354,7 @@ def study(arguments: list[str]) -> dict:
     whole = command.whole_numbers
     parser.add_argument("--what", choices=tuple(SUBJECTS), required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", help="file for the numbers")
+    parser.add_argument("--json", type=command.new_file, help="file for the numbers")
     parser.add_argument("--image", help="file for the picture; of performer")
     parser.add_argument(
         "--length", type=int, help="steps of hippo (10^6), ring (10^4), reflections (10^5); tokens of performer (512)"
@@ -381,7 +380,9 @@ def study(arguments: list[str]) -> dict:
     options.length = options.length or length
     found = compute(options)
     if options.json:
-        Path(options.json).write_text(json.dumps({"options": vars(options), **found}, indent=1))
+        options.json.write_text(
+            json.dumps({"options": {**vars(options), "json": f"{options.json}"}, **found}, indent=1)
+        )
     if options.image and options.what == "performer":
         try:
             draw(options.image, found)

@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from common import hosts, roll_call
@@ -61,6 +62,19 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments"):
             message += "; a value with spaces needs quotes"
         raise UserError(f"{message} ({self.prog} --help tells what there is)")
+
+
+def new_file(text: str) -> Path | None:
+    """The type of an option that names a file to be written, whose folder must be there before anything is computed; None for no
+    text."""
+    if not text:
+        return None
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent} for {text!r}: make it first")
+    if not path.name or path.is_dir():
+        raise argparse.ArgumentTypeError(f"takes the name of a file; got {text!r}")
+    return path
 
 
 def whole_numbers(text: str) -> list[int]:

@@ -210,6 +210,6 @@ def _which(checkpoint: str, checkpoints: Checkpoints, root: Path) -> str | int:
     if checkpoint not in NAMED:
         there = ", ".join(map(str, steps))
         raise UserError(
-            f"--checkpoint={checkpoint} is unknown; {near(checkpoint, NAMED)} The steps that are there: {there}"
+            f"--checkpoint={checkpoint} is unknown, and no step (there are {there}); {near(checkpoint, NAMED)}"
         )
     return checkpoint

@@ -18,6 +18,7 @@ from models.heads import LOSSES, POOLINGS
 from models.moe import MoE
 from models.norms import NORMS
 from models.parallel import Parallel
+from models.params import without_values
 from models.pattern import CHANNELS, NORM_POSITIONS, Item, expand, mixers_of, parse
 from models.stack import REMAT
 
@@ -445,7 +446,7 @@ class ModelConfig:
         kinds = {self.channel_mixer_of(item) for item in self.items}
         behind = sorted(kinds - {"none"})
         make = lambda: (self.make_norm(nnx.Rngs(0)), [self.make_channel_mixer(kind, nnx.Rngs(0)) for kind in behind])
-        norm, channel_mixers = nnx.eval_shape(make)
+        norm, channel_mixers = without_values(make)
         dense = [made for kind, made in zip(behind, channel_mixers, strict=True) if kind != "moe"]
         sizes = {made.hidden for made in dense}
         experts = [made.hidden for kind, made in zip(behind, channel_mixers, strict=True) if kind == "moe"]

@@ -24,6 +24,7 @@ from ml_collections import config_dict
 from common.errors import UserError
 from common.plugins import Plugins
 from models.checks import about, at_least
+from models.params import without_values
 from ops import segments
 
 # Constructor arguments that a mixer gets from its surroundings, where its signature asks for them; all the others are its
@@ -465,7 +466,7 @@ def sketch(name: str, width: int, **options) -> Mixer | Bidirectional:
     Raises:
       UserError: as `create`.
     """
-    return nnx.eval_shape(lambda: create(name, width, rngs=nnx.Rngs(0), **options))
+    return without_values(lambda: create(name, width, rngs=nnx.Rngs(0), **options))
 
 
 def as_used(mixer: Mixer | Bidirectional, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,10 @@ axes (sharding), its learning-rate group, whether it decays and which of its dim
 stays in float32 when the model computes in bfloat16 (precision). Nothing re-initialises a parameter later.
 """
 
+import contextvars
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,24 @@ from flax import nnx
 from models.checks import ascending, at_least
 
 Initializer = Callable[[jax.Array, Sequence[int], jnp.dtype], jax.Array]
+
+_abstract: contextvars.ContextVar[bool] = contextvars.ContextVar("abstract", default=False)
+
+
+def without_values(make: Callable[[], Any]) -> Any:
+    """What `make` builds, a module or a tree of them, with shapes in place of values (`nnx.eval_shape`).
+
+    Parameters are not drawn on the way: to trace what draws them takes longer than all else.
+    """
+
+    def shapes_only():
+        token = _abstract.set(True)
+        try:
+            return make()
+        finally:
+            _abstract.reset(token)
+
+    return nnx.eval_shape(shapes_only)
 
 
 def param(
@@ -54,7 +74,7 @@ def param(
         raise ValueError(f"a parameter of shape {shape} needs {len(shape)} axis names, got {tuple(axes)}")
     decay = len(shape) >= 2 if decay is None else decay
     inputs = input_dimensions(axes, decay) if inputs is None else tuple(inputs)
-    value = init(rngs.params(), shape, jnp.float32)
+    value = jnp.zeros(shape, jnp.float32) if _abstract.get() else init(rngs.params(), shape, jnp.float32)
     facts = {"decay": decay, "group": group, "keep_float32": keep_float32, "inputs": inputs, "active": active}
     return nnx.Param(value, axes=tuple(axes), **facts)
 

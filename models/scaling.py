@@ -14,6 +14,7 @@ from flax import nnx
 
 from common.errors import UserError
 from models.config import ModelConfig
+from models.params import without_values
 from models.sequence_model import SequenceModel
 
 
@@ -55,7 +56,7 @@ def growth(config: ModelConfig) -> dict[tuple, Growth] | None:
 
 
 def _parameters(config: ModelConfig) -> dict[tuple, nnx.Variable]:
-    model = nnx.eval_shape(lambda: SequenceModel(config, rngs=nnx.Rngs(jax.random.key(0))))
+    model = without_values(lambda: SequenceModel(config, rngs=nnx.Rngs(jax.random.key(0))))
     return dict(nnx.to_flat_state(nnx.state(model)))
 
 

@@ -112,7 +112,8 @@ def yarn(
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, channels - 1)
-    ramp = np.clip((np.arange(channels // 2) - low) / max(high - low, 0.001), 0, 1)
+    high += 0.001 if high == low else 0
+    ramp = np.clip((np.arange(channels // 2) - low) / (high - low), 0, 1)
     plain = _plain(channels, base)
     found = plain / factor * ramp + plain * (1 - ramp)
     return found, magnitude or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)

@@ -6,6 +6,7 @@ is left of a cell is read from its directory, so a sweep goes on where it stoppe
 """
 
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -157,7 +158,10 @@ def load(workdir: str | Path) -> Cell:
     workdir = run_directory.locate(workdir)
     kept = read_json(jobs.folder(workdir) / "cell.json")
     if kept is None:
-        raise UserError(f"{workdir} is no cell of a sweep: it has no job/cell.json that can be read")
+        raise UserError(
+            f"{workdir} is no cell of a sweep: it has no job/cell.json that can be read. If it was one, give the command of its "
+            "sweep again, which writes it anew"
+        )
     try:
         kept |= {key: tuple(kept.get(key, ())) for key in ("arguments", "lengths", "score")}
         return Cell(workdir=workdir, **kept)
@@ -207,9 +211,13 @@ def plan(request: Request, costs: sizing.Costs | None = None) -> list[Cell]:
     cells, described, costs = [], {}, sizing.Costs() if costs is None else costs
     for values, row, raw in zip(combinations, arguments, asked):
         key = json.dumps({key: value for key, value in values.items() if key != "seed"})
-        if key not in described:
-            described[key] = _described(request, values, raw, costs)
-        common = described[key]
+        try:
+            config.check_seed(raw["seed"])
+            if key not in described:
+                described[key] = _described(request, values, raw, costs)
+            common = described[key]
+        except UserError as error:  # of this seed alone
+            common = {"config": raw, "error": str(error)}
         if "sized" in common and common["sized"].width != raw["model"]["width"]:
             row = _arguments(request, values, common["sized"].width)
         cells.append(
@@ -327,6 +335,20 @@ def resolve(request: Request, values: Mapping[str, str], width: int | None = Non
     resolved = config.resolve(command_line.parse(_arguments(request, values, width)))
     setup.check_capabilities(resolved)
     return resolved
+
+
+def accepted(request: Request, values: Mapping[str, str]) -> bool:
+    """Whether a cell could have these values, as far as one sees without data."""
+    return _accepted(_arguments(request, values))
+
+
+@functools.lru_cache(maxsize=256)  # a report is written after every cell
+def _accepted(arguments: tuple[str, ...]) -> bool:
+    try:
+        config.resolve(command_line.parse(arguments), with_data=False)
+    except UserError:
+        return False
+    return True
 
 
 def _raw(arguments: Sequence[str]) -> dict[str, Any]:

@@ -219,8 +219,12 @@ def _rates(rows: Sequence[Row], chosen: Sequence[Row], tuned: Sequence[str]) -> 
     lines = []
     for values, group in _groups([row for row in rows if RATE in row.values], RATE).items():
         rates = [float(row.values[RATE]) for row in group]
-        scores = [statistics.fmean(result["valid"] for result in row.results) for row in group]
+        shared = set.intersection(*(set(row.seeds) for row in group))  # a mean over other seeds is another number
+        valid = [[r["valid"] for seed, r in zip(row.seeds, row.results) if seed in shared] for row in group]
         try:
+            if not shared:
+                raise Refused("no seed has been run with all of them")
+            scores = list(map(statistics.fmean, valid))
             found = f"{best_rate(rates, scores):.3g}, 2^{math.log2(best_rate(rates, scores)):.2f}"
         except Refused as error:
             found = f"no fit: {error}"

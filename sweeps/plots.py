@@ -33,10 +33,10 @@ def save(groups: Sequence[Sequence[Row]], folder: Path, choices: Sequence = (), 
       a sentence that says where they are.
     """
     plots = {"quality": quality, "learning": learning, "lengths": lengths, "settings": settings}
-    for path in [path for path in folder.glob("*.png") if NAMES.fullmatch(path.name)]:
-        path.unlink()  # of an earlier state of the sweep
     if not groups:
         return "no plots: nothing is finished"
+    for path in [path for path in folder.glob("*.png") if NAMES.fullmatch(path.name)]:
+        path.unlink()  # of an earlier state of the sweep
     try:
         import matplotlib  # noqa: F401
     except ImportError:

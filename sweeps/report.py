@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from sweeps.cells import LOG, Cell, directory
 from sweeps.comparison import Difference, compare
 from sweeps.request import Request
 from sweeps.rows import Row, common_axes, grids, interval, rows, sections
-from sweeps.sizing import MEASURES, TOLERANCE, Sized
+from sweeps.sizing import IN_WORDS, MEASURES, TOLERANCE, Sized
 from sweeps.tuning import Choice
 from training.command_line import ROOT
 from training.run_directory import RunDirectory
@@ -64,7 +65,7 @@ def _method(request: Request, cells: Sequence[Cell]) -> str:
     if request.match is not None:
         whose = "" if request.budget else f" of `mixer={request.first_mixer}` at the configuration's width"
         budget = f"{request.budget:,.0f}" if request.budget else "that"
-        what = {"params": "number of parameters", "flops": "FLOPs per token", "state": "carry"}[request.match]
+        what = IN_WORDS[request.match]
         lines.append(f"Widths are solved for the same {what}: {budget}{whose}.")
     if request.best_of:
         with_ = " with seed 0" if request.seeds_of_best else ", with the best mean over seeds"
@@ -266,7 +267,8 @@ def _tuning(request: Request, choices: Sequence[Choice], arguments: Sequence[str
 
 def _with_values(arguments: Sequence[str], key: str, values: Sequence[str]) -> list[str]:
     """A command line with other values of an axis."""
-    return [f"{key}={','.join(values)}" if argument.startswith(f"{key}=") else argument for argument in arguments]
+    axis = re.compile(f"(--over=)?{re.escape(key)}=")
+    return [f"{found[0]}{','.join(values)}" if (found := axis.match(argument)) else argument for argument in arguments]
 
 
 def met(sized: Sized | None) -> str:

@@ -101,6 +101,10 @@ class Request:
 
     def _check_tuning(self, keys: set[str]) -> None:
         for key in self.best_of:
+            if key in self.reference_values:
+                raise UserError(
+                    f"--reference={self.reference} and --best_of={key}: what is tuned away tells no row from another"
+                )
             if key == "seed":
                 raise UserError("a seed is not tuned: results would be those of lucky ones")
             check_choice("--best_of", key, sorted(keys))
@@ -156,13 +160,13 @@ def pairs(option: str, items: Sequence[str]) -> dict[str, str]:
 def split_values(text: str) -> list[str]:
     """The values of an axis, "A,B,C".
 
-    Commas in brackets do not separate, nor do those of a value in quotes, which are taken off: "(1,2),(3,4)" has the values
-    (1,2) and (3,4), and "'a,b',c" has a,b and c.
+    Spaces around a value are none of it. Commas in brackets do not separate, nor do those of a value in quotes, which are taken
+    off: "(1,2),(3,4)" has the values (1,2) and (3,4), and "'a,b',c" has a,b and c.
 
     Raises:
       UserError: if a bracket or quote is not closed, or a quoted value is followed by something else than a comma.
     """
-    values, value, closing, quote = [], "", [], None
+    values, value, closing, quote, quoted = [], "", [], None, False
     for position, character in enumerate(text):
         if quote is not None:
             if character != quote:
@@ -170,15 +174,17 @@ def split_values(text: str) -> list[str]:
             elif closing:  # inside of brackets, quotes are part of the value
                 value, quote = value + character, None
             else:
-                if text[position + 1 : position + 2] not in ("", ","):
+                if text[position + 1 :].lstrip()[:1] not in ("", ","):
                     raise UserError(f"a comma must follow the value in quotes in {text!r}")
-                quote = None
+                quote, quoted = None, True
         elif character in "'\"" and (closing or not value):
             quote = character
             value += character if closing else ""
         elif character == "," and not closing:
-            values.append(value)
-            value = ""
+            values.append(value if quoted else value.rstrip())
+            value, quoted = "", False
+        elif character.isspace() and not closing and (quoted or not value):
+            continue  # around a value
         else:
             if character in BRACKETS:
                 closing.append(BRACKETS[character])
@@ -190,7 +196,7 @@ def split_values(text: str) -> list[str]:
     if quote is not None or closing:
         missing = quote if quote is not None else closing[-1]
         raise UserError(f"{missing!r} is missing in {text!r}")
-    return [*values, value]
+    return [*values, value if quoted else value.rstrip()]
 
 
 def names(option: str, text: str) -> tuple[str, ...]:

@@ -15,6 +15,12 @@ from training import setup
 
 # What models can be matched by, and the field of their `Summary` that measures it.
 MEASURES = {"params": "parameters", "active": "active_parameters", "flops": "flops_per_token", "state": "carry_bytes"}
+IN_WORDS = {
+    "params": "number of parameters",
+    "active": "number of parameters that a token uses",
+    "flops": "FLOPs per token",
+    "state": "carry",
+}
 TOLERANCE = 0.05  # a budget counts as reached within this fraction
 ROUNDING = 0.01  # a width that hardware likes (a multiple of 8) is taken if it is this near to the budget
 NARROWEST, WIDEST = 8, 2**16

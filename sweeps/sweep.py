@@ -44,6 +44,7 @@ def run(request: Request, chosen: Engine, arguments: Sequence[str], *, retries: 
     costs = sizing.Costs()
     grid = cells.plan(request, costs)
     cells.check_directories(grid)
+    _check_same_sweep(request.workdir, grid)
     if all(cell.error for cell in grid):
         raise UserError(f"none of the cells can be run; {grid[0].name}: {grid[0].error}")
     say(_costs(grid))
@@ -111,6 +112,16 @@ def _check_reports(workdir: Path) -> None:
     taken = [name for name in names if name in (report.TABLE, report.REPORT) or plots.NAMES.fullmatch(name)]
     if taken and not any(workdir.glob(cells.CELLS)):
         raise UserError(f"{workdir} has {taken[0]} and no cells of a sweep: move it away, or give another --workdir")
+
+
+def _check_same_sweep(workdir: Path, grid: Sequence[Cell]) -> None:
+    """Raises a UserError where all cells that are there are of another grid, whose report would be overwritten."""
+    there = sorted(path.parent.parent for path in workdir.glob(cells.CELLS))
+    if there and not {cell.name for cell in grid} & {path.name for path in there}:
+        raise UserError(
+            f"{workdir} holds the cells of another sweep, such as {there[0].name}, and its report: give this one a --workdir of "
+            "its own"
+        )
 
 
 def _shown(request: Request, grid: Sequence[Cell], errors: dict[str, str]):

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from data.metrics import Display
-from sweeps import axes
+from sweeps import axes, cells
 from sweeps.request import Request
 from sweeps.rows import Row
 
@@ -75,6 +75,7 @@ def _choice(request: Request, values: Mapping[str, str], group: Sequence[Row], f
         for key in request.best_of:
             # Values of the axis that its neighbours, the same in all else that is tuned, have been tried with.
             found = axes.beyond(request.axes[key], group[best].values[key])
+            found = [text for text in found if cells.accepted(request, {**group[best].values, key: text})]
             if found:
                 edges[key] = found
     return Choice(values, group, scores, best, edges)
@@ -103,6 +104,5 @@ def more_seeds(request: Request, choices: Sequence[Choice]) -> Request | None:
     seeds = [f"{n}" for n in range(1, request.seeds_of_best)]
     if not points or not seeds:
         return None
-    return dataclasses.replace(
-        request, points=points, axes={"seed": seeds}, best_of=(), seeds_of_best=None, match_to=request.first_mixer
-    )
+    changed = {"best_of": (), "seeds_of_best": None, "reference": None, "match_to": request.first_mixer}
+    return dataclasses.replace(request, points=points, axes={"seed": seeds}, **changed)

@@ -93,7 +93,7 @@ def until_read(monkeypatch):
             stop(cells.plan(asked))
 
     # The cells of a sweep are planned, but neither their data nor their models are made.
-    monkeypatch.setattr(cells, "_described", lambda request, values, raw: {"config": raw})
+    monkeypatch.setattr(cells, "_described", lambda request, values, raw, costs: {"config": raw})
     monkeypatch.setattr(ladder, "climb", lambda asked, budgets: asked)
     monkeypatch.setattr(sweep, "run", plan)
     for name in ("status", "there"):

@@ -13,6 +13,7 @@ from models import accounting, scaling
 from models import mixer as mixers
 from models.accounting import Summary
 from models.config import ModelConfig
+from models.params import without_values
 from models.sequence_model import SequenceModel
 from ops import dispatch
 from training import optimizer, sharding, state, step
@@ -129,7 +130,7 @@ def check_implementation(config: Config) -> None:
     """Raises a UserError if some of `train.implementation` is not offered by, or has no effect on, the model."""
     if config.train.implementation == "auto":
         return
-    abstract = nnx.eval_shape(lambda: SequenceModel(config.model, rngs=nnx.Rngs(0)))
+    abstract = without_values(lambda: SequenceModel(config.model, rngs=nnx.Rngs(0)))
     with dispatch.implementation(config.train.implementation) as choice:
         inputs = _inputs(config.model, config.task.spec)
         ids = jax.ShapeDtypeStruct(inputs.shape[: 3 if config.model.head == "pair" else 2], jnp.int32)
@@ -160,7 +161,7 @@ def cost(model: ModelConfig, spec: Spec) -> Summary:
     Raises:
       UserError: if the model cannot be built.
     """
-    abstract = nnx.eval_shape(lambda: SequenceModel(model, rngs=nnx.Rngs(0)))
+    abstract = without_values(lambda: SequenceModel(model, rngs=nnx.Rngs(0)))
     with dispatch.matmul_form():
         return accounting.summarize(
             "model", abstract, _inputs(model, spec), spec.length, spec.length if model.streams else None

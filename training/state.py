@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Key, PyTree
 
+from models.params import without_values
 from training import sharding
 from training.optimizer import Optimizer
 
@@ -97,7 +98,7 @@ def build(
     Raises:
       ValueError: if the model holds a parameter without its facts, or arrays that are no parameters.
     """
-    model = nnx.eval_shape(lambda: model_factory(nnx.Rngs(jax.random.key(0))))
+    model = without_values(lambda: model_factory(nnx.Rngs(jax.random.key(0))))
     _refuse_other_arrays(model)
     graphdef, variables = nnx.split(model)
     flat = list(nnx.to_flat_state(variables))

@@ -180,12 +180,14 @@ def from_ours(model: SequenceModel, config: ModelConfig, files: Mapping[str, byt
             "vocab_size": config.vocab_size,
             "hidden_size": config.width,
             "num_hidden_layers": config.depth,
-            "tie_word_embeddings": config.tie_embeddings,
+            "tie_word_embeddings": config.tie_embeddings and architecture.ties,
             "torch_dtype": "float32",
             **architecture.options(used),
         }
         try:
             theirs = architecture.config(Options(hf, pathlib.Path("config.json"), architecture)).as_used()
+            if not architecture.ties:  # then its head is written as a copy of the embedding
+                theirs = dataclasses.replace(theirs, tie_embeddings=used.tie_embeddings)
         except UserError as error:  # without the mixers that the model lacks, it is none of this architecture's
             refused.append(f"{kind}: {error}")
             continue
@@ -247,8 +249,9 @@ def _described(directory: pathlib.Path) -> tuple[dict[str, Any], Architecture, M
 
 def _object(path: pathlib.Path) -> dict[str, Any]:
     """The object that a file of JSON holds."""
+    content = read_bytes(path)
     try:
-        found = json.loads(read_bytes(path))
+        found = json.loads(content)
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from None
     if not isinstance(found, dict):
@@ -317,8 +320,8 @@ def _view(values: Mapping[str, np.ndarray], part: Part, config: ModelConfig) -> 
 
 
 def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The file of every tensor."""
-    if (directory / INDEX).exists():
+    """The file of every tensor that holds something. One file for all comes before pieces, as in the library."""
+    if (directory / INDEX).exists() and not (directory / WEIGHTS).exists():
         pieces = _object(directory / INDEX).get("weight_map")
         if not isinstance(pieces, dict) or not all(isinstance(name, str) for name in pieces.values()):
             raise UserError(f"{directory / INDEX} has no 'weight_map', the file of each tensor: it is damaged")
@@ -336,7 +339,7 @@ def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
             raise UserError(f"{path} is missing{hint}")
         try:
             with safe_open(path, framework="np") as file:
-                files |= dict.fromkeys(file.keys(), path)
+                files |= {name: path for name in file.keys() if 0 not in file.get_slice(name).get_shape()}
         except SafetensorError as error:
             raise UserError(f"{path} is no safetensors file or is damaged: {error}") from None
     return files
@@ -344,7 +347,13 @@ def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def _read(path: pathlib.Path, name: str) -> np.ndarray:
     with safe_open(path, framework="np") as file:
-        return file.get_tensor(name)
+        try:
+            return file.get_tensor(name)
+        except (AttributeError, TypeError):  # NumPy has no such type
+            kind = file.get_slice(name).get_dtype()
+            raise UserError(
+                f"tensor {name!r} in {path} is of type {kind}, which is not read: convert it to bfloat16"
+            ) from None
 
 
 def _tensor(files: Mapping[str, pathlib.Path], name: str) -> np.ndarray:

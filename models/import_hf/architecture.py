@@ -56,6 +56,20 @@ NEUTRAL = frozenset(
 )
 
 
+# What may stand in place of each other in a config.json, by the kind of the default.
+KINDS_OF_VALUES = (int | float, str, list | tuple | range, Mapping)
+# Options that are more than 0 wherever they are read.
+SIZES = frozenset(
+    """
+    hidden_size vocab_size head_dim num_hidden_layers num_attention_heads num_key_value_heads query_pre_attn_scalar num_heads
+    mamba_n_heads mamba_num_heads linear_num_key_heads linear_num_value_heads n_groups mamba_n_groups full_attention_interval
+    decoder_sparse_step logits_scaling
+    """.split()
+)
+# Options with an entry for each layer.
+PER_LAYER = ("layer_types", "mlp_layer_types")
+
+
 class Options:
     """The options in a config.json; what it leaves out has the value that the library's class gives it.
 
@@ -69,11 +83,11 @@ class Options:
     """
 
     def __init__(self, options: Mapping[str, Any], where: pathlib.Path, architecture: "Architecture"):
-        self.options, self.where, self.defaults = options, where, architecture.defaults
+        self.options, self.where, self.defaults, self.ties = options, where, architecture.defaults, architecture.ties
         known = {*self.defaults, *NEUTRAL, *architecture.neutral, "pruned_heads", "is_decoder", "is_encoder_decoder"}
         if "rope_theta" in known:
             known |= {"rope_scaling", "rope_parameters"}
-        packed = options.get("quantization_config")
+        packed = self._section("quantization_config")
         if packed and packed.get("quant_method") not in architecture.quantised:
             raise UserError(
                 f"{where}: quantization_config says that the weights are stored in fewer bits, which is not read; convert "
@@ -89,16 +103,38 @@ class Options:
                 self.refuse(key, value)
 
     def __call__(self, key: str):
-        """The value of an option. Raises a UserError where it is null and its class has no null."""
+        """The value of an option. Raises a UserError where it is null and its class has no null, or of another kind."""
         value = self.options.get(key, self.defaults[key])
         if value is None and self.defaults[key] is not None:
             raise UserError(f"{self.where}: {key} is null; give its value, or leave it out for {self.defaults[key]!r}")
+        self._check(key, value)
         return value
 
     def or_else(self, key: str, value):
-        """The value of an option that may be null, which stands for `value`."""
+        """The value of an option that may be null, which stands for `value`. Raises a UserError for one of another kind."""
         found = self.options.get(key, self.defaults[key])
+        self._check(key, found, value)
         return value if found is None else found
+
+    def _check(self, key: str, value: Any, instead: Any = None) -> None:
+        """Raises a UserError for a value of another kind than the default (or what stands in its place), and for a size that is
+        none."""
+        default = self.defaults[key] if self.defaults[key] is not None else instead
+        if value is None or value is default:
+            return
+        for kinds in KINDS_OF_VALUES:
+            if default != "auto" and isinstance(default, kinds) and not isinstance(value, kinds):
+                raise UserError(f"{self.where}: {key}={value!r} must be such as {default!r}")
+        if isinstance(value, bool) != isinstance(default, bool) and isinstance(default, int | float):
+            raise UserError(f"{self.where}: {key}={value!r} must be such as {default!r}")
+        if key in SIZES and not value > 0:
+            raise UserError(f"{self.where}: {key}={value!r} must be more than 0")
+        if (
+            key in PER_LAYER
+            and "num_hidden_layers" in self.defaults
+            and len(value) != (depth := self("num_hidden_layers"))
+        ):
+            raise UserError(f"{self.where}: {key} has {len(value)} entries for the {depth} of num_hidden_layers")
 
     def expect(self, **supported) -> None:
         """Raises a UserError for an option with another value than the one that our model has."""
@@ -110,13 +146,23 @@ class Options:
         """Raises a UserError that names an option."""
         raise UserError(f"{self.where}: {key}={self.options.get(key)!r} is not supported, only {supported!r}")
 
+    def _section(self, key: str) -> Mapping[str, Any] | None:
+        """An option that is an object. Raises a UserError for what is none."""
+        value = self.options.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise UserError(f"{self.where}: {key}={value!r} must be an object")
+        return value
+
     def rotary(
         self,
         layer_type: str | None = None,
         base: str = "rope_theta",
         scaled: bool = True,
         default: Mapping[str, Any] | None = None,
-    ) -> tuple[float, float, str]:
+        partial: bool = False,
+        kinds: Sequence[str] | None = None,
+        optional: bool = False,
+    ) -> tuple[float, float, str] | None:
         """The base of the rotary frequencies, the rotated share of a head, and the rule for longer sequences (as text of
         `ops.rotary_scaling`), in any of the library's spellings.
 
@@ -125,26 +171,49 @@ class Options:
           base: the older name of the base's option.
           scaled: whether an older rule for all layers is for these, too.
           default: what the class has where nothing is said.
+          partial: whether the architecture rotates parts of heads.
+          kinds: the rules that the architecture has; by default all of `ROPE`.
+          optional: whether a base that is null says that nothing is rotated; None is returned then.
 
         Raises:
           UserError: for another kind of rotary embedding, by its option's name.
         """
-        name = next((key for key in ("rope_scaling", "rope_parameters") if self.options.get(key)), "rope_parameters")
-        rope = dict(self.options.get(name) or default or {})
-        if layer_type is not None and any(kind in rope for kind in LAYER_TYPES):
+        sections = {key: self._section(key) for key in ("rope_scaling", "rope_parameters")}
+        if all(sections.values()) and sections["rope_scaling"] != sections["rope_parameters"]:
+            raise UserError(
+                f"{self.where}: rope_scaling and rope_parameters say the same thing in two ways; leave one of them out"
+            )
+        name = next((key for key, section in sections.items() if section is not None), "rope_parameters")
+        rope = dict((default or {}) if sections[name] is None else sections[name])
+        by_type = layer_type is not None and any(kind in rope for kind in LAYER_TYPES)
+        if layer_type is not None and (by_type or name == "rope_parameters"):
             if unread := sorted(set(rope) - {*LAYER_TYPES}):
-                raise UserError(f"{self.where}: nobody reads {', '.join(f'{name}.{key}' for key in unread)}")
-            rope, name = dict(rope.get(layer_type) or {}), f"{name}.{layer_type}"
+                raise UserError(
+                    f"{self.where}: nobody reads {', '.join(f'{name}.{key}' for key in unread)}; this class has them for "
+                    f"each type of layer, {' and '.join(LAYER_TYPES)}"
+                )
+        if by_type:
+            name = f"{name}.{layer_type}"
+            rope = dict(rope.get(layer_type) or {})
+            if not rope.get("truncate", True):  # its class looks for it elsewhere
+                raise UserError(f"{self.where}: nobody reads {name}.truncate=false")
         elif not scaled:
             rope = {}
         spelling = next((key for key in ("rope_type", "type") if key in rope), "rope_type")
         kind = rope.pop(spelling, "default")
-        if kind not in ("default", *ROPE):
-            supported = ", ".join(map(repr, ("default", *ROPE)))
+        if kind not in (known := ("default", *(ROPE if kinds is None else kinds))):
+            supported = ", ".join(map(repr, known))
             raise UserError(f"{self.where}: {name}.{spelling}={kind!r} is not supported, only {supported}")
-        base = rope.pop("rope_theta", self(base))
-        share = rope.pop("partial_rotary_factor", self.options.get("partial_rotary_factor"))
+        if (base := rope.pop("rope_theta", self(base))) is None:
+            if optional:
+                return None
+            raise UserError(f"{self.where}: {name}.rope_theta is null; give its value, or leave it out")
+        inside = rope.pop("partial_rotary_factor", None)
+        share = self.options.get("partial_rotary_factor") if inside is None else inside
         share = self.defaults.get("partial_rotary_factor") if share is None else share
+        if not partial and share not in (None, 1):
+            key = "partial_rotary_factor" if inside is None else f"{name}.partial_rotary_factor"
+            raise UserError(f"{self.where}: {key}={share!r} is not supported: this class rotates whole heads")
         rope.pop("type", None)
         scales = [rope.pop(key, None) for key in ("mscale", "mscale_all_dim")] if kind == "yarn" else []
         given = {ours: rope.pop(theirs) for theirs, ours in ROPE.get(kind, {}).items() if rope.get(theirs) is not None}
@@ -230,6 +299,7 @@ class Architecture:
       spellings: parts of the names of tensors, and what some writers have in their place.
       quantised: ways of storing tensors in fewer bits (`quantization_config.quant_method`) that are read.
       unused: beginnings of the names of tensors that the library's class does not read, either.
+      ties: whether its class can have the embedding for a head; if not, the head is stored, whatever the options say.
     """
 
     name: str
@@ -244,6 +314,7 @@ class Architecture:
     quantised: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     all_mixers: bool = False
+    ties: bool = True
     spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def stored_names(self, names: Iterable[str], files: Container[str]) -> dict[str, str]:
@@ -295,7 +366,7 @@ def config_of(get: Options, **fields) -> ModelConfig:
         "width": get("hidden_size"),
         "depth": fields["depth"] if "depth" in fields else get("num_hidden_layers"),
         "position_embedding": "none",
-        "tie_embeddings": get("tie_word_embeddings"),
+        "tie_embeddings": get.ties and get("tie_word_embeddings"),
     }
     return ModelConfig(**common | fields)
 
@@ -333,12 +404,14 @@ def arranged(items: Sequence[str]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def outside(config: ModelConfig, embedding: str, norm: str, head: str = "lm_head.weight") -> Tensors:
-    """The rows of the embedding, the last norm, and the head."""
+def outside(config: ModelConfig, embedding: str, norm: str, head: str = "lm_head.weight", ties: bool = True) -> Tensors:
+    """The rows of the embedding, the last norm, and the head, which is the embedding again where the class does not tie them."""
     yield embedding, (Part("embedding", "v d -> v d"),)
     yield norm, (Part("norm.weight", VECTOR),)
     if not config.tie_embeddings:
         yield head, (Part("head", LINEAR),)
+    elif not ties:
+        yield head, (Part("embedding", "v d -> v d"),)
 
 
 def attention_rows(block: Block, prefix: str) -> Tensors:

@@ -41,7 +41,6 @@ def hyperparameters(get: Options, inner: int | None = None, **more) -> dict[str,
       UserError: for an option that our mixer does not have.
     """
     get.expect(mamba_conv_bias=True, mamba_proj_bias=False)
-    mamba2.expect_no_limit(get)
     width, heads, size = get("hidden_size"), get("mamba_n_heads"), get("mamba_d_head")
     inner = int(get("mamba_expand") * width) if inner is None else inner
     if size != "auto" and heads * size != inner:
@@ -52,6 +51,7 @@ def hyperparameters(get: Options, inner: int | None = None, **more) -> dict[str,
         "heads": heads,
         "groups": get("mamba_n_groups"),
         "conv_size": get("mamba_d_conv"),
+        "dt_limit": mamba2.limit(get),
         "eps": get("rms_norm_eps"),
         **more,
     }
@@ -67,4 +67,10 @@ def options(mixer: Mapping[str, Any], width: int) -> dict[str, Any]:
         "mamba_d_state": mixer["state"],
         "mamba_d_conv": mixer["conv_size"],
         "mamba_expand": number(inner / width),
+        **mamba2.limit_option(mixer),
     }
+
+
+def no_options(width: int) -> dict[str, Any]:
+    """The options of Mamba-2 of a model that has none, which the library's classes check all the same."""
+    return {"mamba_n_heads": 1, "mamba_d_head": 2 * width, "mamba_expand": 2}

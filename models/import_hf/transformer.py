@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from common.errors import UserError
 from models.config import ModelConfig
 from models.import_hf.architecture import (
     VECTOR,
@@ -62,7 +63,6 @@ def decoder(
     *,
     attention: Mapping[str, Any] | None = None,
     kinds: list[str] | None = None,
-    partial: bool = False,
     rotary: Mapping[str, tuple[float, float, str]] | None = None,
     **fields,
 ) -> ModelConfig:
@@ -72,13 +72,10 @@ def decoder(
       get: the options.
       attention: hyperparameters of the attention that the architecture fixes or has read.
       kinds: of each layer, the library's name of its attention; by default all are full.
-      partial: whether the architecture rotates parts of heads.
-      rotary: what `Options.rotary` says of each kind of attention, where they differ.
+      rotary: what `Options.rotary` says of each kind of attention, where they differ or parts of heads are rotated.
       **fields: of the configuration, where they are not Llama's.
     """
     rotary = dict.fromkeys(KINDS, get.rotary()) if rotary is None else rotary
-    if not partial and any(share != 1 for _, share, _ in rotary.values()):
-        get.refuse("partial_rotary_factor", 1.0)
     depth = get("num_hidden_layers")
     names = [choose("layer_types", kind, KINDS, get.where) for kind in kinds or ["full_attention"] * depth]
     window = {"window": get.or_else("sliding_window", None)} if "local_attention" in names else {}
@@ -105,16 +102,34 @@ def hyperparameters(get: Options, rotary: tuple[float, float, str] | None, **mor
     get.expect(attention_dropout=0.0)
     heads, width = get("num_attention_heads"), get("hidden_size")
     names = ("rotary_base", "rotary_fraction", "rotary_scaling")
+    size = get.or_else("head_dim", width // heads) if "head_dim" in get.defaults else width // heads
+    if rotary is not None:
+        expect_pairs(get, size, rotary[1])
     return {
         "heads": heads,
         "kv_heads": get.or_else("num_key_value_heads", heads),
-        "head_channels": get.or_else("head_dim", width // heads) if "head_dim" in get.defaults else width // heads,
+        "head_channels": size,
         **({"positions": "nope"} if rotary is None else dict(zip(names, rotary, strict=True))),
         "qk_norm": False,
         "qkv_bias": False,
         "bias": False,
         **more,
     }
+
+
+def expect_pairs(get: Options, size: int, share: float) -> None:
+    """Raises a UserError where the rotated share of a head is an odd number of channels, to which the library adds one."""
+    if not 0 < share <= 1 or int(size * share) % 2 or int(size * share) < 2:
+        raise UserError(
+            f"{get.where}: partial_rotary_factor={share} must leave a head's {size} channels pairs to rotate"
+        )
+
+
+def expect_whole_heads(get: Options) -> None:
+    """Raises a UserError where the width is no multiple of the heads, which some classes refuse whatever a head's size is."""
+    width, heads = get("hidden_size"), get("num_attention_heads")
+    if width % heads:
+        raise UserError(f"{get.where}: hidden_size={width} must be a multiple of num_attention_heads={heads}")
 
 
 def options(config: ModelConfig, mixer: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Mamba2(Mixer):
       groups: number of groups of heads that share B and C; the norm is within groups.
       conv_size: taps of the short convolutions.
       dt_min, dt_max: range of the step size at initialisation.
+      dt_limit: the least step size that a token may have, and the largest, where there is a second number (`dt_limit` of the
+        authors' code); () for no limit.
       eps: of the norm.
       output_norm: "gated", norm(o * silu(z)); "ungated", norm(o) * silu(z); or "none", o * silu(z) (Falcon-H1, arXiv 2507.22448).
       scales: factors of what the input's maps make, z, u, B, C and dt (Falcon-H1); () for none.
@@ -59,6 +61,7 @@ class Mamba2(Mixer):
         conv_size: int = 4,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
+        dt_limit: tuple[float, ...] = (),
         eps: float = 1e-5,
         output_norm: str = "gated",
         scales: tuple[float, ...] = (),
@@ -66,6 +69,10 @@ class Mamba2(Mixer):
         check_choice("output_norm", output_norm, ("gated", "ungated", "none"))
         if len(scales) not in (0, 5):
             raise UserError(f"`scales` must be 5 factors, of z, u, B, C and dt, or () for none; got {len(scales)}")
+        if len(dt_limit) > 2 or list(dt_limit) != sorted(max(0.0, dt) for dt in dt_limit):
+            raise UserError(
+                f"`dt_limit` must be a least step size and perhaps a largest, or () for none; got {dt_limit}"
+            )
         at_least(1, state=state, heads=heads, groups=groups)
         at_least(0, eps=eps)
         inner = scaled(width, expand=expand)
@@ -87,7 +94,7 @@ class Mamba2(Mixer):
         self.a_log = time_scale(rngs, log_of(uniform(1.0, 16.0)), (heads,), (None,))
         self.d = param(rngs, ones, (heads,), (None,), decay=False, keep_float32=True)
         self.eps = eps
-        self.output_norm, self.scales = output_norm, tuple(scales)
+        self.output_norm, self.scales, self.dt_limit = output_norm, tuple(scales), tuple(dt_limit)
         has_norm = output_norm != "none"
         self.norm = param(rngs, ones, (inner,), ("heads",), keep_float32=True) if has_norm else None
         self.w_out = residual_output(rngs, (inner, width), ("heads", "embed"), depth, branches=1)
@@ -121,6 +128,7 @@ class Mamba2(Mixer):
         u = constrain(branch("conv_u", self.w_u, self.conv_u, self.conv_u_bias, 1), "batch", "length", "heads")
         u = u.reshape(*u.shape[:2], heads, channels)
         dt = jax.nn.softplus(dt + self.dt_bias[...])
+        dt = jnp.clip(dt, *self.dt_limit) if self.dt_limit else dt
         o, new["ssm"] = linear_attention(
             c,
             b,

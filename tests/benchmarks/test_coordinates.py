@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import coordinates
+from common.errors import UserError
 from configs import recall
 
 
@@ -44,3 +45,17 @@ def test_gla():
 def test_mixers_that_are_told_the_width_of_the_base(name):
     """Nothing grows, with first values that would not follow the inputs."""
     assert max(check(name, (32, 128), 3).values(), default=0.0) < 0.3
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--sizes=16"], "two different sizes or more; got --sizes=16"),
+        (["--widths=16,16"], "two different sizes or more"),
+        (["--widths=16,32", "--seeds=0"], "--seeds must be at least 1"),
+        (["--widths=16,32", "--steps=0"], "--steps must be at least 1"),
+    ],
+)
+def test_what_has_no_slope(given, message):
+    with pytest.raises(UserError, match=message):
+        coordinates.main(["--config=configs/lm.py", *given])

@@ -63,6 +63,16 @@ def test_the_parser_raises_user_errors():
             parser.parse_args(arguments)
 
 
+def test_files_that_cannot_be_written_are_told_first(tmp_path):
+    parser = command.Parser("")
+    parser.add_argument("--json", type=command.new_file, default="")
+    assert parser.parse_args([]).json is None
+    assert parser.parse_args([f"--json={tmp_path}/new.json"]).json == tmp_path / "new.json"
+    for text, message in ((f"{tmp_path}/none/x.json", "make it first"), (f"{tmp_path}", "takes the name of a file")):
+        with pytest.raises(UserError, match=message):
+            parser.parse_args([f"--json={text}"])
+
+
 def test_how_long_processes_wait_for_each_other_is_a_time():
     for seconds in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match="--start_seconds must be from 1 to 86400"):

@@ -89,7 +89,25 @@ def test_bfloat16_and_pieces(directory, tmp_path):
 )
 def test_damaged_files(directory, name, content):
     (directory / name).write_text(content)
+    if name.endswith(".index.json"):  # which the library, too, reads where there is no file for all
+        import_hf.load(directory)
+        (directory / "model.safetensors").unlink()
     with pytest.raises(UserError, match=re.escape(str(directory / name))):
+        import_hf.load(directory)
+
+
+def test_types_that_are_not_read(directory):
+    """float8 has no type in NumPy; empty tensors are of experts that are not there."""
+    torch = pytest.importorskip("torch", reason="writes a type that NumPy lacks")
+    from safetensors.torch import load_file as load_tensors
+    from safetensors.torch import save_file as save_tensors
+
+    tensors = load_tensors(directory / "model.safetensors")
+    save_tensors(tensors | {"empty": torch.zeros(0, 3)}, directory / "model.safetensors")
+    import_hf.load(directory)
+    tensors["backbone.norm_f.weight"] = tensors["backbone.norm_f.weight"].to(torch.float8_e4m3fn)
+    save_tensors(tensors, directory / "model.safetensors")
+    with pytest.raises(UserError, match=r"'backbone\.norm_f\.weight' in .* is of type F8_E4M3, which is not read"):
         import_hf.load(directory)
 
 
@@ -205,7 +223,25 @@ def test_which_architecture_a_model_is_written_as():
             {"model_type": "gemma3_text", "rope_parameters": {"full_attention": {}, "x": 1}},
             r"nobody reads rope_parameters\.x",
         ),
-        ({"model_type": "olmo3", "layer_types": ["chunked"]}, "layer_types has 'chunked'"),
+        ({"model_type": "olmo3", "layer_types": ["chunked"], "num_hidden_layers": 1}, "layer_types has 'chunked'"),
+        ({"model_type": "kimi_linear", "layer_types": ["full_attention"]}, "layer_types has 1 entries for the 27"),
+        ({"model_type": "phi3", "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "only 'default'"),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.262}, "a head's 96 channels pairs to rotate"),
+        ({"model_type": "bamba", "hidden_size": 192}, "a head's 6 channels pairs to rotate"),
+        (
+            {"model_type": "minimax", "rope_parameters": {"partial_rotary_factor": 0.5}},
+            r"rope_parameters\.partial_rotary_factor=0\.5",
+        ),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"rope_type": "linear", "factor": 8.0}},
+            r"nobody reads rope_parameters\.factor",
+        ),
+        (
+            {"model_type": "olmo3", "rope_parameters": {"full_attention": {"rope_type": "yarn", "truncate": False}}},
+            r"nobody reads rope_parameters\.full_attention\.truncate",
+        ),
+        ({"model_type": "gemma2", "num_attention_heads": 7}, "hidden_size=2304 must be a multiple"),
+        ({"model_type": "nemotron_h", "time_step_limit": [0.1, 1.0]}, "time_step_limit"),
         (
             {"model_type": "lfm2", "full_attn_idxs": [0], "rope_parameters": {"partial_rotary_factor": 0.5}},
             "partial_rotary",
@@ -214,7 +250,8 @@ def test_which_architecture_a_model_is_written_as():
         ({"model_type": "gpt_oss", "swiglu_limit": 5.0}, "swiglu_limit=5.0"),
         ({"model_type": "jamba", "mamba_proj_bias": True}, "mamba_proj_bias=True"),
         ({"model_type": "jamba", "rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05"),
-        ({"model_type": "bamba", "time_step_limit": [0.01, 1.0]}, "time_step_limit"),
+        ({"model_type": "bamba", "time_step_limit": [1.0, 0.01]}, "the least step size and the largest"),
+        ({"model_type": "mamba2", "time_step_limit": [0.0]}, "the least step size and the largest"),
         ({"model_type": "bamba", "mamba_d_head": 32}, "mamba_n_heads=128 times mamba_d_head=32"),
         ({"model_type": "granitemoehybrid", "position_embedding_type": "alibi"}, "position_embedding_type='alibi'"),
         ({"model_type": "falcon_h1", "projectors_bias": True}, "projectors_bias=True"),
@@ -247,6 +284,18 @@ LLAMA = {"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "num_attenti
         ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, r"nobody reads rope_parameters\.factor"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0\.5 is not supported"),
         ({"attention_dropout": 0.1}, r"attention_dropout=0\.1 is not supported"),
+        ({"rope_parameters": {"rope_theta": None}}, r"rope_parameters\.rope_theta is null"),
+        ({"rope_parameters": {"rope_theta": 5.0}, "rope_scaling": {"type": "linear", "factor": 2.0}}, "in two ways"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear' must be an object"),
+        ({"quantization_config": "fp8"}, "quantization_config='fp8' must be an object"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0 must be more than 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 must be more than 0"),
+        ({"hidden_size": "8"}, "hidden_size='8' must be such as 4096"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5' must be such as 1e-06"),
+        ({"attention_bias": 1}, "attention_bias=1 must be such as False"),
+        ({"num_hidden_layers": True}, "num_hidden_layers=True must be such as 32"),
+        ({"hidden_act": None}, "hidden_act is null"),
+        ({"hidden_size": 9, "head_dim": 4}, "hidden_size=9 must be a multiple of num_attention_heads=2"),
     ],
 )
 def test_rotary_options_that_we_lack(tmp_path, options, message):

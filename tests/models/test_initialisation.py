@@ -36,6 +36,7 @@ def laws(name: str, shape: tuple[int, ...]) -> dict[str, tuple[float, float]]:
     xavier = (0.0, WIDTH**-0.5)
     whole = np.prod(shape[:-1]) ** -0.5
     own = {
+        "differential_attention": {"lambdas": (0.0, 0.1)},
         "diag_attention": {"u": (0.0, 1.0), "w_o": xavier, "w_qkv": xavier},
         "norm_attention": {"u": (0.0, 1.0), "w_o": xavier, "w_qkv": (0.0, (2 * WIDTH) ** -0.5)},
         "flash": {"w_o": (0.0, whole)},
@@ -119,9 +120,13 @@ def laws(name: str, shape: tuple[int, ...]) -> dict[str, tuple[float, float]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mixers.names())
 def test_spread(name):
-    """Every random parameter has the mean and the deviation of the law that is stated: a map's are 0 and fan-in^(-1/2)."""
+    """Every random parameter has the mean and the deviation of the law that is stated: a map's are 0 and fan-in^(-1/2).
+
+    What is built without values has the same parameters."""
     where = {"causal": mixers.find(name).causal, "length": LENGTH, "layer": 1, "layers": 4}
     one, two = (nnx.to_flat_state(nnx.state(mixers.create(name, WIDTH, rngs=nnx.Rngs(i), **where))) for i in (0, 1))
+    described = lambda flat: [(path, v.shape, v.dtype, v.get_metadata()) for path, v in flat]
+    assert described(one) == described(nnx.to_flat_state(nnx.state(mixers.sketch(name, WIDTH, **where))))
     told = []
     for (path, first), (_, second) in zip(one, two, strict=True):
         a, b = (np.asarray(v[...], np.float64) for v in (first, second))

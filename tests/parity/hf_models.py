@@ -18,7 +18,8 @@ MODELS = {  # model_type, options beside SIZES, how it is written
     "mamba2": ("mamba2", {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 8}, {}),
     "mamba2_tied": (
         "mamba2",
-        {"state_size": 6, "num_heads": 6, "head_dim": 8, "hidden_size": 24, "n_groups": 1, "tie_word_embeddings": True},
+        {"state_size": 6, "num_heads": 6, "head_dim": 8, "hidden_size": 24, "n_groups": 1, "tie_word_embeddings": True}
+        | {"time_step_limit": [0.02, 0.05]},
         HALF,
     ),
     "rwkv": (
@@ -214,6 +215,14 @@ MODELS = {  # model_type, options beside SIZES, how it is written
         | TOKENS,
         {},
     ),
+    "granite4_unshared": (
+        "granitemoehybrid",
+        {"num_attention_heads": 4, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+        | {"mamba_n_heads": 4, "mamba_d_state": 6, "mamba_chunk_size": 8, "intermediate_size": 12}
+        | {"num_local_experts": 3, "shared_intermediate_size": 0, "time_step_limit": [0.02, 0.05]}
+        | TOKENS,
+        {},
+    ),
     "granite4_dense": (
         "granitemoehybrid",
         {"num_attention_heads": 4, "num_key_value_heads": 4, "shared_intermediate_size": 20, "num_local_experts": 0}
@@ -274,7 +283,7 @@ MODELS = {  # model_type, options beside SIZES, how it is written
         }
         | {"ssm_state_size": 6, "n_groups": 2, "chunk_size": 8, "n_routed_experts": 6, "num_experts_per_tok": 2}
         | {"moe_intermediate_size": 12, "moe_shared_expert_intermediate_size": 20, "routed_scaling_factor": 2.5}
-        | {"n_group": 3, "topk_group": 2}
+        | {"n_group": 3, "topk_group": 2, "time_step_min": 0.05}
         | MLP,
         {},
     ),
@@ -282,6 +291,15 @@ MODELS = {  # model_type, options beside SIZES, how it is written
         "olmo_hybrid",
         {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4, "linear_num_key_heads": 3}
         | {"linear_num_value_heads": 3, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "rms_norm_eps": 1e-4}
+        | TOKENS
+        | MLP,
+        {},
+    ),
+    "olmo_hybrid_nope": (
+        "olmo_hybrid",
+        {"num_attention_heads": 4, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+        | {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": None}}
         | TOKENS
         | MLP,
         {},

@@ -110,8 +110,6 @@ def where_offered(form: str, function, arguments: dict) -> str:
     """The choice of a form for those primitives in `function` that offer it."""
     with dispatch.implementation("auto") as choice:
         jax.eval_shape(lambda given: function(given), arguments)  # a new function: what was traced is not traced again
-    if not choice.asked.keys() - {"project", "unit_rows"}:  # plain products and norms: there is nothing to choose
-        return "auto"
     able = [primitive for primitive, forms in choice.asked.items() if form in forms]
     assert able, f"no primitive here offers {form!r}: {choice.asked}"
     return ",".join(f"{primitive}={form}" for primitive in able)

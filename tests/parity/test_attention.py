@@ -105,6 +105,8 @@ def test_gemma2():
         ("yarn:factor=4,original_length=16,beta_fast=4", {"rope_type": "yarn", **YARN}),
         ("yarn:factor=32,original_length=4096", {"rope_type": "yarn", **YARN, "factor": 32.0, "beta_fast": 32.0,
                                                  "original_max_position_embeddings": 4096}),
+        ("yarn:factor=4,original_length=4,beta_fast=8,beta_slow=2", {  # the ramp's ends are crossed
+            "rope_type": "yarn", **YARN, "beta_fast": 8.0, "beta_slow": 2.0, "original_max_position_embeddings": 4}),
         ("llama3:factor=8,original_length=64", {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                                                 "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
         ("dynamic:factor=2,original_length=64,length=100", {"rope_type": "dynamic", "factor": 2.0}),

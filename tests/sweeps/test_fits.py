@@ -79,6 +79,23 @@ def test_what_is_refused(fit, message):
         fit()
 
 
+def test_rates_are_compared_by_the_seeds_that_all_have():
+    """The best one has been run with more, which say nothing of the others."""
+
+    def row(rate, by_seed):
+        values = {"optimizer.learning_rate": f"{rate:g}"}
+        results = [bits_per("byte").describe() | {"valid": valid} for valid in by_seed.values()]
+        return Row(values, [], results, list(by_seed), [], None, None)
+
+    rates = [2.0**-8, 2.0**-7, 2.0**-6, 2.0**-5]
+    rows = [row(rate, {"0": (np.log2(rate) + 6.8) ** 2}) for rate in rates]
+    rows[1].results.append(rows[1].first | {"valid": 100.0})
+    rows[1].seeds.append("1")
+    assert "- `all`: 0.00897, 2^-6.80" in fits.report(("lr",), rows, rows)
+    rows[0] = row(rates[0], {"2": 1.0})
+    assert "- `all`: no fit: no seed has been run with all of them" in fits.report(("lr",), rows, rows)
+
+
 def test_the_report():
     """Of runs on the surface, by row: what is kept apart, what is found again, what is refused."""
     rows = []

@@ -22,6 +22,8 @@ NEEDED = ["--config=configs/lm.py", "--workdir=runs/never"]
         ("'a,b',c", ["a,b", "c"]),
         ('c,"(",it\'s', ["c", "(", "it's"]),
         ("a,,b", ["a", "", "b"]),
+        (" a, b c ,( 1, 2 )", ["a", "b c", "( 1, 2 )"]),
+        ("' a ' , b", [" a ", "b"]),
         ("", [""]),
     ],
 )

@@ -239,6 +239,28 @@ def test_a_fault_in_a_cell(text, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("Traceback") == 1
 
 
+def test_a_seed_that_is_none(text, tmp_path):
+    """The others are run, whichever comes first."""
+    for seeds in ("-1,0", "0,-1"):
+        errors = {
+            c.values["seed"]: c.error for c in cells.plan(request(text, tmp_path, {"mixer": "gla", "seed": seeds}))
+        }
+        assert errors["0"] is None and "config.seed must be a whole number" in errors["-1"]
+
+
+def test_another_sweep_in_the_same_directory(text, tmp_path, no_plots):
+    """Its report would take the place of the first one's; a grid that shares a cell goes on with it."""
+    asked = request(text, tmp_path, {"mixer": "gla", "seed": "0"}, match="active")
+    assert sweep.run(asked, Pretender(asked.workdir), []) == 0
+    before = (asked.workdir / "report.md").read_text()
+    assert "the same number of parameters that a token uses: that of `mixer=gla`" in before
+    with pytest.raises(UserError, match=r"holds the cells of another sweep, such as mixer=gla,seed=0"):
+        sweep.run(request(text, tmp_path, {"mixer": "gla,mamba"}), Pretender(asked.workdir), [])
+    assert (asked.workdir / "report.md").read_text() == before
+    more = request(text, tmp_path, {"mixer": "gla", "seed": "0,1"}, match="active")
+    assert sweep.run(more, Pretender(asked.workdir), []) == 0
+
+
 def test_a_report_that_is_no_sweeps_stays(text, tmp_path):
     asked = request(text, tmp_path, {"mixer": "gla"})
     asked.workdir.mkdir()

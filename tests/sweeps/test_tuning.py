@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from common.errors import UserError
-from sweeps import axes, cells, plots, rows, sweep, tuning
+from sweeps import axes, cells, plots, report, rows, sweep, tuning
 from sweeps.comparison import clear, paired
 from tests.sweeps.pretender import Pretender, request
 
@@ -84,9 +84,38 @@ def test_what_tuning_refuses(text, tmp_path):
             "own seeds",
         ),
         ({"reference": "lru"}, "--reference=lru is no row"),
+        ({"reference": "optimizer.learning_rate=0.01"}, "what is tuned away tells no row from another"),
     ):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(asked(text, tmp_path), **options)
+
+
+def test_a_reference_of_which_nothing_is_finished(text, tmp_path, no_plots):
+    """The seeds of the others are run all the same."""
+
+    class Wild(Pretender):
+        def finish(self, cell):
+            self.train(cell, math.nan) if cell.values["mixer"] == "gla" else super().finish(cell)
+
+    made = asked(text, tmp_path, seeds_of_best=2, reference="gla")
+    engine = Wild(made.workdir)
+    assert sweep.run(made, engine, []) == 1
+    assert len(engine.ran) == 7 and engine.ran[-1].startswith("mixer=mamba") and engine.ran[-1].endswith("seed=1")
+
+
+def test_how_a_grid_goes_on(text, tmp_path):
+    """By values that a cell could have, whichever way the axis was written."""
+    for best, beyond in (("0", {}), ("0.1", {"model.dropout": ["0.2", "0.3"]})):
+        made = request(text, tmp_path / best, {"mixer": "gla", "model.dropout": "0,0.1"})
+        made = dataclasses.replace(made, best_of=("model.dropout",))
+        engine, grid = Pretender(made.workdir), cells.plan(made)
+        engine.score = lambda cell, best=best: 3.0 + (cell.values["model.dropout"] != best)
+        for cell in grid:
+            engine.finish(cell)
+        (choice,) = tuning.choose(made, rows.rows(grid))
+        assert choice.edges == beyond
+    for written in (["--over", "model.dropout=0,0.1"], ["--over=model.dropout=0,0.1"]):
+        assert report._with_values(written, "model.dropout", ["0", "0.1", "0.2"])[-1] == f"{written[-1]},0.2"
 
 
 def test_listed_cells_are_a_grid(text, tmp_path):

@@ -42,7 +42,7 @@ def _config(get: Options) -> ModelConfig:
     names = ["attention" if i in full else "mamba2" for i in range(get("num_hidden_layers"))]
     mixer = {
         "mamba2": state_space.hyperparameters(get),
-        "attention": transformer.hyperparameters(get, get.rotary(), qkv_bias=bias, bias=bias),
+        "attention": transformer.hyperparameters(get, get.rotary(partial=True), qkv_bias=bias, bias=bias),
     }
     return config_of(
         get,
@@ -61,8 +61,8 @@ def _options(config: ModelConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.length,
     }
-    if "mamba2" in config.mixer:
-        found |= state_space.options(config.mixer["mamba2"], config.width)
+    ssm = config.mixer.get("mamba2")
+    found |= state_space.options(ssm, config.width) if ssm else state_space.no_options(config.width)
     if "attention" in config.mixer:
         attention = config.mixer["attention"]
         found |= transformer.options(config, attention) | {"attention_bias": attention["bias"]}

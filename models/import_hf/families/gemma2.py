@@ -37,6 +37,7 @@ def gemma(get: Options, every: int, attention: dict[str, Any], **more) -> ModelC
       **more: further arguments of `transformer.decoder`.
     """
     get.expect(hidden_activation="gelu_pytorch_tanh")
+    transformer.expect_whole_heads(get)
     if get("use_bidirectional_attention"):
         get.refuse("use_bidirectional_attention", False)
     kind = lambda i: "sliding_attention" if (i + 1) % every else "full_attention"

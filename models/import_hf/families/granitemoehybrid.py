@@ -97,8 +97,8 @@ def _options(config: ModelConfig) -> dict[str, Any]:
         "shared_intermediate_size": experts.shared_size(moe) if sparse else config.channel_size or 1,
         "max_position_embeddings": config.length,
     }
-    if "mamba2" in config.mixer:
-        found |= state_space.options(config.mixer["mamba2"], config.width)
+    ssm = config.mixer.get("mamba2")
+    found |= state_space.options(ssm, config.width) if ssm else state_space.no_options(config.width)
     if "attention" in config.mixer:
         attention = config.mixer["attention"]
         found |= transformer.options(config, attention) | {
@@ -119,14 +119,15 @@ def _tensors(config: ModelConfig) -> Tensors:
             yield from transformer.attention(block, config.mixer["attention"])
         else:
             yield from mamba2.mixer_rows(block, "mamba")
-        shared = "channel_mixer"
+        shared = "channel_mixer" if config.channel_mixer != "moe" or config.moe["shared"] else None
         if config.channel_mixer == "moe":
-            shared = "channel_mixer.shared"
+            shared = shared and "channel_mixer.shared"
             yield block("block_sparse_moe.router.layer.weight", "channel_mixer.w_router", LINEAR)
             yield block("block_sparse_moe.input_linear.weight", "channel_mixer.w_in", "e d m f -> e (m f) d")
             yield block("block_sparse_moe.output_linear.weight", "channel_mixer.w_out", "e f d -> e d f")
-        yield block("shared_mlp.input_linear.weight", f"{shared}.w_in", "d m f -> (m f) d")
-        yield block("shared_mlp.output_linear.weight", f"{shared}.w_out", LINEAR)
+        if shared:
+            yield block("shared_mlp.input_linear.weight", f"{shared}.w_in", "d m f -> (m f) d")
+            yield block("shared_mlp.output_linear.weight", f"{shared}.w_out", LINEAR)
 
 
 ARCHITECTURE = Architecture(

@@ -174,7 +174,7 @@ def _options(config: ModelConfig) -> dict[str, Any]:
 
 
 def _tensors(config: ModelConfig) -> Tensors:
-    yield from outside(config, "model.embed_tokens.weight", "model.norm.weight")
+    yield from outside(config, "model.embed_tokens.weight", "model.norm.weight", ties=False)
     for i, item in enumerate(config.items):
         block = Block(f"model.layers.{i}", i)
         yield from transformer.norms(block)
@@ -186,7 +186,8 @@ def _tensors(config: ModelConfig) -> Tensors:
             yield block("block_sparse_moe.gate.weight", "channel_mixer.w_router", LINEAR)
             yield block("block_sparse_moe.gate.e_score_correction_bias", "channel_mixer.bias", VECTOR)
             yield from experts.rows(block, "block_sparse_moe.experts", config, ("w1", "w3", "w2"))
-            yield from gated_mlp(block, "block_sparse_moe.shared_experts", ours="channel_mixer.shared")
+            if config.moe["shared"]:
+                yield from gated_mlp(block, "block_sparse_moe.shared_experts", ours="channel_mixer.shared")
         else:
             yield from gated_mlp(block, "mlp")
 
@@ -232,5 +233,6 @@ ARCHITECTURE = Architecture(
     DEFAULTS,
     NEUTRAL,
     unused=("mtp.",),
+    ties=False,
     spellings={".mlp.": ".block_sparse_moe."},  # as the library writes them
 )

@@ -64,9 +64,7 @@ def _config(get: Options) -> ModelConfig:
     full = get.or_else("full_attn_idxs", range(depth))
     kinds = get.or_else("layer_types", ["full_attention" if i in full else "conv" for i in range(depth)])
     names = [choose("layer_types", kind, KINDS, get.where) for kind in kinds]
-    base, share, scaling = get.rotary()
-    if share != 1:
-        get.refuse("partial_rotary_factor", 1.0)
+    base, _, scaling = get.rotary()
     mixer = {
         "gated_short_conv": {"conv_size": get("conv_L_cache"), "bias": get("conv_bias")},
         "attention": {

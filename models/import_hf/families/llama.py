@@ -9,6 +9,7 @@ from models.import_hf.architecture import Architecture, Options
 
 def _config(get: Options) -> ModelConfig:
     get.expect(hidden_act="silu")
+    transformer.expect_whole_heads(get)
     biases = {"qkv_bias": get("attention_bias"), "bias": get("attention_bias")}
     return transformer.decoder(get, attention=biases, channel_bias=get("mlp_bias"))
 

@@ -1,6 +1,7 @@
 """Mamba-2."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from common.errors import UserError
@@ -34,7 +35,6 @@ DEFAULTS = mamba.DEFAULTS | {
 
 def _config(get: Options) -> ModelConfig:
     get.expect(hidden_act="silu", use_bias=False, use_conv_bias=True, rms_norm=True, ssm_cfg={})
-    expect_no_limit(get)
     width, heads = get("hidden_size"), get("num_heads")
     inner = int(get("expand") * width)
     if inner != heads * get("head_dim"):
@@ -49,16 +49,31 @@ def _config(get: Options) -> ModelConfig:
         "conv_size": get("conv_kernel"),
         "dt_min": get("time_step_min"),
         "dt_max": get("time_step_max"),
+        "dt_limit": limit(get),
         "eps": get("layer_norm_epsilon"),
     }
     return config_of(get, pattern=("mamba2",), mixer={"mamba2": mixer}, norm_eps=mixer["eps"])
 
 
-def expect_no_limit(get: Options) -> None:
-    """Raises a UserError where step sizes are clipped."""
-    low, high = get("time_step_limit")
-    if low != 0 or high not in (math.inf, {"__float__": "Infinity"}):
-        raise UserError(f"{get.where}: time_step_limit={[low, high]} is not supported, only (0, inf)")
+def limit(get: Options) -> tuple[float, ...]:
+    """The limit of step sizes, as our mixer has it.
+
+    Raises:
+      UserError: for what is no range.
+    """
+    given = [math.inf if bound == {"__float__": "Infinity"} else bound for bound in get("time_step_limit")]
+    if len(given) != 2 or not all(isinstance(bound, int | float) for bound in given) or not 0 <= given[0] <= given[1]:
+        raise UserError(f"{get.where}: time_step_limit={given} must be the least step size and the largest")
+    low, high = map(float, given)
+    return (low, high) if high < math.inf else (low,) if low else ()
+
+
+def limit_option(mixer: Mapping[str, Any]) -> dict[str, Any]:
+    """The library's option of the limit, where there is one."""
+    if not mixer["dt_limit"]:
+        return {}
+    low, high = (*mixer["dt_limit"], math.inf)[:2]
+    return {"time_step_limit": [low, high]}
 
 
 def options(config: ModelConfig) -> dict[str, Any]:
@@ -74,6 +89,7 @@ def options(config: ModelConfig) -> dict[str, Any]:
         "conv_kernel": mixer["conv_size"],
         "time_step_min": mixer["dt_min"],
         "time_step_max": mixer["dt_max"],
+        **limit_option(mixer),
         "layer_norm_epsilon": config.norm_eps,
         "residual_in_fp32": True,
     }

@@ -13,7 +13,7 @@ def _config(get: Options) -> ModelConfig:
 
 
 def _options(config: ModelConfig) -> dict[str, Any]:
-    window = config.mixer.get("local_attention", {}).get("window")
+    window = config.mixer.get("local_attention", {}).get("window", 4096)  # its class makes the mask of one in any case
     return transformer.options(config) | {"sliding_window": window, "layer_types": transformer.kinds(config)}
 
 

@@ -62,6 +62,7 @@ DEFAULTS = {
     "topk_group": 1,
     "norm_topk_prob": True,
 }
+NO_LIMIT = 1e-30  # a least step size that is none, and has a logarithm
 NEUTRAL = frozenset(
     """
     chunk_size expand mamba_ssm_cache_dtype moe_shared_expert_overlap mtp_hybrid_override_pattern mtp_layers_block_type
@@ -100,7 +101,8 @@ def _config(get: Options) -> ModelConfig:
         mlp_hidden_act="relu2", mamba_hidden_act="silu", attention_bias=False, sliding_window=None, use_bias=False
     )
     get.expect(use_conv_bias=True, mamba_proj_bias=False, hidden_dropout=0.0)
-    mamba2.expect_no_limit(get)
+    if mamba2.limit(get):
+        get.refuse("time_step_limit", [0.0, float("inf")])
     items, width, eps = _items(get), get("hidden_size"), get("layer_norm_epsilon")
     mixer = {
         "mamba2": {
@@ -111,6 +113,8 @@ def _config(get: Options) -> ModelConfig:
             "conv_size": get("conv_kernel"),
             "dt_min": get("time_step_min"),
             "dt_max": get("time_step_max"),
+            # Its class draws no smaller step at first, and lets none become smaller.
+            "dt_limit": (get("time_step_min"),) if get("time_step_min") > NO_LIMIT else (),
             "eps": eps,
         },
         "attention": transformer.hyperparameters(get, None),
@@ -181,7 +185,8 @@ def _options(config: ModelConfig) -> dict[str, Any]:
             "ssm_state_size": mixer["state_size"],
             "mamba_num_heads": mixer["num_heads"],
             "mamba_head_dim": mixer["head_dim"],
-            **{key: mixer[key] for key in ("n_groups", "conv_kernel", "time_step_min", "time_step_max")},
+            **{key: mixer[key] for key in ("n_groups", "conv_kernel", "time_step_max")},
+            "time_step_min": (*config.mixer["mamba2"]["dt_limit"], NO_LIMIT)[0],
         }
     if "attention" in config.mixer:
         attention = config.mixer["attention"]
@@ -194,7 +199,7 @@ def _options(config: ModelConfig) -> dict[str, Any]:
 
 
 def _tensors(config: ModelConfig) -> Tensors:
-    yield from outside(config, "backbone.embeddings.weight", "backbone.norm_f.weight")
+    yield from outside(config, "backbone.embeddings.weight", "backbone.norm_f.weight", ties=False)
     for n, (kind, i) in enumerate(_layers(config)):
         block = Block(f"backbone.layers.{n}", i)
         norm = "channel_norm" if kind in CHANNELS else "mixer_norm"
@@ -232,4 +237,5 @@ ARCHITECTURE = Architecture(
     DEFAULTS,
     NEUTRAL,
     unused=("mtp.",),
+    ties=False,
 )

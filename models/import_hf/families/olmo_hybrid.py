@@ -64,7 +64,7 @@ def _config(get: Options) -> ModelConfig:
             "negative_eigenvalues": get("linear_allow_neg_eigval"),
             "eps": 1e-5,  # whatever the options say
         },
-        "attention": transformer.hyperparameters(get, get.rotary(), qkv_bias=bias, bias=bias, **norms),
+        "attention": transformer.hyperparameters(get, get.rotary(optional=True), qkv_bias=bias, bias=bias, **norms),
     }
     names = dict.fromkeys(item.partition("/")[0] for item in items)
     return config_of(
@@ -85,6 +85,8 @@ def _options(config: ModelConfig) -> dict[str, Any]:
         attention = config.mixer["attention"]
         found |= transformer.options(config, attention) | {"attention_bias": attention["bias"]}
         del found["head_dim"]
+        if attention["positions"] == "nope":
+            found["rope_parameters"] = {"rope_type": "default", "rope_theta": None}
     if "gated_delta_net" in config.mixer:
         linear = config.mixer["gated_delta_net"]
         found |= {
@@ -137,5 +139,6 @@ ARCHITECTURE = Architecture(
     frozenset({"gated_delta_net", "attention"}),
     DEFAULTS,
     INITIAL,
+    all_mixers=True,
     spellings={".post_attention_layernorm.": ".feedforward_layer_norm."},  # as the library writes them
 )

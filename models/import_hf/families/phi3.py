@@ -9,7 +9,9 @@ from models.import_hf.architecture import LINEAR, Architecture, Block, Options, 
 
 def _config(get: Options) -> ModelConfig:
     get.expect(hidden_act="silu", embd_pdrop=0.0, resid_pdrop=0.0)
-    return transformer.decoder(get, kinds=transformer.sliding_if_given(get), partial=True)
+    # Its class has a rule of its own ("longrope") and none of the others.
+    rotary = dict.fromkeys(transformer.KINDS, get.rotary(partial=True, kinds=()))
+    return transformer.decoder(get, kinds=transformer.sliding_if_given(get), rotary=rotary)
 
 
 def _options(config: ModelConfig) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _config(get: Options) -> ModelConfig:
             "conv_size": get("linear_conv_kernel_dim"),
             "eps": eps,
         },
-        "attention": transformer.hyperparameters(get, get.rotary(), output_gate="full", **norms),
+        "attention": transformer.hyperparameters(get, get.rotary(partial=True), output_gate="full", **norms),
     }
     top_k, hidden = get("num_experts_per_tok"), get("moe_intermediate_size")
     moe = {

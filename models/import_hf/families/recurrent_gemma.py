@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from common.errors import UserError
 from models.checks import whole
 from models.config import ModelConfig
+from models.import_hf import transformer
 from models.import_hf.architecture import (
     LINEAR,
     VECTOR,
@@ -56,11 +57,8 @@ def _config(get: Options) -> ModelConfig:
         raise UserError(
             f"{get.where}: intermediate_size={get('intermediate_size')} must be even: half of it is the hidden size"
         )
-    base, share, scaling = get.rotary()
-    if not 0 < share <= 1 or int(width // heads * share) % 2:
-        raise UserError(
-            f"{get.where}: partial_rotary_factor={share} must leave a head's {width // heads} channels pairs to rotate"
-        )
+    base, share, scaling = get.rotary(partial=True)
+    transformer.expect_pairs(get, width // heads, share)
     cycle = [choose("block_types", kind, _GEMMA_KINDS, get.where) for kind in get("block_types")]
     layers = tuple((cycle * depth)[:depth])
     mixer = {
