@@ -76,7 +76,7 @@ def measure(name: str, options, row: dict) -> None:
         if not options.plan and temporary < MEMORY:
             jax.block_until_ready(compiled(*arguments))
             once = clock.per_call(lambda call=compiled, given=arguments: call(*given), 1)
-            rounds = max(1, min(5, int(options.budget / max(once, 1e-3))))
+            rounds = max(1, min(options.rounds, int(options.budget / max(once, 1e-3))))
             samples = [clock.per_call(lambda call=compiled, given=arguments: call(*given), 1) for _ in range(rounds)]
             cell["seconds"] = seconds[length] = statistics.median(samples)
         row["lengths"][str(length)] = cell
@@ -138,6 +138,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--lengths", type=command.whole_numbers, default=LENGTHS, help="joined by commas")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--budget", type=float, default=10, help="seconds that one call may be expected to take")
+    parser.add_argument("--rounds", type=int, default=5, help="calls, at most, that a time is the median of")
     parser.add_argument("--plan", action="store_true", help="memory and compilation alone")
     parser.add_argument("--json", type=command.new_file, help="file for the results; what it has is not measured again")
     parser.add_argument("--png", type=command.new_file, help="file for the plot")
