@@ -6,6 +6,7 @@ import inspect
 import os
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -32,6 +33,7 @@ class Corpus:
       fingerprint: SHA-256 of their bytes and document ends.
       line_words: whether the words of the corpus include an end of sentence for each line.
       largest_id: the largest of token ids; None for text.
+      files: that the splits are read from, where they are files of this machine; those of train may be cut into all splits.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Corpus:
     fingerprint: str
     line_words: bool = False
     largest_id: int | None = None
+    files: Mapping[str, Sequence[pathlib.Path]] = dataclasses.field(default_factory=dict)
 
     def words(self, split: str) -> int:
         """Words of a split, by which its perplexity per word is reckoned: exp(nats of the whole split / words).

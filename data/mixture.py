@@ -10,7 +10,9 @@ before a number that ends the mixture or is followed by +.
 """
 
 import hashlib
+import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 from common.errors import UserError, check_choice
 from common.files import cache_folder
 from data import corpora, tokenizers
+from data.corpus import Corpus
 from data.task import Task
 
 KIND = "mix:"
@@ -69,9 +72,23 @@ def build(kind: type[Task], **hyperparameters) -> Task:
         cache = cache_folder(hyperparameters["cache_dir"])
         tokenizer = f"file:{tokenizers.train_bpe(f'{digest[:32]}-bpe{size}', texts, size, cache)}"
     parts = [kind(**hyperparameters | {"corpus": name, "tokenizer": tokenizer}) for name, _ in found]
+    _check_apart([part.corpus for part in parts])
     if not resolved.startswith("bpe:"):
         resolved = parts[0].resolved["tokenizer"]
     return Mixture(parts, [weight for _, weight in found], resolved)
+
+
+def _check_apart(corpora: Sequence[Corpus]) -> None:
+    """Raises a UserError where a file of one corpus' train is of another one, too, which cuts it into splits of its own: what is
+    learned would be what is scored."""
+    for one, other in itertools.permutations(corpora, 2):
+        learned = {os.path.realpath(file) for file in one.files.get("train", ())}
+        for file in (file for files in other.files.values() for file in files if one.name != other.name):
+            if os.path.realpath(file) in learned:
+                raise UserError(
+                    f"{file} is of train of {one.name!r} and of {other.name!r}, and each cuts its files into splits of its own: "
+                    "give it in one of the two, or both in the same words"
+                )
 
 
 class Mixture(Task):

@@ -87,7 +87,8 @@ class Records(Reader):
 
         folder, facts = flat.kept(cache, key, fill)
         local_text.say_once(facts["told"])
-        return Corpus("", flat.mapped(folder), facts["fingerprint"])
+        files = {s: [one for one in ones if isinstance(one, pathlib.Path)] for s, ones in sources.splits.items()}
+        return Corpus("", flat.mapped(folder), facts["fingerprint"], files=files)
 
     def _convert(
         self, path: str, sources: dict[str, list[Any]], shares: dict[str, float], folder: pathlib.Path

@@ -38,7 +38,8 @@ def stream(run: LoadedRun, split: str = "test", piece: int = 0) -> dict[str, flo
     setup.check_streams(config.model, task, "--stream")
     if any(metric.whole_rows for metric in task.spec.metrics):
         raise UserError("--stream has no rows, and a metric of this task is of whole rows")
-    piece, count = piece or task.spec.length, task.num_tokens(split)
+    count = task.num_tokens(split)
+    piece = min(piece or task.spec.length, max(count, 1))
 
     @functools.partial(jax.jit, donate_argnums=1)
     def step(params, carry, batch):

@@ -83,8 +83,13 @@ class SoftmaxAttention(Mixer):
         check_choice("positions", positions, ("rotary", "alibi", "none", "nope"))
         check_choice("output_gate", output_gate, ("none", "full", "head"))
         check_choice("qk_norm_span", qk_norm_span, ("head", "all"))
-        if qk_norm_span == "all" and not qk_norm:
-            raise UserError("`qk_norm_span` is of the norms of queries and keys: set `qk_norm`, too")
+        for key, idle in {
+            "qk_norm_span": qk_norm_span != "head",
+            "qk_norm_eps": qk_norm_eps != 1e-6,
+            "qk_norm_offset": qk_norm_offset != 0,
+        }.items():
+            if idle and not qk_norm:
+                raise UserError(f"`{key}` is of the norms of queries and keys: set `qk_norm`, too")
         if not 0 <= rotary_fraction <= 1:
             raise UserError(f"`rotary_fraction` must be between 0 and 1, got {rotary_fraction}")
         size, kv_heads = grouped_heads(width, heads, kv_heads, head_channels)

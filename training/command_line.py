@@ -155,9 +155,12 @@ def _load(source: str) -> ConfigDict:
     return config
 
 
+WITH_THE_FILE = ("model.pattern", "task.name")
+
+
 def _check_key(config: ConfigDict, key: str, source: str) -> None:
     """Raises a UserError for a key that the configuration does not have, or that is chosen elsewhere."""
-    if key in ("model.pattern", "task.name"):
+    if key in WITH_THE_FILE:
         what = "mixer" if key == "model.pattern" else "task"
         raise UserError(
             f"config.{key} is chosen with the file's argument, which brings the hyperparameters along: "
@@ -261,7 +264,8 @@ def show(config: Config) -> str:
             section = key.partition(".")[0]
             lines += ["", f"# {section}: {SECTIONS.get(section, 'the published number that is to be found again')}"]
         comment = comments.get(key) or comments.get(key.rpartition(".")[0], "")
-        lines.append(f"--config.{key}={_literal(flat[key])}" + (f"  # {comment}" if comment else ""))
+        line = f"--config.{key}={_literal(flat[key])}" + (f"  # {comment}" if comment else "")
+        lines.append(f"# {line}" if key in (*WITH_THE_FILE, "optimizer.group_scale.fixed") else line)  # no flags
     return "\n".join(lines[1:])
 
 

@@ -71,6 +71,9 @@ class TrainConfig:
         for key in ("steps", "batch_size", "accumulation", "loss_chunks", "keep"):
             check_range(f"train.{key}", getattr(self, key), 1)
         check_range("train.steps", self.steps, 1, 2**31 - 1)  # they are counted in 32 bits
+        check_range(
+            "train.batch_size", self.batch_size, 1, 2**24
+        )  # one step's rows are made before anything is computed
         for key in (
             "log_every",
             "eval_every",
@@ -205,6 +208,10 @@ def resolve(config: ConfigDict | Mapping[str, Any], with_data: bool = True) -> C
             "gradients; choose adamw, adam, lion or muon, or set both to 0"
         )
     train = section(TrainConfig, raw["train"], "config.train")
+    if train.z_loss and task.spec.objective in tasks.REAL:
+        raise UserError(
+            f"config.train.z_loss={train.z_loss} is of classes, and task {name!r} has real targets: set it to 0"
+        )
     schedule(optimizer, train.steps)  # refuses a warm-up that does not fit into them
     expect = section(Expect, raw["expect"], "config.expect") if raw.get("expect") is not None else None
     mesh = {axis: 1 for axis in AXES} | raw["mesh"]

@@ -103,7 +103,7 @@ class Bin(Reader):
             return {"largest": largest, "fingerprint": flat.fingerprint(_streams(splits, made))}
 
         kept, facts = flat.kept(cache, key, fill)
-        return Corpus("", _streams(splits, kept), facts["fingerprint"], largest_id=facts["largest"])
+        return Corpus("", _streams(splits, kept), facts["fingerprint"], largest_id=facts["largest"], files=own)
 
     def _index(self, split: str, parts: "list[_Part]", folder: pathlib.Path) -> int:
         """Writes where the documents of a split end, and gives its largest id."""

@@ -64,4 +64,6 @@ class File(Reader):
 
         folder, facts = flat.kept(cache, key, fill)
         local_text.say_once(facts["told"])
-        return Corpus("", flat.mapped(folder), facts["fingerprint"])
+        return Corpus(
+            "", flat.mapped(folder), facts["fingerprint"], files={split: one.files for split, one in found.items()}
+        )

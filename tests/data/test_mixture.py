@@ -72,6 +72,20 @@ def test_a_text_without_a_row_is_refused(texts):
         texts("mix:file:a*1+file:b+2*1+file:c*0.001")
 
 
+def test_what_is_learned_is_not_scored(texts, tmp_path):
+    """A file of two corpora that cut it in different ways; the same words twice, and one text to score all, are no harm."""
+    for name in (
+        f"mix:file:a,valid={tmp_path}/b+2,test={tmp_path}/b+2*1+file:b+2*1",
+        f"mix:file:b+2*1+file:a,valid={tmp_path}/b+2,test={tmp_path}/b+2*1",
+        "mix:file:a*1+file:a,valid=0.2*1",
+    ):
+        with pytest.raises(UserError, match=r"is of train of 'file:.*' and of 'file:.*give it in one of the two"):
+            texts(name)
+    texts("mix:file:a*1+file:a*1")
+    scored = f"valid={tmp_path}/c,test={tmp_path}/c"
+    texts(f"mix:file:a,{scored}*1+file:b+2,{scored}*1")
+
+
 def test_a_mixture_is_named_so_that_it_can_be_made_again(texts, tmp_path):
     mix = texts("mix:file:a*0.1+file:b+2*0.2", tokenizer="bpe:260")
     assert mix.hyperparameters["corpus"] == f"mix:file:{tmp_path}/a*0.1+file:{tmp_path}/b+2*0.2"

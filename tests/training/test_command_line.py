@@ -107,8 +107,12 @@ def test_the_file_is_found_from_anywhere(tmp_path, monkeypatch):
 def test_show_has_every_key_with_what_it_is():
     """And what is shown can be given again."""
     config = resolve(parse(["--config=configs/recall.py:task=adding,mixer=s4d"]))
-    shown = [line for line in command_line.show(config).splitlines() if line.startswith("--")]
-    assert {line.partition("=")[0].removeprefix("--config.") for line in shown} == set(command_line.flatten(config.raw))
+    shown = [line for line in command_line.show(config).splitlines() if line.removeprefix("# ").startswith("--")]
+    keys = {line.removeprefix("# ").partition("=")[0].removeprefix("--config.") for line in shown}
+    assert keys == set(command_line.flatten(config.raw))
+    given = [line.partition("  # ")[0] for line in shown if line.startswith("--")]
+    assert len(keys) - len(given) == 3, "what comes with the file, and what nothing moves"
+    assert resolve(parse(["--config=configs/recall.py:task=adding,mixer=s4d", *given])).raw == config.raw
     assert "--config.train.keep=2  # number of latest checkpoints that are kept, beside the best." in shown
     assert all("  # " in line for line in shown)
 

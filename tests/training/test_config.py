@@ -87,6 +87,7 @@ def test_locked_typo_suggests(config):
         ("model.width", 0, "model.width must be at least 1"),
         ("model.depth", 0, "model.depth must be at least 1"),
         ("train.steps", 2**31, "train.steps must be from 1 to 2147483647"),
+        ("train.batch_size", 10**20, "train.batch_size must be from 1 to 16777216"),
         ("train.profile_step", 10**6, "train.profile_step=1000000 is behind the last"),
         ("train.watchdog_minutes", float("inf"), "config.train.watchdog_minutes must be a finite number, got inf"),
         ("optimizer.group_scale.default", -1.0, "optimizer.group_scale.default must be at least 0"),
