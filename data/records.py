@@ -115,9 +115,12 @@ class Records(Reader):
             )
         for split, count in counts.items():
             if not count:
+                share_of = "smaller shares, as in corpus='...,valid=0.01,test=0.01'"
+                if split != "train":
+                    share_of = f"another share, as in corpus='...,{split}=0.2', or {split} documents of their own"
                 raise UserError(
-                    f"{path}: of {sum(counts.values()):,} documents none fell to {split}: give more documents, another share, "
-                    f"as in corpus='...,{split if split != 'train' else 'valid'}=0.2', or {split} documents of their own"
+                    f"{path}: of {sum(counts.values()):,} documents none fell to {split}: give more documents (those of one "
+                    f"text are in one split), or {share_of}"
                 )
         told = ", ".join(f"{count:,} {split}" for split, count in counts.items())
         if empty:

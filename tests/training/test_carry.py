@@ -109,7 +109,9 @@ def test_a_text_is_scored_as_by_one_forward_pass(small_run, tmp_path):
     params["stack"] = jax.tree.map(lambda leaf: 3 * leaf, params["stack"])  # so that the context matters
     run = loading.LoadedRun(config, built, params, tmp_path, 0, "")
     found = streaming.stream(run, "valid", 100)
-    assert streaming.stream(run, "valid", 10**12)["loss"] == pytest.approx(found["loss"], rel=1e-6), "no longer than it is"
+    assert streaming.stream(run, "valid", 10**12)["loss"] == pytest.approx(found["loss"], rel=1e-6), (
+        "no longer than it is"
+    )
     row = config.task.stretch("valid", 0, config.task.num_tokens("valid"))
     call = jax.jit(lambda params, ids, segments: built.apply(params, ids, segment_ids=segments)[0])
     logits = call(params, row["inputs"][None], row["segment_ids"][None])
