@@ -237,7 +237,7 @@ def main(arguments: list[str]) -> None:
     add("--tiny", action="store_true", help="sizes for a machine without an accelerator")
     add("--only", default="", help="parts such as train or ops:delta_rule, joined by commas; by default all")
     add("--json", type=command.new_file, help="where to write all numbers")
-    add("--page", type=Path, help="where to write the tables, in Markdown")
+    add("--page", type=command.new_file, help="where to write the tables, in Markdown")
     add("--work", nargs=2, help="for its own use")
     options = parser.parse_args(arguments)
     if options.work:

@@ -10,6 +10,7 @@ others), relative to the signal's. What is left at large N is the discretisation
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def table(signal: np.ndarray, sizes, moments, window: int, method: str = "biline
     return rows, kept
 
 
-def draw(path: str, signal: np.ndarray, rows: list[dict], kept: dict, size: int, moments, window: int) -> None:
+def draw(path: Path, signal: np.ndarray, rows: list[dict], kept: dict, size: int, moments, window: int) -> None:
     """Draws the reconstructions with `size` coefficients, and the last moment's errors over the sizes."""
     import matplotlib
 
@@ -120,7 +121,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cycles", type=int, default=24, help="highest frequency, in half periods in the signal")
     parser.add_argument("--method", default="bilinear", choices=hippo.METHODS, help="discretisation")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--image", default="hippo.png", help="file for the picture; empty for none")
+    parser.add_argument(
+        "--image", type=command.new_file, default="hippo.png", help="file for the picture; empty for none"
+    )
     parser.add_argument(
         "--json", type=command.new_file, default="hippo.json", help="file for the errors; empty for none"
     )
@@ -135,9 +138,7 @@ def main(arguments: list[str]) -> None:
         values = " | ".join(f"{row['error']:.3%}" for row in group)
         print(f"| {group[0]['measure']} | {group[0]['state']} | {values} |")
     if options.json:
-        options.json.write_text(
-            json.dumps({"options": {**vars(options), "json": f"{options.json}"}, "rows": rows}, indent=2)
-        )
+        options.json.write_text(json.dumps({"options": vars(options), "rows": rows}, indent=2, default=str))
     if options.image:
         try:
             draw(options.image, signal, rows, kept, options.state, moments, options.window)

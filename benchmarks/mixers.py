@@ -62,12 +62,9 @@ def main(arguments: list[str]) -> None:
             temporary = path.with_suffix(".tmp")
             temporary.write_text(
                 json.dumps(
-                    {
-                        "options": {**vars(options), "json": f"{options.json}"},
-                        "environment": environment(("jax", "flax")),
-                        "rows": rows,
-                    },
+                    {"options": vars(options), "environment": environment(("jax", "flax")), "rows": rows},
                     indent=1,
+                    default=str,
                 )
             )
             temporary.replace(path)

@@ -380,9 +380,7 @@ def study(arguments: list[str]) -> dict:
     options.length = options.length or length
     found = compute(options)
     if options.json:
-        options.json.write_text(
-            json.dumps({"options": {**vars(options), "json": f"{options.json}"}, **found}, indent=1)
-        )
+        options.json.write_text(json.dumps({"options": vars(options), **found}, indent=1, default=str))
     if options.image and options.what == "performer":
         try:
             draw(options.image, found)

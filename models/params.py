@@ -24,7 +24,7 @@ _abstract: contextvars.ContextVar[bool] = contextvars.ContextVar("abstract", def
 def without_values(make: Callable[[], Any]) -> Any:
     """What `make` builds, a module or a tree of them, with shapes in place of values (`nnx.eval_shape`).
 
-    Parameters are not drawn on the way: to trace what draws them takes longer than all else.
+    Parameters are not drawn on the way: what draws them would be traced and thrown away.
     """
 
     def shapes_only():

@@ -71,9 +71,8 @@ class TrainConfig:
         for key in ("steps", "batch_size", "accumulation", "loss_chunks", "keep"):
             check_range(f"train.{key}", getattr(self, key), 1)
         check_range("train.steps", self.steps, 1, 2**31 - 1)  # they are counted in 32 bits
-        check_range(
-            "train.batch_size", self.batch_size, 1, 2**24
-        )  # one step's rows are made before anything is computed
+        # All rows of a step are made before any of it is computed.
+        check_range("train.batch_size", self.batch_size, 1, 2**24)
         for key in (
             "log_every",
             "eval_every",

@@ -32,6 +32,7 @@ from models.config import SECTIONS, ModelConfig
 from models.import_hf import mxfp4
 from models.import_hf.architecture import Architecture, Options, Part
 from models.import_hf.architectures import ARCHITECTURES
+from models.params import without_values
 from models.sequence_model import SequenceModel
 from ops import rotary_scaling
 
@@ -98,7 +99,7 @@ def load(directory: str | os.PathLike) -> Checkpoint:
         if not name.endswith(architecture.buffers) and not name.startswith(architecture.unused)
     }
     config = _with_stored_head(config, architecture, files)
-    graph, params = nnx.split(nnx.eval_shape(lambda: SequenceModel(config, rngs=nnx.Rngs(0))))
+    graph, params = nnx.split(without_values(lambda: SequenceModel(config, rngs=nnx.Rngs(0))))
     flat = dict(nnx.to_flat_state(params))
     values = {_dotted(path): np.full(leaf.shape, np.nan, np.float32) for path, leaf in flat.items()}
     tensors = dict(architecture.tensors(config))

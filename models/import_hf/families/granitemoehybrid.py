@@ -119,13 +119,12 @@ def _tensors(config: ModelConfig) -> Tensors:
             yield from transformer.attention(block, config.mixer["attention"])
         else:
             yield from mamba2.mixer_rows(block, "mamba")
-        shared = "channel_mixer" if config.channel_mixer != "moe" or config.moe["shared"] else None
-        if config.channel_mixer == "moe":
-            shared = shared and "channel_mixer.shared"
+        if sparse := config.channel_mixer == "moe":
             yield block("block_sparse_moe.router.layer.weight", "channel_mixer.w_router", LINEAR)
             yield block("block_sparse_moe.input_linear.weight", "channel_mixer.w_in", "e d m f -> e (m f) d")
             yield block("block_sparse_moe.output_linear.weight", "channel_mixer.w_out", "e f d -> e d f")
-        if shared:
+        if not sparse or config.moe["shared"]:
+            shared = "channel_mixer.shared" if sparse else "channel_mixer"
             yield block("shared_mlp.input_linear.weight", f"{shared}.w_in", "d m f -> (m f) d")
             yield block("shared_mlp.output_linear.weight", f"{shared}.w_out", LINEAR)
 
