@@ -8,9 +8,10 @@ One sequence, one mixer at the width --width with its defaults, in float32; the 
 differentiated with respect to inputs and parameters. A mixer whose cost per token is constant has equal numbers in a row.
 
 Columns: seconds of CPU time to trace and compile the shortest length, and the equations of its program; then for each length
-microseconds a token (CPU time on one core, or the device's); kB a token of temporaries, as XLA plans them, and of
-residuals, which the backward pass is handed by the forward pass (a policy of rematerialisation may leave less). A cell that is
-expected to take longer than --budget seconds is left out, as "-".
+microseconds a token (CPU time on one core, or the device's); kB a token of temporaries, as XLA plans them, of
+residuals, which the backward pass is handed by the forward pass (a policy of rematerialisation may leave less), and of what the
+compiled program reads and writes of memory (`compilation.moved`). A cell that is expected to take longer than --budget seconds
+is left out, as "-".
 """
 
 import json
@@ -26,6 +27,8 @@ from jax.extend.core import jaxprs_in_params
 
 from benchmarks.timing import Clock, environment, settle_process
 from common import command
+from compilation.hlo import Program
+from compilation.moved import moved
 from models import mixer as mixers
 
 LENGTHS = tuple(2**n for n in (9, 11, 13, 15, 17, 20))
@@ -72,7 +75,7 @@ def measure(name: str, options, row: dict) -> None:
             row["compile seconds"] = round(time.process_time() - start, 2)
             row["equations"] = count(traced.jaxpr.jaxpr)
         temporary = compiled.memory_analysis().temp_size_in_bytes
-        cell = {"temporary bytes": temporary, "residual bytes": residuals}
+        cell = {"temporary bytes": temporary, "residual bytes": residuals, "moved bytes": moved(Program(compiled.as_text()))}
         if not options.plan and temporary < MEMORY:
             jax.block_until_ready(compiled(*arguments))
             once = clock.per_call(lambda call=compiled, given=arguments: call(*given), 1)
@@ -89,14 +92,14 @@ def count(jaxpr) -> int:
 
 
 def table(rows: dict, lengths: list[int]) -> str:
-    """A Markdown table; three numbers a length: microseconds, kB of temporaries and kB of residuals a token."""
+    """A Markdown table; four numbers a length: microseconds, kB of temporaries, of residuals and of what is moved a token."""
     head = ["mixer", "compile s", "equations", *(f"{length:,}" for length in lengths)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, row in rows.items():
         cells = [f"`{name}`", str(row.get("compile seconds", "-")), str(row.get("equations", "-"))]
         for length in lengths:
             cell = row["lengths"].get(str(length), {})
-            values = [("seconds", 1e6), ("temporary bytes", 1e-3), ("residual bytes", 1e-3)]
+            values = [("seconds", 1e6), *((f"{what} bytes", 1e-3) for what in ("temporary", "residual", "moved"))]
             cells.append(" / ".join(f"{cell[key] * by / length:.3g}" if key in cell else "-" for key, by in values))
         lines.append("| " + " | ".join(cells + [row[key] for key in ("failed",) if key in row]) + " |")
     return "\n".join(lines)

@@ -335,14 +335,16 @@ def accumulate(form, offset, sizes, x):
     rows, dtype = blocks.q.shape[:4], wide(*x[:3])
 
     def add_softmax(carry, i, j):
-        y, top, total = carry
+        # The pairs of a query block follow each other. Its largest scores go along by themselves: an array that is read
+        # at several places and written is copied by XLA, whole, for each pair.
+        y, top, total, (last, largest) = carry
         x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, turned_k, i, j)
         s = jnp.where(mask, s, MASKED)
-        old = at(top, i)
+        old = jnp.where(i == last, largest, FLOOR)
         new = jnp.maximum(old, row_max(s))
         p, shrink = exp_below(s, new[..., None]), jnp.exp(old - new)
         y = put(y, at(y, i) * shrink[..., None] + dot("bgij,bgjv->bgiv", p.astype(x.v.dtype), x.v), i)
-        return y, put(top, new, i), put(total, at(total, i) * shrink + jnp.sum(p, axis=-1), i)
+        return y, put(top, new, i), put(total, at(total, i) * shrink + jnp.sum(p, axis=-1), i), (i, new)
 
     def add_unnormalised(y, i, j):
         x, s, mask, *_ = _tile(form, offset, sizes, S, blocks, turned_k, i, j)
@@ -353,8 +355,9 @@ def accumulate(form, offset, sizes, x):
     y = jnp.zeros((*rows, V), dtype)
     if form.activation != "softmax":
         return visits, _go_over(visits, add_unnormalised, y), None, None
-    start = (y, jnp.full(rows, FLOOR, dtype), jnp.zeros(rows, dtype))
-    return visits, *_go_over(visits, add_softmax, start)
+    top = jnp.full(rows, FLOOR, dtype)
+    start = (y, top, jnp.zeros(rows, dtype), (jnp.int32(-1), top[0]))
+    return visits, *_go_over(visits, add_softmax, start)[:3]
 
 
 def _blockwise_forward(form, offset, sizes, x):

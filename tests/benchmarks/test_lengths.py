@@ -30,7 +30,8 @@ def test_table_and_plot(tmp_path, monkeypatch, capsys):
     assert set(row["lengths"]) == {"8", "16"} and all(cell["seconds"] > 0 for cell in row["lengths"].values())
     # At least the inputs of the four maps are kept, in float32.
     assert row["lengths"]["16"]["residual bytes"] >= 16 * 8 * 4 and png.stat().st_size > 1000
+    assert row["lengths"]["16"]["moved bytes"] >= 2 * row["lengths"]["16"]["residual bytes"]  # written and read
     monkeypatch.setattr(lengths, "program", None)  # what is in the file is not measured again
     lengths.main([*command[:1], "--lengths=8,16,1000000", "--budget=1e-9", f"--json={path}"])
     assert json.loads(path.read_text())["rows"]["linear_attention"] == row
-    assert capsys.readouterr().out.rstrip().endswith("| - / - / - |")
+    assert capsys.readouterr().out.rstrip().endswith("| - / - / - / - |")
