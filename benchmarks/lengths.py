@@ -75,7 +75,11 @@ def measure(name: str, options, row: dict) -> None:
             row["compile seconds"] = round(time.process_time() - start, 2)
             row["equations"] = count(traced.jaxpr.jaxpr)
         temporary = compiled.memory_analysis().temp_size_in_bytes
-        cell = {"temporary bytes": temporary, "residual bytes": residuals, "moved bytes": moved(Program(compiled.as_text()))}
+        cell = {
+            "temporary bytes": temporary,
+            "residual bytes": residuals,
+            "moved bytes": moved(Program(compiled.as_text())),
+        }
         if not options.plan and temporary < MEMORY:
             jax.block_until_ready(compiled(*arguments))
             once = clock.per_call(lambda call=compiled, given=arguments: call(*given), 1)

@@ -66,6 +66,7 @@ class SequenceModel(nnx.Module):
         key: jax.Array | None = None,
         targets: Float[Array, "B ..."] | None = None,
         reduce: Callable[[Callable, Float[Array, "B T D"]], Any] | None = None,
+        places: Int[Array, "B T tables"] | Int[Array, "B 2 T tables"] | None = None,
     ) -> tuple[Any, Any] | tuple[Any, Any, Statistics, dict[str, Float[Array, "L"]]]:
         """Scores the next token (or the token's label) at every position, or each row, or pair of rows.
 
@@ -78,6 +79,7 @@ class SequenceModel(nnx.Module):
           targets: only of models with a `loss`: what to score instead of predicting.
           reduce: only of models with a head on tokens and without a `loss`: called as (head, x) with what the head reads [batch,
             length, width], and the head, which makes logits of any piece of it. Its result is returned in place of logits.
+          places: where in the tables of n-grams the rows of `rows_read` are; None where the tables have all of their rows.
 
         Returns:
           float32 logits [batch, length, targets] or [batch, targets], and the carry for the next piece (None if `carry` is
@@ -88,8 +90,9 @@ class SequenceModel(nnx.Module):
         rows = inputs.shape[0]
         if self.kind == "pair":  # both rows of a pair go through one model
             pack = lambda a: None if a is None else a.reshape(2 * rows, *a.shape[2:])
-            inputs, segment_ids, positions = pack(inputs), pack(segment_ids), pack(positions)
-        x, carry, *seen = self.encode(inputs, carry, segment_ids=segment_ids, positions=positions, key=key)
+            inputs, segment_ids, positions, places = map(pack, (inputs, segment_ids, positions, places))
+        about = {"segment_ids": segment_ids, "positions": positions, "places": places}
+        x, carry, *seen = self.encode(inputs, carry, **about, key=key)
         result = self._score(x, segment_ids, targets) if reduce is None else reduce(self._logits, x)
         return (result, carry) if key is None else (result, carry, *seen)
 
@@ -118,6 +121,7 @@ class SequenceModel(nnx.Module):
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
+        places: Int[Array, "B T tables"] | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Any, Statistics, dict[str, Float[Array, "L"]]]:
         """What the head reads, and what goes beside it; for the arguments see `__call__`.
@@ -132,9 +136,7 @@ class SequenceModel(nnx.Module):
         else:
             x = constrain(self.embedding[...], "vocab", "activation")[inputs]
             if self.ngrams is not None:
-                # Of another document nothing is left.
-                past = None if carry is None else jnp.where((runs[:, 0] == carry["run"])[:, None], carry["ngrams"], 0)
-                embedded, past = self.ngrams(inputs, past, segment_ids)
+                embedded, past = self.ngrams(inputs, _past(carry, runs), segment_ids, places)
                 x = x + embedded
                 place |= {"ngrams": past}
             x = self.embedding_scale * x
@@ -154,7 +156,21 @@ class SequenceModel(nnx.Module):
         x, statistics["norm"] = apply(self.norm, x)
         return x, (None if carry is None else {**place, "stack": stack_carry}), statistics, scalars
 
+    def rows_read(
+        self, inputs: Int[Array, "B *rows T"], carry: Any = None, segment_ids: Int[Array, "B *rows T"] | None = None
+    ) -> Int[Array, "B *rows T tables"]:
+        """The rows that are read of the tables of n-grams; for the arguments see `__call__`."""
+        ids, segment_ids = (a if a is None else a.reshape(-1, a.shape[-1]) for a in (inputs, segment_ids))
+        _, runs, _ = mixers.locate(ids.shape, carry, segment_ids, None)
+        rows, _ = self.ngrams.rows_read(ids, _past(carry, runs), segment_ids)
+        return rows.reshape(*inputs.shape, -1)
+
     def initial_carry(self, batch: int, capacity: int) -> Any:
         """The carry before the first token; `capacity` is the number of tokens that growing carries must hold."""
         past = {} if self.ngrams is None else {"ngrams": self.ngrams.initial_state(batch)}
         return {**mixers.origin(batch), **past, "stack": self.stack.initial_carry(batch, capacity)}
+
+
+def _past(carry: Any, runs: Int[Array, "B T"]) -> Int[Array, "B n"] | None:
+    """The tokens before a piece, for n-grams; of another document nothing is left."""
+    return None if carry is None else jnp.where((runs[:, 0] == carry["run"])[:, None], carry["ngrams"], 0)

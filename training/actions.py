@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 from common import remote
 from common.console import say
@@ -51,6 +52,9 @@ def _score(run) -> float:
     return run.result[run.config.task.spec.metric.name] if math.isfinite(run.result["loss"]) else math.nan
 
 
+_norm = jax.jit(optax.tree.norm)
+
+
 class Log:
     """Records the metrics of training, and says when an update was left out.
 
@@ -62,25 +66,27 @@ class Log:
 
     def __init__(self, skipped: float):
         self._skipped = skipped
-        self._late: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._late: tuple[int, Mapping[str, jax.Array], bool] | None = None
 
     def __call__(self, run) -> None:
         self.flush(run)
-        self._late = run.step, run.metrics
+        due = _due(run.config.train.log_every, run)
+        # No part of the step, since it reads all parameters, also those of which a step changes a few rows.
+        norm = {"param_norm": _norm(run.state["params"])} if due else {}
+        self._late = run.step, run.metrics | norm, due
 
     def flush(self, run) -> None:
         """Reports the last step now."""
         if self._late is None:
             return
-        (step, metrics), self._late = self._late, None
+        (step, metrics, due), self._late = self._late, None
         metrics = jax.device_get(metrics)
         sums = metrics.pop("sums")
         metrics = {key: float(value) for key, value in metrics.items()}
         if metrics["skipped"] > self._skipped:
             self._skipped = metrics["skipped"]
             say(f"step {step}: the update was not finite and is left out ({self._skipped:.0f} so far)")
-        options = run.config.train
-        if step == options.steps or (options.log_every and step % options.log_every == 0):
+        if due:
             metrics |= training_summary(run.config.task.spec, sums) | run.progress.rates(step)
             run.record.write(step, "train", metrics)
             say(run.progress.line(step, metrics))

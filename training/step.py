@@ -19,7 +19,7 @@ from common.errors import UserError
 from data.metrics import Metric, batch_sums, weighted
 from models.norms import Statistics, follow
 from ops import sequence
-from training import sharding
+from training import sharding, tables
 from training.optimizer import Settings
 from training.state import Built, State, cast
 
@@ -164,7 +164,7 @@ def make_train_step(
 
     Returns:
       The step. Its metrics are float32 scalars: "loss" (nats per token), "tokens" (sum of the weights), "grad_norm"
-      (before clipping), "param_norm", "learning_rate" (of this update), "skipped" (so far); and "sums", a dict of the batch's
+      (before clipping), "learning_rate" (of this update), "skipped" (so far); and "sums", a dict of the batch's
       sums, for `data.metrics.training_summary`. Beside them are the means over the layers of the model's `models.mixer.Scalars`;
       what these call "objective" is added to the gradient's objective, not to the metric "loss".
 
@@ -182,6 +182,8 @@ def make_train_step(
         cast_params = cast(params, built.metadata, compute_dtype)
         if "carry" in batch:
             kwargs["carry"] = restarted(built, cast_params, batch["carry"], batch["restart"])
+        if "places" in batch:
+            kwargs["places"] = batch["places"]
         model = functools.partial(built.apply, cast_params)
         sums, seen, carry = sums_and_statistics(model, batch, metrics, loss_chunks, **kwargs)
         objective = (sums["nats"] + z_loss * sums.get("squared_log_z", 0)) / total
@@ -211,21 +213,33 @@ def make_train_step(
         left = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), left)
         return (grads, sums, jax.tree.map(lambda total: total / accumulation, seen)), left
 
+    def read(params, batch):
+        carry = restarted(built, params, batch["carry"], batch["restart"]) if "carry" in batch else None
+        rows = built.merge(params).rows_read(batch["inputs"], carry, batch.get("segment_ids"))
+        return tables.read(rows)
+
     def step(state: State, batch: Batch, settings: Settings) -> tuple[State, Metrics]:
         batch = _prepare(built, batch, accumulation)
         weight = jnp.sum(batch["weights"].astype(jnp.float32))
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
-        params = state["params"]
         compute = gradient if accumulation == 1 else accumulate
         if "carry" in state:
             batch["carry"] = state["carry"]
+        old = {name: state[name] for name in ("params", "opt")}
+        by_rows = tables.by_rows(built, batch["inputs"].size)
+        if by_rows:
+            rows, batch["places"] = read(state["params"], batch)
+            old = tables.cut(built, old, rows)
+        params = old["params"]
         (grads, sums, (statistics, scalars)), carry = compute(params, batch, jnp.where(weight > 0, weight, 1), key)
         grad_norm = optax.tree.norm(grads)
-        update, opt = optimizer.update(grads, state["opt"], params, settings=settings)
+        update, opt = optimizer.update(grads, old["opt"], params, settings=settings)
         finite = (jnp.isfinite(value).all() for value in (sums["nats"], grad_norm, *jax.tree.leaves(statistics)))
         made = functools.reduce(jnp.logical_and, finite, weight > 0)
         new = {"params": follow(optax.apply_updates(params, update), statistics), "opt": opt}
-        new = jax.tree.map(lambda a, b: jnp.where(made, a, b), new, {k: state[k] for k in new})
+        new = jax.tree.map(lambda a, b: jnp.where(made, a, b), new, old)
+        if by_rows:
+            new = tables.put(built, {name: state[name] for name in new}, new, rows)
         if "carry" in state:
             new["carry"] = restarted(built, cast(params, built.metadata, compute_dtype), carry, ~made)
         skipped = state["skipped"] + ~made
@@ -233,7 +247,6 @@ def make_train_step(
             "loss": sums["nats"] / jnp.where(weight > 0, weight, 1),
             "tokens": weight,
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(new["params"]),
             "learning_rate": optimizer.learning_rate(state["step"] - state["skipped"], settings=settings),
             "skipped": skipped.astype(jnp.float32),
             "sums": sums,

@@ -9,7 +9,9 @@ from compilation.hlo import Program
 from compilation.moved import moved
 from models import mixer as mixers
 
-FIRST = "local_attention"  # one of the blockwise softmax, whose statistics XLA once copied whole for each pair of blocks
+FIRST = (
+    "local_attention"  # one of the blockwise softmax, whose statistics XLA once copied whole for each pair of blocks
+)
 
 
 def linear():

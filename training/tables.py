@@ -1,0 +1,74 @@
+"""Tables of which a batch reads a few rows: a step cuts these out, trains them as if there were no others, and puts them back.
+
+Where a gradient of 0 changes neither a row nor what the optimiser knows of it (Adagrad, without weight decay), this is the step
+over whole tables, and saves going over millions of numbers that stay as they are.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from training.state import Built
+
+NONE = jnp.iinfo(jnp.int32).max  # behind the last row of any table
+
+
+class Read(NamedTuple):
+    """What a batch reads of the tables.
+
+    Attributes:
+      rows: for each table the different rows in their order; behind them, where there are fewer than tokens, `NONE`.
+      places: where in `rows` each position's row is.
+    """
+
+    rows: Int[Array, "tables N"]
+    places: Int[Array, "B *T tables"]
+
+
+def by_rows(built: Built, tokens: int) -> bool:
+    """Whether a step on a batch of so many tokens goes by the rows that it reads: on one device (of tables that are split, rows
+    would be sent), if the tables have an optimiser that leaves other rows alone, and a few times as many rows."""
+    known = zip(jax.tree.leaves(built.metadata), jax.tree.leaves(built.abstract["params"]), strict=True)
+    tables = [(facts, shape) for facts, shape in known if facts.is_table]
+    fit = all(not facts.decay and len(shape.shape) == 2 and 4 * tokens <= shape.shape[0] for facts, shape in tables)
+    return built.optimizer.by_rows and built.mesh.size == 1 and bool(tables) and fit
+
+
+def read(rows: Int[Array, "B *T tables"]) -> Read:
+    """The different ones of the rows that a batch reads."""
+    flat = rows.reshape(-1, rows.shape[-1]).T
+    find = lambda row: jnp.unique(row, return_inverse=True, size=row.size, fill_value=NONE)
+    different, places = jax.vmap(find)(flat)
+    return Read(different, places.T.reshape(rows.shape))
+
+
+def cut(built: Built, state: dict[str, Any], rows: Int[Array, "tables N"]) -> dict[str, Any]:
+    """The parameters and the optimiser's state ("params", "opt") with the read rows of the tables in place of the tables."""
+    pick = lambda leaf, table: leaf if table < 0 else leaf.at[rows[table]].get(mode="fill", fill_value=0)
+    return jax.tree.map(pick, state, _numbers(built, state))
+
+
+def put(built: Built, state: dict[str, Any], new: dict[str, Any], rows: Int[Array, "tables N"]) -> dict[str, Any]:
+    """`new`, which is of the form of `cut`, with whole tables: those of `state` with the new rows in place of the old."""
+    back = lambda old, new, table: (
+        new if table < 0 else old.at[rows[table]].set(new, mode="drop", indices_are_sorted=True)
+    )
+    return jax.tree.map(back, state, new, _numbers(built, state))
+
+
+def _numbers(built: Built, state: dict[str, Any]) -> dict[str, Any]:
+    """For each leaf the number of the table that it is, or is of; -1 for none."""
+    number = lambda path, facts: int(path[-1].key) if facts.is_table else -1
+    of_params = jax.tree_util.tree_map_with_path(number, built.metadata)
+    of_opt = optax.tree_map_params(
+        built.optimizer.init,
+        lambda moment, table: moment if isinstance(moment, optax.MaskedNode) else table,
+        state["opt"],
+        of_params,
+        transform_non_params=lambda _: -1,
+        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
+    )
+    return {"params": of_params, "opt": of_opt}
