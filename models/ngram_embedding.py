@@ -19,9 +19,8 @@ class NGramEmbedding(nnx.Module):
 
     The hash is a polynomial of the ids modulo 2^32, mixed and taken modulo the rows, so that n-grams share rows where there are
     more of them than rows. What is before a document counts as a token of its own. Tables start at N(0, 0.02^2), as the tokens'
-    does, and so does what is added to it. They have no weight decay: what is seldom read would be gone before it is read again.
-    Departures: 2412.09871 has tables of the model's width and adds them; 2501.16975 has several tables for each n, with other
-    numbers of rows.
+    does, and so does what is added to it. Departures: 2412.09871 has tables of the model's width and adds them; 2501.16975 has
+    several tables for each n, with other numbers of rows.
 
     Args:
       ngrams: the numbers of tokens n, each at least 2.
@@ -31,7 +30,7 @@ class NGramEmbedding(nnx.Module):
 
     def __init__(self, ngrams: Sequence[int], rows: int, size: int, width: int, *, rngs: nnx.Rngs):
         self.ngrams, self.rows = tuple(ngrams), rows
-        table = lambda: param(rngs, normal(0.02), (rows, size), ("vocab", "embed"), decay=False, active=1 / rows)
+        table = lambda: param(rngs, normal(0.02), (rows, size), ("vocab", "embed"), inputs=(), active=1 / rows)
         self.tables = nnx.List([table() for _ in self.ngrams])
         self.map = dense(rngs, (len(self.ngrams) * size, width), (None, "embed"))
 

@@ -51,8 +51,8 @@ class OptimizerConfig:
       group_scale: learning-rate multiplier of each group that parameters name. "default" is 1 if left out. "fixed" never
         moves.
       tables: the rule of tables of which a token looks up single rows (`Metadata.is_table`: embeddings of n-grams): "same" as
-        that of `name`, or "adagrad" (Duchi et al., 2011), whose steps become shorter with each gradient of a row and which moves
-        no row without one, so that a step goes by the rows that its batch reads, see `training.tables`.
+        that of `name`, or "adagrad" (Duchi et al., 2011), whose steps become shorter with each gradient of a row and which, but
+        for the weight decay, moves no row without one, so that a step trains the rows that are read, see `training.tables`.
       table_scale: learning-rate multiplier of "adagrad".
 
     Raises:
@@ -119,15 +119,16 @@ class Optimizer(NamedTuple):
     """An optax transformation (`init`, `update`) and the learning rate of its n-th update, n counted from 0.
 
     `update(gradients, state, parameters, settings=...)` and `learning_rate(n, settings=...)` go by other numbers than the
-    configuration's where they are given: by arguments of a compiled step. `by_rows` says that a gradient of 0 leaves rows of
-    tables, and what is known of them, as they are.
+    configuration's where they are given: by arguments of a compiled step. `left(n, group, settings=...)` is the share of a row
+    of a table, of a learning-rate group, that the n-th update leaves where the row has no gradient; None where more than weight
+    decay would change such a row or what is known of it.
     """
 
     init: Callable[[PyTree], PyTree]
     update: Callable[..., tuple[PyTree, PyTree]]
     learning_rate: Callable[..., jax.Array]
     settings: Settings
-    by_rows: bool = False
+    left: Callable[..., jax.Array] | None = None
 
 
 def settings(config: OptimizerConfig, total_steps: int) -> Settings:
@@ -225,7 +226,13 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree, scaling: 
         return _transform(config, metadata, scaling, settings).update(gradients, state, params)
 
     init = _transform(config, metadata, scaling, known).init
-    return Optimizer(init, update, schedule(config, total_steps), known, by_rows=config.tables == "adagrad")
+    rate = schedule(config, total_steps)
+
+    def left(count, group, settings=known):
+        return 1 - rate(count, settings=settings) * settings["weight_decay"] * config.group_scale[group]
+
+    alone = config.tables == "adagrad" and config.name not in ("adam", "sgd")  # whose decay is part of the gradient
+    return Optimizer(init, update, rate, known, left if alone else None)
 
 
 def _transform(

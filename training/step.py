@@ -222,6 +222,7 @@ def make_train_step(
         batch = _prepare(built, batch, accumulation)
         weight = jnp.sum(batch["weights"].astype(jnp.float32))
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
+        count = state["step"] - state["skipped"]
         compute = gradient if accumulation == 1 else accumulate
         if "carry" in state:
             batch["carry"] = state["carry"]
@@ -239,7 +240,8 @@ def make_train_step(
         new = {"params": follow(optax.apply_updates(params, update), statistics), "opt": opt}
         new = jax.tree.map(lambda a, b: jnp.where(made, a, b), new, old)
         if by_rows:
-            new = tables.put(built, {name: state[name] for name in new}, new, rows)
+            left = lambda group: jnp.where(made, optimizer.left(count, group, settings=settings), 1)
+            new = tables.put(built, {name: state[name] for name in new}, new, rows, left)
         if "carry" in state:
             new["carry"] = restarted(built, cast(params, built.metadata, compute_dtype), carry, ~made)
         skipped = state["skipped"] + ~made
@@ -247,7 +249,7 @@ def make_train_step(
             "loss": sums["nats"] / jnp.where(weight > 0, weight, 1),
             "tokens": weight,
             "grad_norm": grad_norm,
-            "learning_rate": optimizer.learning_rate(state["step"] - state["skipped"], settings=settings),
+            "learning_rate": optimizer.learning_rate(count, settings=settings),
             "skipped": skipped.astype(jnp.float32),
             "sums": sums,
             **{name: jnp.mean(value) for name, value in scalars.items() if name != "objective"},

@@ -1,15 +1,16 @@
 """Tables of which a batch reads a few rows: a step cuts these out, trains them as if there were no others, and puts them back.
 
-Where a gradient of 0 changes neither a row nor what the optimiser knows of it (Adagrad, without weight decay), this is the step
-over whole tables, and saves going over millions of numbers that stay as they are.
+Where a row without a gradient does no more than decay, and what the optimiser knows of it stays (Adagrad), this is the step over
+whole tables. It saves making their gradients, and going over them and what is known of them again and again.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from training.state import Built
 
@@ -29,12 +30,12 @@ class Read(NamedTuple):
 
 
 def by_rows(built: Built, tokens: int) -> bool:
-    """Whether a step on a batch of so many tokens goes by the rows that it reads: on one device (of tables that are split, rows
-    would be sent), if the tables have an optimiser that leaves other rows alone, and a few times as many rows."""
+    """Whether a step on a batch of so many tokens goes by the rows that it reads: if every device has the tables whole (of split
+    ones, rows would be sent), which have an optimiser that leaves other rows alone, and a few times as many rows."""
     known = zip(jax.tree.leaves(built.metadata), jax.tree.leaves(built.abstract["params"]), strict=True)
-    tables = [(facts, shape) for facts, shape in known if facts.is_table]
-    fit = all(not facts.decay and len(shape.shape) == 2 and 4 * tokens <= shape.shape[0] for facts, shape in tables)
-    return built.optimizer.by_rows and built.mesh.size == 1 and bool(tables) and fit
+    shapes = [shape for facts, shape in known if facts.is_table]
+    fit = [shape.sharding.is_fully_replicated and 4 * tokens <= shape.shape[0] for shape in shapes]
+    return built.optimizer.left is not None and bool(fit) and all(fit)
 
 
 def read(rows: Int[Array, "B *T tables"]) -> Read:
@@ -51,8 +52,17 @@ def cut(built: Built, state: dict[str, Any], rows: Int[Array, "tables N"]) -> di
     return jax.tree.map(pick, state, _numbers(built, state))
 
 
-def put(built: Built, state: dict[str, Any], new: dict[str, Any], rows: Int[Array, "tables N"]) -> dict[str, Any]:
-    """`new`, which is of the form of `cut`, with whole tables: those of `state` with the new rows in place of the old."""
+def put(
+    built: Built,
+    state: dict[str, Any],
+    new: dict[str, Any],
+    rows: Int[Array, "tables N"],
+    left: Callable[[str], Float[Array, ""]],
+) -> dict[str, Any]:
+    """`new`, which is of the form of `cut`, with whole tables: those of `state` with the new rows in place of the old, and of the
+    others the share that `left` gives for their learning-rate group."""
+    others = lambda leaf, facts: left(facts.group) * leaf if facts.is_table and facts.decay else leaf
+    state = {**state, "params": jax.tree.map(others, state["params"], built.metadata)}
     back = lambda old, new, table: (
         new if table < 0 else old.at[rows[table]].set(new, mode="drop", indices_are_sorted=True)
     )

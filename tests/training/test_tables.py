@@ -1,4 +1,4 @@
-"""Steps by the rows that a batch reads, beside Adagrad over whole tables, written down in NumPy."""
+"""Steps by the rows that a batch reads, beside Adagrad with weight decay over whole tables, written down in NumPy."""
 
 import functools
 
@@ -16,7 +16,8 @@ from training import optimizer, sharding, state, tables
 from training.step import make_train_step
 
 VOCAB, TABLE_ROWS, SIZE, ROWS, LENGTH = 16, 4096, 8, 4, 12
-PEAK, SCALE = 0.1, 4.0
+PEAK, SCALE, DECAY = 0.1, 4.0, 0.25
+LEFT = 1 - PEAK * DECAY  # what a step leaves of a row without a gradient
 
 
 def build(carry=None, rule="adagrad", devices=1):
@@ -24,7 +25,7 @@ def build(carry=None, rule="adagrad", devices=1):
         VOCAB, VOCAB, width=8, depth=1, pattern=("min_gru",), ngrams=(3, 2), ngram_rows=TABLE_ROWS, ngram_size=SIZE
     )
     options = optimizer.OptimizerConfig(
-        learning_rate=PEAK, schedule="constant", tables=rule, table_scale=SCALE, clip_norm=0.0, weight_decay=0.1
+        learning_rate=PEAK, schedule="constant", tables=rule, table_scale=SCALE, clip_norm=0.0, weight_decay=DECAY
     )
     mesh = sharding.make_mesh({"fsdp": devices}, jax.devices()[:devices])
     make = functools.partial(optimizer.build, options, 10)
@@ -50,7 +51,7 @@ def expected(built, before, rows, **kwargs):
 
     gradients = jax.device_get(jax.jit(jax.grad(loss))(before))
     return {
-        name: np.asarray(table) - PEAK * SCALE * np.sign(gradients["ngrams"]["tables"][name])
+        name: LEFT * np.asarray(table) - PEAK * SCALE * np.sign(gradients["ngrams"]["tables"][name])
         for name, table in before["ngrams"]["tables"].items()
     }, gradients
 
@@ -64,12 +65,14 @@ def compare(found, before, tables_, gradients):
         np.testing.assert_allclose(table[clear], tables_[name][clear], rtol=1e-5)
         unread = ~gradient.any(axis=1)
         assert unread.sum() > TABLE_ROWS // 2
-        np.testing.assert_array_equal(table[unread], np.asarray(before["ngrams"]["tables"][name])[unread])
+        np.testing.assert_allclose(
+            table[unread], LEFT * np.asarray(before["ngrams"]["tables"][name])[unread], rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("accumulation", (1, 2))
-def test_the_read_rows_are_trained_and_the_others_stay(accumulation):
-    """Packed rows, padding, tokens that read one row several times; weight decay changes no table."""
+def test_the_read_rows_are_trained_and_the_others_decay(accumulation):
+    """Packed rows, padding, tokens that read one row several times; all rows decay, but where no update is made."""
     built, rows = build(), batch()
     assert tables.by_rows(built, ROWS * LENGTH)
     first = jax.device_get(built.init(jax.random.key(0)))
@@ -82,8 +85,9 @@ def test_the_read_rows_are_trained_and_the_others_stay(accumulation):
     found = sorted(float(jnp.sum(leaf)) for leaf in squares if jnp.sum(leaf) != 0)
     of_tables = sorted(float(np.sum(np.float64(g) ** 2)) for g in gradients["ngrams"]["tables"].values())
     np.testing.assert_allclose(found, of_tables, rtol=1e-5)
+    first = jax.device_get(new)
     again, _ = step(new, {**rows, "weights": jnp.zeros_like(rows["weights"])})  # of no weight: no update
-    assert int(again["skipped"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, again["params"], first["params"])
 
 
 def test_rows_of_a_row_that_goes_on():
@@ -102,7 +106,8 @@ def test_rows_of_a_row_that_goes_on():
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradients), rtol=1e-5)
     for name, table in new["params"]["ngrams"]["tables"].items():
         gradient = gradients["ngrams"]["tables"][name]
-        changed = np.any(np.asarray(table) != before["params"]["ngrams"]["tables"][name], axis=1)
+        moved_by = np.asarray(table) - LEFT * before["params"]["ngrams"]["tables"][name]
+        changed = np.any(np.abs(moved_by) > 1e-6, axis=1)
         clear = np.abs(gradient).max(axis=1) > 1e-5 * np.abs(gradient).max()
         np.testing.assert_array_equal(changed & clear, clear)
         assert not changed[~gradient.any(axis=1)].any()
@@ -117,7 +122,7 @@ def test_a_step_does_not_go_over_whole_tables():
         return moved(Program(step.function.lower(built.abstract, batch(), step.settings).compile().as_text()))
 
     two_tables = 2 * 4 * TABLE_ROWS * SIZE
-    assert bytes_of("adagrad") < 4 * two_tables < 10 * two_tables < bytes_of("same")
+    assert bytes_of("adagrad") < 6 * two_tables < 12 * two_tables < bytes_of("same")
 
 
 def test_whole_tables_where_rows_would_not_do():
