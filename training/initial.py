@@ -47,6 +47,8 @@ class Source:
       tokenizer: of its text, as `data.tokenizers.load` takes it; None if there is none.
       task: the task section of a run's configuration; empty for other checkpoints.
       data: the fingerprint of a run's data, where it is known.
+      earlier: whether the model is that of the run which goes on, what was set on its command line included, because older code
+        has kept no record of the source's.
     """
 
     address: str
@@ -54,6 +56,7 @@ class Source:
     tokenizer: str | None = None
     task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data: str | None = None
+    earlier: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,7 @@ def find(address: str, workdir: str | Path | None = None) -> Source:
     if workdir is not None and saved_steps(RunDirectory(remote.at(workdir)).checkpoints):
         raw = read_config(workdir)
         if raw["train"].get("init_from") == address:
-            return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"])
+            return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"], earlier=True)
     if address.startswith(HF):
         folder = Path(address.removeprefix(HF))
         model = dataclasses.asdict(import_hf.read_config(folder))
