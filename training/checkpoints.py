@@ -79,6 +79,11 @@ class Checkpoints:
         """The steps that have a finished checkpoint, in order. Damaged ones are among them until they are read."""
         return saved_steps(self.directory)
 
+    def check_there(self, step: int) -> None:
+        """Raises a CheckpointError, with the steps that are there, if a step has no checkpoint."""
+        if step not in (steps := self.steps()):
+            raise CheckpointError(f"there is no checkpoint {step} in {self.directory}; there are {steps or 'none'}")
+
     def best_step(self) -> int | None:
         """The step with the best score, the later one of equals; None if no checkpoint has a score."""
         return self._best(self.steps())
@@ -280,8 +285,7 @@ class Checkpoints:
         raise CheckpointError(f"there is no intact checkpoint in {self.directory} ({found})")
 
     def _read_step(self, step: int, abstract: Any, prefix: str = "") -> Restored:
-        if step not in (steps := self.steps()):
-            raise CheckpointError(f"there is no checkpoint {step} in {self.directory}; there are {steps or 'none'}")
+        self.check_there(step)
         try:
             return self._read(step, abstract, prefix)
         except _Damaged as damage:

@@ -108,10 +108,12 @@ def find(address: str, workdir: str | Path | None = None) -> Source:
             None,
         )
         return Source(address, {key: value for key, value in model.items() if key not in FROM_TASK}, tokenizer)
-    if not remote.at(address).exists():
-        raise UserError(f"there is no run {address}; --init_from takes the directory of a run, or hf: and a folder")
-    root, _ = _run(address)
+    root, step = _run(address)
+    if not root.exists():
+        raise UserError(f"there is no run {root}; --init_from takes the directory of a run, or hf: and a folder")
     raw = read_config(root)
+    if step is not None:
+        Checkpoints(RunDirectory(root).checkpoints).check_there(step)
     return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"], recorded_data(root))
 
 

@@ -279,6 +279,11 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
         raw = read(run.config)
     sections = [name for name in SECTIONS if name != "seed"]
     missing = [name for name in sections if not isinstance(raw, dict) or not isinstance(raw.get(name), Mapping)]
+    if missing and isinstance(raw, dict) and ("model_type" in raw or "architectures" in raw):
+        raise RunDirectoryError(
+            f"{run.root} is no run but a checkpoint in Hugging Face's format: train.py takes it as --init_from=hf:{run.root}, and "
+            f"eval.py as --hf={run.root}"
+        )
     if missing:
         raise RunDirectoryError(
             f"{run.config} is damaged: it has no section {' and no section '.join(missing)}; give back the one that the run was "

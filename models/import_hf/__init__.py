@@ -244,6 +244,11 @@ def _described(directory: pathlib.Path) -> tuple[dict[str, Any], Architecture, M
     """What config.json says: its content, the architecture, and our configuration."""
     path = directory / "config.json"
     hf = _object(path)
+    if all(isinstance(hf.get(section), dict) for section in ("task", "model", "train")):
+        raise UserError(
+            f"{directory} is no checkpoint in Hugging Face's format but a run: train.py takes it as --init_from={directory}, "
+            f"without hf:, and eval.py as --workdir={directory}"
+        )
     architecture = _architecture(hf, directory)
     return hf, architecture, architecture.config(Options(hf, path, architecture))
 

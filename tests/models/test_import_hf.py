@@ -353,6 +353,11 @@ def test_every_size_has_a_ratio():
     [
         ("config.json", "{", r"config\.json is no JSON"),
         ("config.json", "[1]", r"config\.json is no JSON object but '\[1\]'"),
+        (
+            "config.json",
+            '{"task": {}, "model": {}, "train": {}}',
+            r"but a run: .*--init_from=/.* without hf:.*--workdir=/",
+        ),
         ("model.safetensors.index.json", "{", r"index\.json is no JSON"),
         ("model.safetensors.index.json", "{}", r"index\.json has no 'weight_map'"),
     ],

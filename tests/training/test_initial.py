@@ -153,6 +153,8 @@ def test_what_does_not_fit_is_said(run, text, capsys):
         read_weights(str(workdir), resolved, build(resolved))
     with pytest.raises(UserError, match="there is no run"):
         find(str(workdir / "nowhere"))
+    with pytest.raises(UserError, match=rf"there is no checkpoint 1 in {workdir}/checkpoints; there are \[2\]"):
+        find(str(workdir / "checkpoints" / "1"))
     del params
 
 
