@@ -136,7 +136,7 @@ def read_weights(address: str, config: Config, built: Built) -> Weights:
     else:
         root, step = _run(source.address)
         restored = Checkpoints(RunDirectory(root).checkpoints).restore_any_params(
-            NamedSharding(built.mesh, PartitionSpec()), step
+            NamedSharding(built.mesh, PartitionSpec()), "latest" if step is None else step
         )
         there, step = named_leaves(restored.state), restored.step
     other_vocabulary = _other_vocabulary(source, config)

@@ -281,8 +281,8 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     missing = [name for name in sections if not isinstance(raw, dict) or not isinstance(raw.get(name), Mapping)]
     if missing and isinstance(raw, dict) and ("model_type" in raw or "architectures" in raw):
         raise RunDirectoryError(
-            f"{run.root} is no run but a checkpoint in Hugging Face's format: train.py takes it as --init_from=hf:{run.root}, and "
-            f"eval.py as --hf={run.root}"
+            f"{run.root} is no run but a checkpoint in Hugging Face's format: train.py takes it as --init_from=hf:{run.root}, "
+            f"and eval.py as --hf={run.root}"
         )
     if missing:
         raise RunDirectoryError(
