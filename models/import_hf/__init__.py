@@ -162,6 +162,9 @@ def from_ours(model: SequenceModel, config: ModelConfig, files: Mapping[str, byt
     Raises:
       UserError: if the library has no such architecture; the message says what differs from the nearest.
     """
+    if config.vocab_size is None or config.head != "token" or config.loss is not None:
+        what = "whose inputs are real numbers" if config.vocab_size is None else "that gives no scores of tokens"
+        raise UserError(f"transformers' architectures that we know are language models, and this is a model {what}")
     mixers = frozenset(config.names)
     fits = lambda architecture: (
         mixers == architecture.mixers or (mixers < architecture.mixers and not architecture.all_mixers)
