@@ -28,7 +28,7 @@ from models import import_hf
 from training.checkpoints import Checkpoints
 from training.checksums import checksums, named_leaves
 from training.config import FROM_TASK, HF, Config, locate
-from training.run_directory import RunDirectory, read_config, recorded_data, saved_steps
+from training.run_directory import RunDirectory, read_config, recorded_data, recorded_launches, saved_steps
 from training.state import Built, State
 
 # Tokenizers that are made from the corpus: of another corpus, the same name is another vocabulary.
@@ -83,8 +83,8 @@ def find(address: str, workdir: str | Path | None = None) -> Source:
 
     Args:
       address: of a run, one of its checkpoints, or "hf:" and a folder.
-      workdir: of the run that starts from it. Where that has checkpoints already, nothing else is read: it goes on, whatever has
-        become since of what it has started from.
+      workdir: of the run that starts from it. Where that has checkpoints already, nothing else is read: it goes on with the model
+        that it has found when it began, whatever has become since of what it has started from.
 
     Raises:
       UserError: if there is neither a checkpoint nor a run.
@@ -95,6 +95,9 @@ def find(address: str, workdir: str | Path | None = None) -> Source:
     if workdir is not None and saved_steps(RunDirectory(remote.at(workdir)).checkpoints):
         raw = read_config(workdir)
         if raw["train"].get("init_from") == address:
+            records = [launch["init_from"] for launch in recorded_launches(workdir) if "init_from" in launch]
+            if records and "model" in records[-1]:
+                return Source(address, records[-1]["model"], records[-1]["tokenizer"])
             return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"], earlier=True)
     if address.startswith(HF):
         folder = Path(address.removeprefix(HF))
@@ -167,6 +170,8 @@ def read_weights(address: str, config: Config, built: Built) -> Weights:
     record = {
         "address": source.address,
         "step": step,
+        "model": source.model,
+        "tokenizer": source.tokenizer,
         "taken": sorted(taken),
         "anew": kept,
         "not_used": unused,

@@ -66,6 +66,9 @@ def test_a_run_starts_from_another(run, text, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_any_params(sharding).state, params)
     (launch,) = json.loads((tmp_path / "second" / "environment.json").read_text())
     assert launch["init_from"]["step"] == 2 and not launch["init_from"]["anew"]
+    assert find(str(workdir), tmp_path / "second") == initial.Source(
+        str(workdir), read_config(workdir)["model"], "byte"
+    )
     config = tmp_path / "second" / "config.json"
     config.write_text(config.read_text().replace(str(workdir), str(tmp_path / "gone")))
     assert find(str(tmp_path / "gone"), tmp_path / "second").model == raw["model"], "it goes on without its source"
@@ -74,6 +77,25 @@ def test_a_run_starts_from_another(run, text, tmp_path, capsys):
     config.write_text(config.read_text().replace(str(tmp_path / "gone"), str(workdir)))
     with pytest.raises(RunDirectoryError, match=r"train\.init_from"):
         train.main([*line, "--config.model.width=8", "--config.model.depth=1", "--config.model.channel_mixer=none"])
+
+
+def test_a_key_that_a_run_no_longer_has(run, text, tmp_path):
+    """A run that was begun with a key in place of the source's is another one without it; so it was not in older code, which has
+    not recorded the source's, and whose runs go on."""
+    first, second = run[0], tmp_path / "second"
+    line = [*settings(text)[:7], f"--workdir={second}", f"--init_from={first}"]
+    assert train.main([*line, "--config.model.norm_eps=0.5"]) == 0
+    with pytest.raises(RunDirectoryError, match=r"another configuration \(model\.norm_eps: 0\.5 -> 1e-0.\)"):
+        train.main(line)
+    with pytest.raises(RunDirectoryError, match=r"another configuration \(model\.norm_eps: 0\.5 -> 0\.25\)"):
+        train.main([*line, "--config.model.norm_eps=0.25"])
+    assert train.main([*line, "--config.model.norm_eps=0.5"]) == 0
+    environment = second / "environment.json"
+    launches = json.loads(environment.read_text())
+    for launch in launches:
+        launch["init_from"] = {key: value for key, value in launch.get("init_from", {}).items() if key != "model"}
+    environment.write_text(json.dumps(launches))
+    assert train.main(line) == 0
 
 
 def source_of(argument, *keys, **changes):
