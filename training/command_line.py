@@ -138,12 +138,8 @@ def _check_argument(file: str, chosen: ConfigDict, taken: ConfigDict, address: s
         return
     try:
         standard = _load(f"{path}:{of_task}").model
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-    ):  # a file that cannot do without: what its argument chooses is not known
-        return
+    except (LookupError, TypeError, ValueError):
+        return  # a file that cannot do without its argument: what that chooses is not known
     chosen, standard, taken = (flatten(section.to_dict()) for section in (chosen, standard, taken))
     other = {
         key: value
