@@ -19,6 +19,7 @@ Exit status: 0, all steps are done; 1, an error, or a step that does not fit; 75
 """
 
 from common import command, hosts
+from common.errors import UserError
 
 # The help is there at once: what takes seconds to import is imported when the command line has been read.
 
@@ -87,12 +88,16 @@ def main(arguments: list[str]) -> int:
 def compile_for(options, keys: list[str]) -> int:
     """What --compile_for does instead of training."""
     from compilation import commands, steps, targets
-    from training import command_line, config, run_directory
+    from training import command_line, config, initial, run_directory
 
+    for name in ("show_config", "allow_other_data"):
+        if getattr(options, name):
+            raise UserError(f"--{name} does not go with --compile_for: leave it out")
     targets.parse(options.compile_for)
     command.start(platform="cpu", cache=False)
     workdir = None if options.workdir is None else run_directory.locate(options.workdir)
-    chosen = command_line.parse([f"--config={options.config}", *keys])
+    source = None if options.init_from is None else initial.find(options.init_from, workdir)
+    chosen = command_line.parse([f"--config={options.config}", *keys], source)
     target = targets.find(options.compile_for)
     return commands.show(config.resolve(chosen, with_data=False), target, [steps.train], workdir)
 

@@ -144,7 +144,8 @@ def sized(chosen: ConfigDict, key: str, size: int, base: int, rule: bool, steps:
 def trajectory(config: Config, steps: int, seed: int) -> dict[str, tuple[float, float]]:
     """By quantity its RMS at first, and the RMS of its change over the steps."""
     built = setup.build(config, devices=jax.devices()[:1])
-    loader, held = (setup.batches(config, built, split, config.train.batch_size) for split in ("train", "valid"))
+    loader = setup.batches(config, built, "train", config.train.batch_size, for_training=True)
+    held = setup.batches(config, built, "valid", config.train.batch_size)
     state, probe = built.init(jax.random.key(seed)), next(iter(held))
     look = observer(built.merge, built.abstract["params"], probe["inputs"], config.model.streams)
     step = setup.train_step(config, built)

@@ -179,7 +179,7 @@ def training_step(mixer: str, length: int, batch: int, options):
     built = setup.build(resolved)
     with jax.set_mesh(built.mesh):
         state = built.init(jax.random.key(0))
-        rows = setup.batches(resolved, built, "train", batch)[0]
+        rows = setup.batches(resolved, built, "train", batch, for_training=True)[0]
         step = make_train_step(built, random=resolved.model.random)
         program = step.function.lower(state, rows, step.placed).compile()
     kept = [state]

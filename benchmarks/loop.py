@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
 
     def bare() -> list[float]:
         with jax.set_mesh(built.mesh), dispatch.implementation(resolved.train.implementation):
-            batch = setup.batches(resolved, built, "train", resolved.train.batch_size)[0]
+            batch = setup.batches(resolved, built, "train", resolved.train.batch_size, for_training=True)[0]
             state, metrics = step(built.init(jax.random.key(0)), batch)
             jax.block_until_ready(metrics)
             rates = []

@@ -179,7 +179,7 @@ def _work(
         facts = {"parameters": sum(x.size for x in jax.tree.leaves(state["params"]))}
         if what == "step":
             step = make_train_step(built, compute_dtype=resolved.train.compute_dtype, random=resolved.model.random)
-            rows = setup.batches(resolved, built, "train", batch)[0]
+            rows = setup.batches(resolved, built, "train", batch, for_training=True)[0]
             compiled = step.function.lower(state, rows, step.placed).compile()
             facts["temporary_megabytes"] = compiled.memory_analysis().temp_size_in_bytes / 1e6
             facts["flops"] = 3 * setup.cost(resolved.model, resolved.task.spec).flops_per_token * batch * length

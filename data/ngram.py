@@ -192,9 +192,19 @@ def bits_per_byte(corpus: Corpus, documents: bool, cache: pathlib.Path) -> dict[
 
     make_file(path, table)
     found = read_json(path)
-    if not isinstance(found, dict) or not {"valid", "test"} <= found.keys():
+    if not _is_table(found):
         raise damaged(path)
     return found
+
+
+def _is_table(found) -> bool:
+    """Whether something is a table of `bits_per_byte`: numbers of as many orders for both splits, and at least of those whose
+    n-grams of all bytes pack into 63 bits."""
+    if not isinstance(found, dict):
+        return False
+    bits = [found.get(split) for split in ("valid", "test")]
+    numbers = all(isinstance(one, list) and all(isinstance(value, float) for value in one) for one in bits)
+    return numbers and 63 // 8 <= len(bits[0]) == len(bits[1])
 
 
 def _bits(model: KneserNey, stream: Stream) -> list[float]:

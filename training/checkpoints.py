@@ -42,6 +42,10 @@ class _Damaged(Exception):
     """A checkpoint is incomplete or not what was written; the message says in what."""
 
 
+# The tree that is to be read, made of the types of the leaves that a checkpoint has, by path.
+_Wanted = Callable[[dict[str, str]], Any]
+
+
 class Restored(NamedTuple):
     """What a checkpoint held."""
 
@@ -78,6 +82,11 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that have a finished checkpoint, in order. Damaged ones are among them until they are read."""
         return saved_steps(self.directory)
+
+    def check_there(self, step: int) -> None:
+        """Raises a CheckpointError, with the steps that are there, if a step has no checkpoint."""
+        if step not in (steps := self.steps()):
+            raise CheckpointError(f"there is no checkpoint {step} in {self.directory}; there are {steps or 'none'}")
 
     def best_step(self) -> int | None:
         """The step with the best score, the later one of equals; None if no checkpoint has a score."""
@@ -187,8 +196,8 @@ class Checkpoints:
         """
         self.wait()
         if step is not None:
-            return self._read_step(step, abstract_state)
-        restored, damaged = self._read_newest(abstract_state)
+            return self._read_step(step, lambda saved: abstract_state)
+        restored, damaged = self._read_newest(lambda saved: abstract_state)
         for bad, reason in damaged.items():
             self._set_aside(bad, f"{reason}; going on from checkpoint {restored.step}")
         return restored
@@ -206,37 +215,34 @@ class Checkpoints:
         Raises:
           CheckpointError, ValueError: as for `restore`; also if no checkpoint has a score to be best by.
         """
-        self.wait()
-        if step == "latest":
-            restored, damaged = self._read_newest({"params": abstract_params}, prefix="params/")
-            for bad, reason in damaged.items():
-                say(f"checkpoint {bad} is damaged ({reason}); using checkpoint {restored.step}")
-        else:
-            if step == "best" and (step := self.best_step()) is None:
-                raise CheckpointError(f"no checkpoint in {self.directory} has a score to be the best by")
-            restored = self._read_step(step, {"params": abstract_params}, prefix="params/")
-        return restored._replace(state=restored.state["params"])
+        return self._restore_params(lambda saved: {"params": abstract_params}, step)
 
-    def restore_any_params(self, sharding: jax.sharding.Sharding, step: int | None = None) -> Restored:
+    def restore_any_params(self, sharding: jax.sharding.Sharding, step: int | str = "latest") -> Restored:
         """Reads `state["params"]`, whatever model they are of, and changes nothing on disk.
 
         Args:
           sharding: to restore to.
-          step: which checkpoint; None is the newest whose record is intact.
+          step: as for `restore_params`.
 
         Returns:
           As `restore_params`.
 
         Raises:
-          CheckpointError: if there is no intact checkpoint.
+          CheckpointError: as for `restore_params`.
         """
-        steps = self.steps() if step is None else [step]
-        for number in reversed(steps):
-            with contextlib.suppress(_Damaged):
-                leaves = {path: leaf["type"] for path, leaf in self._record(number)["leaves"].items()}
-                abstract = _abstract({p: t for p, t in leaves.items() if p.startswith("params/")}, sharding)
-                return self.restore_params(abstract["params"], number)
-        raise CheckpointError(f"there is no intact checkpoint{'' if step is None else f' {step}'} in {self.directory}")
+        return self._restore_params(lambda saved: _abstract(saved, sharding), step)
+
+    def _restore_params(self, abstract: _Wanted, step: int | str) -> Restored:
+        self.wait()
+        if step == "latest":
+            restored, damaged = self._read_newest(abstract, prefix="params/")
+            for bad, reason in damaged.items():
+                say(f"checkpoint {bad} is damaged ({reason}); using checkpoint {restored.step}")
+        else:
+            if step == "best" and (step := self.best_step()) is None:
+                raise CheckpointError(f"no checkpoint in {self.directory} has a score to be the best by")
+            restored = self._read_step(step, abstract, prefix="params/")
+        return restored._replace(state=restored.state["params"])
 
     def _best(self, steps: Sequence[int]) -> int | None:
         for step in steps:
@@ -266,7 +272,7 @@ class Checkpoints:
             raise _Damaged("its metadata has changed since it was written")
         return record
 
-    def _read_newest(self, abstract: Any, prefix: str = "") -> tuple[Restored, dict[int, str]]:
+    def _read_newest(self, abstract: _Wanted, prefix: str = "") -> tuple[Restored, dict[int, str]]:
         """Reads the newest intact checkpoint; also returns the newer ones and what is wrong with them."""
         damaged = {}
         for step in reversed(self.steps()):
@@ -279,26 +285,28 @@ class Checkpoints:
         found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
         raise CheckpointError(f"there is no intact checkpoint in {self.directory} ({found})")
 
-    def _read_step(self, step: int, abstract: Any, prefix: str = "") -> Restored:
-        if step not in (steps := self.steps()):
-            raise CheckpointError(f"there is no checkpoint {step} in {self.directory}; there are {steps or 'none'}")
+    def _read_step(self, step: int, abstract: _Wanted, prefix: str = "") -> Restored:
+        self.check_there(step)
         try:
             return self._read(step, abstract, prefix)
         except _Damaged as damage:
             raise CheckpointError(f"checkpoint {step} in {self.directory} is damaged: {damage}") from damage
 
-    def _read(self, step: int, abstract: Any, prefix: str) -> Restored:
+    def _read(self, step: int, abstract: _Wanted, prefix: str) -> Restored:
         """Reads and checks one checkpoint, or those of its leaves whose path begins with `prefix`."""
-        types = _types(abstract)
-        for path, leaf in named_leaves(abstract).items():
-            if leaf.sharding is None:
-                raise ValueError(f"abstract leaf {path} has no sharding: give jax.ShapeDtypeStruct(..., sharding=...)")
         damage = None
         try:
             record = self._record(step)
             saved = {path: leaf for path, leaf in record["leaves"].items() if path.startswith(prefix)}
-            self._check_model(step, {path: leaf["type"] for path, leaf in saved.items()}, types)
-            state = self._read_arrays(step, abstract, partial=bool(prefix))
+            types = {path: leaf["type"] for path, leaf in saved.items()}
+            wanted = abstract(types)
+            for path, leaf in named_leaves(wanted).items():
+                if leaf.sharding is None:
+                    raise ValueError(
+                        f"abstract leaf {path} has no sharding: give jax.ShapeDtypeStruct(..., sharding=...)"
+                    )
+            self._check_model(step, types, _types(wanted))
+            state = self._read_arrays(step, wanted, partial=bool(prefix))
         except _Damaged as error:
             damage = error
         # Checksums are a joint computation, so a process that cannot read must take the others back with it.

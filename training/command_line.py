@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,20 @@ def parse(arguments: Sequence[str], source: Source | None = None) -> ConfigDict:
 
     Raises:
       UserError: for a file that is not there, a key that the configuration does not have, with the near ones, a value of another
-        type, and arguments that are left over; and what the file itself refuses.
+        type, and arguments that are left over; what the file itself refuses; and an argument of the file that chooses
+        another model than the source's.
     """
     file, settings = _split(arguments)
     settings = list({setting[0]: setting for setting in settings}.values())
     config = _load(file)
+    where = file
     if source is not None:
-        _begin_from(source, config)
+        _begin_from(source, config, file, {key for key, _, _ in settings})
+        where = f"{file} with the model of {source.address}"
     _add_mixers(config, {key: value for key, value, _ in settings if key in AROUND})
     rest = []
     for key, value, argument in settings:
-        _check_key(config, key, file)
+        _check_key(config, key, file, where)
         if value == "None":
             _set_none(config, key)
         else:
@@ -89,8 +92,9 @@ def _add_mixers(config: ConfigDict, given: Mapping[str, str | None]) -> None:
                     config.model.mixer[name] = mixers.defaults(name)
 
 
-def _begin_from(source: Source, config: ConfigDict) -> None:
-    """Puts the model of a source, and the tokenizer of its text, into a configuration."""
+def _begin_from(source: Source, config: ConfigDict, file: str, given: Collection[str]) -> None:
+    """Puts the model of a source, and the tokenizer of its text, into the configuration of FILE[:ARGUMENT], before the given keys
+    are set."""
     section = signatures.defaults(ModelConfig, FROM_TASK)
     for key, value in source.model.items():
         if key not in section:
@@ -108,12 +112,51 @@ def _begin_from(source: Source, config: ConfigDict) -> None:
     with section.mixer.ignore_type():
         for name, options in source.model["mixer"].items():
             section.mixer[name].update({key: value for key, value in options.items() if value is not None})
+    if not source.earlier:
+        _check_argument(file, config.model, section, source.address, given)
     with config.unlocked():
         config.model = section
         config.train.init_from = source.address
         if source.tokenizer is not None and "tokenizer" in config.task:
             config.task.tokenizer = source.tokenizer
     config.lock()
+
+
+def _check_argument(file: str, chosen: ConfigDict, taken: ConfigDict, address: str, given: Collection[str]) -> None:
+    """Raises a UserError if the argument of a file chooses something of the model that is not so in the model that is taken.
+
+    Args:
+      file: FILE[:ARGUMENT].
+      chosen: its model section.
+      taken: the model section that stands in its place.
+      address: where that comes from.
+      given: keys of the command line, which come after both.
+    """
+    path, _, argument = file.partition(":")
+    of_task = ",".join(item for item in argument.split(",") if item.startswith("task="))  # brings a model along
+    if of_task == argument:
+        return
+    try:
+        standard = _load(f"{path}:{of_task}").model
+    except (LookupError, TypeError, ValueError):
+        return  # a file that cannot do without its argument: what that chooses is not known
+    chosen, standard, taken = (flatten(section.to_dict()) for section in (chosen, standard, taken))
+    other = {
+        key: value
+        for key, value in chosen.items()
+        # The hyperparameters of a mixer that only the argument names are its defaults.
+        if key.partition(".")[0] not in OF_THE_FILE
+        and f"model.{key}" not in given
+        and value not in (None, standard.get(key, value), taken.get(key))
+    }
+    if other:
+        first = sorted(other, key=lambda key: key != "pattern")[:4]
+        told = "; ".join(f"model.{k}={_literal(other[k])}, there {_literal(taken.get(k, 'absent'))}" for k in first)
+        raise UserError(
+            f"--config={file} chooses another model than that of {address}, which --init_from takes ({told}): leave this out of "
+            f"the file's argument, or give --config.train.init_from={address} in place of --init_from, which takes the weights "
+            "and leaves the model as it is configured"
+        )
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[tuple[str, str | None, list[str]]]]:
@@ -158,13 +201,13 @@ def _load(source: str) -> ConfigDict:
 WITH_THE_FILE = ("model.pattern", "task.name")
 
 
-def _check_key(config: ConfigDict, key: str, source: str) -> None:
-    """Raises a UserError for a key that the configuration does not have, or that is chosen elsewhere."""
+def _check_key(config: ConfigDict, key: str, file: str, where: str) -> None:
+    """Raises a UserError for a key that the configuration does not have, or that is chosen elsewhere; `where` names it."""
     if key in WITH_THE_FILE:
         what = "mixer" if key == "model.pattern" else "task"
         raise UserError(
             f"config.{key} is chosen with the file's argument, which brings the hyperparameters along: "
-            f"--config={source.partition(':')[0]}:{what}=..."
+            f"--config={file.partition(':')[0]}:{what}=..."
         )
     known = flatten(config.to_dict())
     sections = {name[:i] for name in known for i in range(len(name)) if name[i] == "."}
@@ -192,7 +235,7 @@ def _check_key(config: ConfigDict, key: str, source: str) -> None:
         hint = f"did you mean {' or '.join(f'config.{name}' for name in dict.fromkeys(found[:3]))}?"
     else:
         hint = f"{f'config.{parent}'.rstrip('.')} has {', '.join(below)}"
-    raise UserError(f"{source} has no key config.{key}; {hint}")
+    raise UserError(f"{where} has no key config.{key}; {hint}")
 
 
 def _leaves(keys: Iterable[str]) -> list[str]:

@@ -28,7 +28,7 @@ from models import import_hf
 from training.checkpoints import Checkpoints
 from training.checksums import checksums, named_leaves
 from training.config import FROM_TASK, HF, Config, locate
-from training.run_directory import RunDirectory, read_config, recorded_data, saved_steps
+from training.run_directory import RunDirectory, read_config, recorded_data, recorded_launches, saved_steps
 from training.state import Built, State
 
 # Tokenizers that are made from the corpus: of another corpus, the same name is another vocabulary.
@@ -47,6 +47,8 @@ class Source:
       tokenizer: of its text, as `data.tokenizers.load` takes it; None if there is none.
       task: the task section of a run's configuration; empty for other checkpoints.
       data: the fingerprint of a run's data, where it is known.
+      earlier: whether the model is that of the run which goes on, what was set on its command line included, because older code
+        has kept no record of the source's.
     """
 
     address: str
@@ -54,6 +56,7 @@ class Source:
     tokenizer: str | None = None
     task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data: str | None = None
+    earlier: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +83,8 @@ def find(address: str, workdir: str | Path | None = None) -> Source:
 
     Args:
       address: of a run, one of its checkpoints, or "hf:" and a folder.
-      workdir: of the run that starts from it. Where that has checkpoints already, nothing else is read: it goes on, whatever has
-        become since of what it has started from.
+      workdir: of the run that starts from it. Where that has checkpoints already, nothing else is read: it goes on with the model
+        that it has found when it began, whatever has become since of what it has started from.
 
     Raises:
       UserError: if there is neither a checkpoint nor a run.
@@ -92,7 +95,10 @@ def find(address: str, workdir: str | Path | None = None) -> Source:
     if workdir is not None and saved_steps(RunDirectory(remote.at(workdir)).checkpoints):
         raw = read_config(workdir)
         if raw["train"].get("init_from") == address:
-            return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"])
+            records = [launch["init_from"] for launch in recorded_launches(workdir) if "init_from" in launch]
+            if records and "model" in records[-1]:
+                return Source(address, records[-1]["model"], records[-1]["tokenizer"])
+            return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"], earlier=True)
     if address.startswith(HF):
         folder = Path(address.removeprefix(HF))
         model = dataclasses.asdict(import_hf.read_config(folder))
@@ -105,10 +111,12 @@ def find(address: str, workdir: str | Path | None = None) -> Source:
             None,
         )
         return Source(address, {key: value for key, value in model.items() if key not in FROM_TASK}, tokenizer)
-    if not remote.at(address).exists():
-        raise UserError(f"there is no run {address}; --init_from takes the directory of a run, or hf: and a folder")
-    root, _ = _run(address)
+    root, step = _run(address)
+    if not root.exists():
+        raise UserError(f"there is no run {root}; --init_from takes the directory of a run, or hf: and a folder")
     raw = read_config(root)
+    if step is not None:
+        Checkpoints(RunDirectory(root).checkpoints).check_there(step)
     return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"], recorded_data(root))
 
 
@@ -131,7 +139,7 @@ def read_weights(address: str, config: Config, built: Built) -> Weights:
     else:
         root, step = _run(source.address)
         restored = Checkpoints(RunDirectory(root).checkpoints).restore_any_params(
-            NamedSharding(built.mesh, PartitionSpec()), step
+            NamedSharding(built.mesh, PartitionSpec()), "latest" if step is None else step
         )
         there, step = named_leaves(restored.state), restored.step
     other_vocabulary = _other_vocabulary(source, config)
@@ -162,6 +170,8 @@ def read_weights(address: str, config: Config, built: Built) -> Weights:
     record = {
         "address": source.address,
         "step": step,
+        "model": source.model,
+        "tokenizer": source.tokenizer,
         "taken": sorted(taken),
         "anew": kept,
         "not_used": unused,

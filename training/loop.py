@@ -102,7 +102,10 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
     weights = None
     if options.init_from and not Checkpoints(RunDirectory(locate(workdir)).checkpoints).steps():
         weights = read_weights(options.init_from, config, built)
-    rows = {split: setup.batches(config, built, split, options.batch_size) for split in ("train", "valid")}
+    rows = {
+        split: setup.batches(config, built, split, options.batch_size, for_training=split == "train")
+        for split in ("train", "valid")
+    }
     table, flops_per_token = setup.cost_table(config)
     train_step = setup.train_step(config, built)
     with (

@@ -146,7 +146,7 @@ def open_run(
         changes = _changes(run, config)
         other = check_data(run.root, fingerprint, allow_other_data)
         _tell(run, config, changes)
-        launches = _launches(run.root)
+        launches = recorded_launches(run.root)
         launch = environment() | {"config_changes": changes, "fingerprint": fingerprint, **(notes or {})}
         if other is not None:
             launch["fingerprint_before"] = other
@@ -225,11 +225,11 @@ def recorded_data(workdir: str | Path) -> str | None:
     Raises:
       RunDirectoryError: if the record is damaged.
     """
-    recorded = [launch["fingerprint"] for launch in _launches(workdir) if "fingerprint" in launch]
+    recorded = [launch["fingerprint"] for launch in recorded_launches(workdir) if "fingerprint" in launch]
     return recorded[-1] if recorded else None
 
 
-def _launches(workdir: str | Path) -> list[dict[str, Any]]:
+def recorded_launches(workdir: str | Path) -> list[dict[str, Any]]:
     """What `environment.json` holds; nothing before the first launch. Raises a RunDirectoryError if it is damaged."""
     path = RunDirectory(remote.at(workdir)).environment
     launches = read(path) if path.exists() else []
@@ -279,6 +279,11 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
         raw = read(run.config)
     sections = [name for name in SECTIONS if name != "seed"]
     missing = [name for name in sections if not isinstance(raw, dict) or not isinstance(raw.get(name), Mapping)]
+    if missing and isinstance(raw, dict) and ("model_type" in raw or "architectures" in raw):
+        raise RunDirectoryError(
+            f"{run.root} is no run but a checkpoint in Hugging Face's format: train.py takes it as --init_from=hf:{run.root}, "
+            f"and eval.py as --hf={run.root}"
+        )
     if missing:
         raise RunDirectoryError(
             f"{run.config} is damaged: it has no section {' and no section '.join(missing)}; give back the one that the run was "

@@ -139,10 +139,27 @@ def check_implementation(config: Config) -> None:
     choice.check_used()
 
 
-def batches(config: Config, built: state.Built, split: str, batch_size: int, task: Task | None = None) -> Loader:
-    """The batches of a split on the mesh; `task` stands in for the configuration's own (another length, say)."""
+def batches(
+    config: Config,
+    built: state.Built,
+    split: str,
+    batch_size: int,
+    task: Task | None = None,
+    for_training: bool = False,
+) -> Loader:
+    """The batches of a split on the mesh.
+
+    Args:
+      config: the configuration.
+      built: its model.
+      split: "train", "valid" or "test".
+      batch_size: rows of a batch.
+      task: stands in for the configuration's own (another length, say).
+      for_training: whether they are for the step of training: with `train.carry` their rows go on where the batch before has
+        ended. Else each row of the split is there once, and stands alone.
+    """
     task = config.task if task is None else task
-    if split == "train" and config.train.carry and task is config.task:
+    if for_training and config.train.carry:
         return Lanes(task, batch_size, config.seed, sharding.batch_sharding(built.mesh))
     return Loader(task, split, batch_size, config.seed, sharding.batch_sharding(built.mesh))
 

@@ -162,6 +162,9 @@ def from_ours(model: SequenceModel, config: ModelConfig, files: Mapping[str, byt
     Raises:
       UserError: if the library has no such architecture; the message says what differs from the nearest.
     """
+    if config.vocab_size is None or config.head != "token" or config.loss is not None:
+        what = "whose inputs are real numbers" if config.vocab_size is None else "that gives no scores of tokens"
+        raise UserError(f"transformers' architectures that we know are language models, and this is a model {what}")
     mixers = frozenset(config.names)
     fits = lambda architecture: (
         mixers == architecture.mixers or (mixers < architecture.mixers and not architecture.all_mixers)
@@ -244,6 +247,11 @@ def _described(directory: pathlib.Path) -> tuple[dict[str, Any], Architecture, M
     """What config.json says: its content, the architecture, and our configuration."""
     path = directory / "config.json"
     hf = _object(path)
+    if all(isinstance(hf.get(section), dict) for section in ("task", "model", "train")):
+        raise UserError(
+            f"{directory} is no checkpoint in Hugging Face's format but a run: train.py takes it as --init_from={directory}, "
+            f"without hf:, and eval.py as --workdir={directory}"
+        )
     architecture = _architecture(hf, directory)
     return hf, architecture, architecture.config(Options(hf, path, architecture))
 

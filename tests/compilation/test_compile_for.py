@@ -96,6 +96,24 @@ def test_options_of_eval(capsys):
         eval_program.main(["--workdir=x", "--rows=3"])
 
 
+def test_options_of_train(tmp_path, monkeypatch):
+    """The model that is compiled is that of --init_from; what has no effect is refused."""
+    for option in ("--show_config", "--allow_other_data"):
+        with pytest.raises(UserError, match=f"{option} does not go with --compile_for"):
+            train_program.main(["--compile_for=v5e:2x2", option])
+    shown = Mock(return_value=0)
+    monkeypatch.setattr(commands, "show", shown)
+    monkeypatch.setattr(targets, "find", lambda text: text)
+    monkeypatch.setattr(train_program.command, "start", lambda *_, **__: None)
+    (tmp_path / "config.json").write_text(json.dumps(resolve().raw))
+    line = ["--compile_for=v5e:2x2", "--config.model.depth=1"]
+    assert train_program.main([*line, f"--init_from={tmp_path}"]) == 0
+    model = shown.call_args.args[0].model
+    assert (model.pattern, model.width, model.depth) == (("retnet",), 32, 1)
+    with pytest.raises(UserError, match="there is no run"):
+        train_program.main([*line, f"--init_from={tmp_path / 'nowhere'}"])
+
+
 def test_what_holds_memory(found):
     """Of every parameter that an axis splits, a device has a part; AdamW keeps two moments of each and counts its updates."""
     held = found.memory.held

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import io
+import json
 import math
 
 import numpy as np
@@ -124,6 +125,12 @@ def test_bits_per_byte_scores_what_a_model_is_scored_on(tmp_path, monkeypatch, d
     assert table["valid"][best - 1] == min(table["valid"])
     monkeypatch.setattr(ngram, "KneserNey", None)  # what is in the cache is not fitted again
     assert ngram.bits_per_byte(corpus, documents, tmp_path) == table
+    (kept,) = tmp_path.rglob("*.json")
+    few = {split: bits[:4] for split, bits in table.items()}
+    for wrong in (few, table | {"test": table["test"][:-1]}, table | {"valid": dict.fromkeys("abcdefg", 1.0)}, [], {}):
+        kept.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="is damaged: delete it"):
+            ngram.bits_per_byte(corpus, documents, tmp_path)
 
 
 def test_a_long_training_text_is_used_up_to_the_bound(monkeypatch):

@@ -338,6 +338,12 @@ def test_models_that_transformers_lacks():
         write(norm="layernorm", norm_eps=1e-6)
     with pytest.raises(UserError, match="no model of the mixers gla"):
         write(pattern=("gla",))
+    language = "architectures that we know are language models, and this is a model"
+    with pytest.raises(UserError, match=f"{language} whose inputs are real numbers$"):
+        write(vocab_size=None, channels=2, tie_embeddings=False)
+    for changes in ({"head": "pooled"}, {"loss": "squared"}):
+        with pytest.raises(UserError, match=f"{language} that gives no scores of tokens$"):
+            write(tie_embeddings=False, **changes)
 
 
 def test_every_size_has_a_ratio():
@@ -353,6 +359,11 @@ def test_every_size_has_a_ratio():
     [
         ("config.json", "{", r"config\.json is no JSON"),
         ("config.json", "[1]", r"config\.json is no JSON object but '\[1\]'"),
+        (
+            "config.json",
+            '{"task": {}, "model": {}, "train": {}}',
+            r"but a run: .*--init_from=/.* without hf:.*--workdir=/",
+        ),
         ("model.safetensors.index.json", "{", r"index\.json is no JSON"),
         ("model.safetensors.index.json", "{}", r"index\.json has no 'weight_map'"),
     ],

@@ -1,5 +1,7 @@
 """Truncated back-propagation: contiguous rows, the state that goes on with them, and one text scored from end to end."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from common.errors import UserError
 from configs import lm, recall
 from data.loader import Lanes
-from evaluation import loading, streaming
+from evaluation import loading, scoring, streaming
 from training import loop, setup
 from training.actions import Action, every
 from training.checkpoints import Checkpoints
@@ -71,7 +73,7 @@ def small_run(folder):
     config.mesh.data = 1
     config = resolve(config)
     built = setup.build(config, devices=jax.devices()[:1])
-    batches = setup.batches(config, built, "train", config.train.batch_size)
+    batches = setup.batches(config, built, "train", config.train.batch_size, for_training=True)
     return config, built, batches, setup.train_step(config, built)
 
 
@@ -118,6 +120,22 @@ def test_a_text_is_scored_as_by_one_forward_pass(small_run, tmp_path):
     sums = class_sums(logits, *(row[key][None] for key in SCORED))
     assert found["tokens"] == row["weights"].sum()
     assert found["loss"] == pytest.approx(float(sums["nats"] / sums["weight"]), rel=1e-5)
+
+
+def test_the_split_of_training_is_scored_row_by_row(small_run, tmp_path):
+    """As of a run without lanes: each row once and alone, whatever the number of devices."""
+    config, built, _, _ = small_run
+    params = built.init(jax.random.key(0))["params"]
+    params["stack"] = jax.tree.map(lambda leaf: 10 * leaf, params["stack"])  # so that the context matters
+    alone = dataclasses.replace(config, train=dataclasses.replace(config.train, carry=False))
+    found, expected = (
+        scoring.score_task(loading.LoadedRun(one, built, params, tmp_path, 0, ""), one.task, "train")
+        for one in (config, alone)
+    )
+    assert found.rows == found.all_rows and found.result == expected.result
+    example = config.task.example("train", 0, config.seed)
+    batch = setup.batches(config, built, "train", 4)[0]
+    assert all(np.array_equal(batch[key][0], example[key]) for key in ("inputs", *SCORED))
 
 
 @pytest.mark.thorough

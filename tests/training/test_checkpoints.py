@@ -120,6 +120,27 @@ def test_parameters_alone(saved, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.parametrize("part", ["metadata", "state/**/d"])
+def test_parameters_of_any_model_of_a_damaged_checkpoint(directory, capsys, part):
+    """Whatever of the newest is damaged, the one before is used, and it is said."""
+    for path in (directory / "2").glob(part):
+        shutil.rmtree(path)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    checkpoints = Checkpoints(directory)
+    restored = checkpoints.restore_any_params(sharding)
+    assert restored.step == 1 and same(restored.state, STATES[1]["params"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("checkpoint 2 is damaged (") and printed.endswith("); using checkpoint 1\n")
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 in .* is damaged"):
+        checkpoints.restore_any_params(sharding, 2)
+    (directory / "1" / "metadata" / "metadata").unlink()
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint in .* \(2: .*; 1: no readable metadata"):
+        checkpoints.restore_any_params(sharding)
+    assert checkpoints.steps() == [1, 2]
+    with pytest.raises(CheckpointError, match=r"there are no checkpoints in .*nothing"):
+        Checkpoints(directory / "nothing").restore_any_params(sharding)
+
+
 def test_parameters_of_a_damaged_checkpoint(directory, capsys):
     (directory / "2" / "metadata" / "metadata").unlink()
     checkpoints = Checkpoints(directory)

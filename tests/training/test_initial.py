@@ -1,5 +1,6 @@
 """Runs that start from the weights of others."""
 
+import dataclasses
 import json
 
 import jax
@@ -26,10 +27,10 @@ def text(tmp_path_factory):
     return path
 
 
-def settings(text):
-    """A tiny run on the command line, whose file asks for another model than the one it starts from."""
+def settings(text, argument="mixer=min_gru,"):
+    """A tiny run on the command line, whose file has another model than the one it starts from."""
     return [
-        f"--config=configs/lm.py:mixer=min_gru,corpus=file:{text}",
+        f"--config=configs/lm.py:{argument}corpus=file:{text}",
         "--config.task.length=12",
         "--config.train.steps=2",
         "--config.train.batch_size=8",
@@ -65,6 +66,9 @@ def test_a_run_starts_from_another(run, text, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_any_params(sharding).state, params)
     (launch,) = json.loads((tmp_path / "second" / "environment.json").read_text())
     assert launch["init_from"]["step"] == 2 and not launch["init_from"]["anew"]
+    assert find(str(workdir), tmp_path / "second") == initial.Source(
+        str(workdir), read_config(workdir)["model"], "byte"
+    )
     config = tmp_path / "second" / "config.json"
     config.write_text(config.read_text().replace(str(workdir), str(tmp_path / "gone")))
     assert find(str(tmp_path / "gone"), tmp_path / "second").model == raw["model"], "it goes on without its source"
@@ -73,6 +77,86 @@ def test_a_run_starts_from_another(run, text, tmp_path, capsys):
     config.write_text(config.read_text().replace(str(tmp_path / "gone"), str(workdir)))
     with pytest.raises(RunDirectoryError, match=r"train\.init_from"):
         train.main([*line, "--config.model.width=8", "--config.model.depth=1", "--config.model.channel_mixer=none"])
+
+
+def test_a_key_that_a_run_no_longer_has(run, text, tmp_path):
+    """A run that was begun with a key in place of the source's is another one without it; so it was not in older code, which has
+    not recorded the source's, and whose runs go on."""
+    first, second = run[0], tmp_path / "second"
+    line = [*settings(text)[:7], f"--workdir={second}", f"--init_from={first}"]
+    assert train.main([*line, "--config.model.norm_eps=0.5"]) == 0
+    with pytest.raises(RunDirectoryError, match=r"another configuration \(model\.norm_eps: 0\.5 -> 1e-0.\)"):
+        train.main(line)
+    with pytest.raises(RunDirectoryError, match=r"another configuration \(model\.norm_eps: 0\.5 -> 0\.25\)"):
+        train.main([*line, "--config.model.norm_eps=0.25"])
+    assert train.main([*line, "--config.model.norm_eps=0.5"]) == 0
+    environment = second / "environment.json"
+    launches = json.loads(environment.read_text())
+    for launch in launches:
+        launch["init_from"] = {key: value for key, value in launch.get("init_from", {}).items() if key != "model"}
+    environment.write_text(json.dumps(launches))
+    assert train.main(line) == 0
+
+
+def source_of(argument, *keys, **changes):
+    """What a run of a file would be to another one: nothing is trained."""
+    raw = resolve(parse([f"--config=configs/{argument}", *keys]), with_data=False).raw
+    return dataclasses.replace(initial.Source("/first", raw["model"], None, raw["task"]), **changes)
+
+
+@pytest.mark.parametrize(
+    "argument, told",
+    [
+        ("lm.py:mixer=mamba", r'model\.pattern=\["mamba"\], there \["gla"\]; model\.depth=8, there 4'),
+        ("lm.py:corpus=stdlib,size=small", r"model\.depth=8, there 4; model\.width=512, there 128"),
+        ("lm.py:ngrams=3", r"model\.ngrams=\[2, 3\], there \[\]"),
+    ],
+)
+def test_an_argument_that_chooses_another_model(argument, told):
+    """It would have no effect, and is refused; the weights alone can be had."""
+    source = source_of("lm.py:mixer=gla")
+    with pytest.raises(
+        UserError, match=rf"{argument} chooses another .*{told}.*give --config\.train\.init_from=/first "
+    ):
+        parse([f"--config=configs/{argument}"], source)
+    # A run of older code goes on with the command that has begun it.
+    earlier = parse([f"--config=configs/{argument}"], dataclasses.replace(source, earlier=True))
+    assert earlier.model.pattern == ("gla",)
+
+
+@pytest.mark.parametrize(
+    "argument, keys, other",
+    [
+        ("lm.py:mixer=mamba,ngrams=2", (), "lm.py:mixer=mamba,ngrams=2,corpus=stdlib"),
+        ("hybrids.py:name=griffin,size=small", (), "hybrids.py:size=small,name=griffin"),
+        ("hybrids.py:name=jamba,size=paper", (), "hybrids.py:name=jamba,size=paper"),
+        ("lm.py:mixer=gla", (), "papers/lru_lra.py:task=listops"),
+        ("lm.py:mixer=gla", (), "recall.py:task=passkey"),
+        ("lm.py:mixer=mamba", ("--config.model.depth=2",), "lm.py:mixer=mamba"),
+    ],
+)
+def test_an_argument_that_says_nothing_else(argument, keys, other):
+    """What the source's model has too, what a task brings along, and what a key of the command line comes after."""
+    source = source_of(argument, *keys)
+    config = parse([f"--config=configs/{other}", *keys], source)
+    assert config.model.pattern == tuple(source.model["pattern"]) and config.model.depth == source.model["depth"]
+
+
+def test_keys_of_the_model_that_is_taken():
+    """It is said whose model has no such key."""
+    with pytest.raises(
+        UserError, match=r"lm\.py with the model of /first has no key config\.model\.mixer\.mamba\.state"
+    ):
+        parse(["--config=configs/lm.py", "--config.model.mixer.mamba.state=4"], source_of("lm.py:mixer=gla"))
+
+
+def test_a_file_that_cannot_do_without_its_argument(tmp_path):
+    """What its argument chooses of the model cannot be told, and it can be used."""
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from configs import lm\ndef get_config(arg):\n    return lm.get_config({'a': 'size=small'}[arg])\n"
+    )
+    assert parse([f"--config={file}:a"], source_of("lm.py:mixer=gla")).train.batch_size == 32
 
 
 def test_what_does_not_fit_is_said(run, text, capsys):
@@ -91,6 +175,8 @@ def test_what_does_not_fit_is_said(run, text, capsys):
         read_weights(str(workdir), resolved, build(resolved))
     with pytest.raises(UserError, match="there is no run"):
         find(str(workdir / "nowhere"))
+    with pytest.raises(UserError, match=rf"there is no checkpoint 1 in {workdir}/checkpoints; there are \[2\]"):
+        find(str(workdir / "checkpoints" / "1"))
     del params
 
 
@@ -143,10 +229,9 @@ def test_a_checkpoint_of_the_library(text, tmp_path):
     model = ModelConfig(vocab_size=270, targets=270, width=8, depth=1, pattern=("mamba",), tie_embeddings=False)
     made = import_hf.from_ours(SequenceModel(model, rngs=nnx.Rngs(0)), model, {"tokenizer.json": b"{}"})
     import_hf.save(tmp_path / "hf", made)
-    config = parse([*settings(text)[:7], "--config.task.tokenizer=byte"], find(f"hf:{tmp_path / 'hf'}"))
-    assert (
-        parse(settings(text)[:1], find(f"hf:{tmp_path / 'hf'}")).task.tokenizer == f"file:{tmp_path}/hf/tokenizer.json"
-    )
+    line, source = settings(text, argument="")[:7], find(f"hf:{tmp_path / 'hf'}")
+    config = parse([*line, "--config.task.tokenizer=byte"], source)
+    assert parse(line[:1], source).task.tokenizer == f"file:{tmp_path}/hf/tokenizer.json"
     resolved = resolve(config)
     assert resolved.model.pattern == ("mamba",) and resolved.model.width == 8 and not resolved.model.tie_embeddings
     weights = read_weights(resolved.train.init_from, resolved, build(resolved))

@@ -248,6 +248,9 @@ def test_unreadable_records(tmp_path):
         run.config.write_text(json.dumps(damaged))
         with pytest.raises(RunDirectoryError, match=r"config\.json is damaged: it has no section .*model"):
             open_run(run.root, CONFIG)
+    run.config.write_text('{"model_type": "mamba"}')
+    with pytest.raises(RunDirectoryError, match=r"is no run but .*--init_from=hf:.*run, and eval\.py as --hf=/.*run$"):
+        read_config(run.root)
     run.config.write_text(json.dumps(sections | {"model": sections["model"] | {"mixer": []}}))
     with pytest.raises(RunDirectoryError, match=r"another configuration \(model\.mixer"):
         open_run(run.root, CONFIG)
