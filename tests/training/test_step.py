@@ -66,13 +66,16 @@ class Tabled(Model):
 
     def __init__(self, rngs):
         super().__init__(rngs)
-        self.table = param(rngs, (VOCAB**2, 6), ("vocab", "embed"), active=1 / VOCAB**2)
+        self.tables = nnx.List([param(rngs, (VOCAB**2, 6), ("vocab", "embed"), active=1 / VOCAB**2)])
         self.back = param(rngs, (6, VOCAB), (None, "vocab"))
 
-    def __call__(self, ids, reduce=None, **kwargs):
-        pairs = ids.at[:, 1:].add(VOCAB * ids[:, :-1])
-        table = constrain(self.table[...], "vocab", "activation")
-        return super().__call__(ids, **kwargs)[0] + table[pairs] @ self.back[...], None
+    def rows_read(self, ids, carry=None, segment_ids=None):
+        return ids.at[:, 1:].add(VOCAB * ids[:, :-1])[..., None]
+
+    def __call__(self, ids, reduce=None, places=None, **kwargs):
+        places = self.rows_read(ids) if places is None else places
+        table = constrain(self.tables[0][...], "vocab", "activation")
+        return super().__call__(ids, **kwargs)[0] + table[places[..., 0]] @ self.back[...], None
 
 
 def make_mesh(**sizes):
@@ -225,7 +228,8 @@ def test_moments_lie_where_their_parameters_lie(name):
 
 
 def test_tables_of_adagrad_are_split_and_train_as_on_one_device():
-    """The sums of squares lie where the table does; rows that no token has looked up stay as they are."""
+    """The sums of squares lie where the table does; rows that no token has looked up stay as they are. One device goes by the
+    rows that are read, several over all of a table in shards."""
     results = []
     for sizes in ({"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
         built = build(make_mesh(**sizes), Tabled, tables="adagrad", weight_decay=0.0)
@@ -234,10 +238,10 @@ def test_tables_of_adagrad_are_split_and_train_as_on_one_device():
         for i in range(3):
             current, _ = step(current, jax.device_put(batch(i), sharding.batch_sharding(built.mesh)))
         (sums,) = [leaf for leaf in jax.tree.leaves(current["opt"]) if leaf.shape == (VOCAB**2, 6)]
-        assert sums.sharding == current["params"]["table"].sharding
+        assert sums.sharding == current["params"]["tables"]["0"].sharding
         results.append(host(current["params"]))
         idle = np.all(host(sums) == 0, -1)
-        moved = np.any(results[-1]["table"] != first["params"]["table"], -1)
+        moved = np.any(results[-1]["tables"]["0"] != first["params"]["tables"]["0"], -1)
         assert 0 < idle.sum() < len(idle) and np.array_equal(moved, ~idle)
     assert sums.sharding.spec == PartitionSpec("tensor", "fsdp")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
