@@ -5,11 +5,15 @@ log-decays from the start of a chunk, its own token included: [N, B, H, C, K], o
 a head share one decay. Leading axes may be 1 where a decay does not depend on the batch or the head.
 
 Every exponent is a difference G_i - G_j with j <= i inside one chunk, so it is <= 0 and nothing overflows, however
-strong the decay. (exp(-G) alone overflows float32 after 64 steps of 1.4 nats.)
+strong the decay. (exp(-G) alone overflows float32 after 64 steps of 1.4 nats.) G is kept in two parts, `Sums`: behind a token
+that forgets all, a single float32 would have lost the digits of what follows.
 """
 
-from typing import NamedTuple
+import dataclasses
+import math
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Shaped
@@ -37,7 +41,52 @@ def check_size(chunk_size: int) -> None:
 
 def bounded(log_decay: Float[Array, "..."]) -> Float[Array, "..."]:
     """Raises log-decays to a bound at which exp is 0 already, so that sums and differences of them stay finite."""
-    return jnp.maximum(log_decay, -750.0 if log_decay.dtype == jnp.float64 else -110.0)
+    return jnp.maximum(log_decay, -_bound(log_decay.dtype))
+
+
+def _bound(dtype: DTypeLike) -> float:
+    return 750.0 if dtype == jnp.float64 else 110.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Cumulative log-decays G = coarse + fine, of which differences have the digits of small ones.
+
+    Attributes:
+      coarse: sums of multiples of a power of two so large that no digit of them is lost. Without a gradient.
+      fine: sums of what is left, less than that power for each token.
+    """
+
+    coarse: Float[Array, "... C K"]
+    fine: Float[Array, "... C K"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.fine.shape
+
+    def __getitem__(self, index: Any) -> "Sums":
+        return Sums(self.coarse[index], self.fine[index])
+
+    def __sub__(self, other: "Sums") -> Float[Array, "... C K"]:
+        return (self.coarse - other.coarse) + (self.fine - other.fine)
+
+    def exp(self) -> Float[Array, "... C K"]:
+        """The decays from the start of the chunk."""
+        return jnp.exp(self.coarse + self.fine)
+
+    def apply(self, function: Any) -> "Sums":
+        """A function that moves elements (a reshape, a transposition) of both parts."""
+        return Sums(function(self.coarse), function(self.fine))
+
+
+def cumulative(log_decay: Float[Array, "... C K"]) -> Sums:
+    """The sums of `bounded` log-decays over the tokens of a chunk, the second axis from the end."""
+    size = log_decay.shape[-2]
+    digits = jnp.finfo(log_decay.dtype).nmant + 1
+    step = 2.0 ** (math.ceil(math.log2(size * _bound(log_decay.dtype))) - digits)
+    coarse = jax.lax.stop_gradient(step * jnp.round(log_decay / step))
+    return Sums(jnp.cumsum(coarse, -2), jnp.cumsum(log_decay - coarse, -2))
 
 
 def split(x: Shaped[Array, "B T H ..."], chunk: int) -> Shaped[Array, "N B H C ..."]:
@@ -79,11 +128,11 @@ def segment_masks(start: Bool[Array, "... C"]) -> SegmentMasks:
 
 
 def boundary_decays(
-    G: Float[Array, "... C K"], masks: SegmentMasks | None = None
+    G: Sums, masks: SegmentMasks | None = None
 ) -> tuple[Float[Array, "... C K"], Float[Array, "... C K"], Float[Array, "... K"]]:
     """Decays between a chunk's tokens and its two ends: (end of the chunk before -> i, j -> end, end -> end)."""
     last = G[..., -1:, :]
-    enter, leave, through = jnp.exp(G), jnp.exp(last - G), jnp.exp(last[..., 0, :])
+    enter, leave, through = G.exp(), jnp.exp(last - G), last[..., 0, :].exp()
     if masks is None:
         return enter, leave, through
     return (
@@ -140,19 +189,19 @@ def lower(chunk: int, strict: bool = False) -> Bool[Array, "C C"]:
     return jnp.tril(jnp.ones((chunk, chunk), bool), -1 if strict else 0)
 
 
-def pair_decays(G: Float[Array, "... C 1"], *, strict: bool = False) -> Float[Array, "... C C"]:
-    """exp(G_i - G_j) for j <= i (j < i if strict), else 0."""
+def pair_decays(G: Sums, *, strict: bool = False) -> Float[Array, "... C C"]:
+    """exp(G_i - G_j) for j <= i (j < i if strict), else 0, of one decay for each token."""
     keep = lower(G.shape[-2], strict)
     # Masked before exp as well: above the diagonal the difference is positive, and an infinity there would turn the
     # gradient into NaN.
-    difference = jnp.where(keep, G - transpose(G), 0)
+    difference = jnp.where(keep, G - G.apply(transpose), 0)
     return jnp.where(keep, jnp.exp(difference), 0)
 
 
 def decayed_scores(
     a: Float[Array, "... C K"],
     b: Float[Array, "... C K"],
-    G: Float[Array, "... C #K"],
+    G: Sums,
     *,
     strict: bool = False,
     dtype: DTypeLike | None = None,
@@ -165,15 +214,15 @@ def decayed_scores(
 
     Args:
       a, b: rows i and columns j; C is a power of two.
-      G: cumulative log-decays, non-increasing along C; [..., C, 1] for one decay per head.
+      G: `cumulative` log-decays; [..., C, 1] for one decay per head.
       strict: leave out the diagonal.
       dtype: of the factors of matmuls, as of `dot`.
     """
     if G.shape[-1] == 1:
         return dot("ik,jk->ij", a, b, dtype) * pair_decays(G, strict=strict)
     lead = () if on_cpu() else a.shape[:-2]  # as in `dot`
-    blocks = (jnp.broadcast_to(x, a.shape).reshape(*lead, -1, *a.shape[-2:]) for x in (a, b, G))
-    P = _halving(*blocks, strict, dtype)
+    block = lambda x: jnp.broadcast_to(x, a.shape).reshape(*lead, -1, *a.shape[-2:])
+    P = _halving(block(a), block(b), G.apply(block), strict, dtype)
     return P.reshape(*a.shape[:-1], a.shape[-2])
 
 
@@ -183,8 +232,8 @@ def _halving(a, b, G, strict, dtype):
     if size <= 4:
         return _pairwise(a, b, G, strict)
     half = size // 2
-    halves = (x.reshape(*lead, 2 * n, half, K) for x in (a, b, G))
-    diagonal = _halving(*halves, strict, dtype).reshape(*lead, n, 2, half, half)
+    halve = lambda x: x.reshape(*lead, 2 * n, half, K)
+    diagonal = _halving(halve(a), halve(b), G.apply(halve), strict, dtype).reshape(*lead, n, 2, half, half)
     middle = G[..., half - 1 : half, :]
     rows = a[..., half:, :] * jnp.exp(G[..., half:, :] - middle)
     columns = b[..., :half, :] * jnp.exp(middle - G[..., :half, :])

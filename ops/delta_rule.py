@@ -357,7 +357,7 @@ def _group(factors, state, x):
     decay is 1 and not exp(G - G): the derivative of the latter adds two large terms to that of g, which should cancel.
     """
     q, k, v, beta, g, a, b, start, ends = x
-    G = jnp.cumsum(g, -2)
+    G = chunks.cumulative(g)
     masks = None if start is None else chunks.segment_masks(start)
     enter, leave, through = chunks.boundary_decays(G, masks)
     leave = jnp.where(ends[..., None], 1, leave)

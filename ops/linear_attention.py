@@ -359,7 +359,7 @@ def _run(read, write, state, xs, reverse=False):
 
 def _chunked_inputs(chunk, arrays, g, start, dtype):
     """In chunks: the arrays, the cumulative log-decays and the starts of segments."""
-    G = jnp.cumsum(chunks.split(g, chunk), axis=-2)
+    G = chunks.cumulative(chunks.split(g, chunk))
     starts = None if start is None else chunks.split(start[..., None], chunk)
     return *(chunks.split(x, chunk).astype(dtype) for x in arrays), G, starts
 

@@ -109,8 +109,8 @@ def _near(q, k, v, g, w, positions, ids, chunk, factors):
     keep = (id_i == id_j) & (j < i)
     if chunk < length:
         keep &= bucket < chunk.bit_length()
-    G = jnp.cumsum(window(g), -2)
-    difference = jnp.where(keep, G[..., -chunk:, :] - jnp.swapaxes(G, -1, -2), 0)
+    G = chunks.cumulative(window(g))
+    difference = jnp.where(keep, G[..., -chunk:, :] - G.apply(chunks.transpose), 0)
     # The diagonal apart: its decay is 1, and the gradient should not have to find that out by cancellation.
     decay = jnp.where(keep, jnp.exp(difference), 0) + (i == j)
     weights = jnp.zeros_like(decay)

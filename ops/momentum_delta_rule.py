@@ -126,11 +126,11 @@ def _chunk(factors, state, x):
     M, S = state
     q, k, v, beta, h, g, start, exists = x
     masks = chunks.segment_masks(start)
-    G, H = jnp.cumsum(g, -2), jnp.cumsum(h, -2)
+    G, H = chunks.cumulative(g), chunks.cumulative(h)
     D_g, D_h = (jnp.where(masks.same, chunks.pair_decays(x), 0) for x in (G, H))
     enter = masks.enters[..., None]
-    from_S = jnp.where(enter, jnp.exp(H), 0)
-    from_M = jnp.where(enter, jnp.exp(G), 0)
+    from_S = jnp.where(enter, H.exp(), 0)
+    from_M = jnp.where(enter, G.exp(), 0)
     to_M = matmul(D_g, exists * D_h)
     S_to_M = matmul(D_g, exists * from_S)
 

@@ -177,7 +177,7 @@ def _chunked(chunk, coefficients, q, k, v, g, start, state):
     def step(S, x):
         return advance(S, write(x))[0], read(x, S)
 
-    G = jnp.cumsum(chunks.split(g, chunk), axis=-2)
+    G = chunks.cumulative(chunks.split(g, chunk))
     starts = None if start is None else chunks.split(start[..., None], chunk)
     xs = (*(chunks.split(x, chunk).astype(state.dtype) for x in (q, k, v)), G, starts)
     # One loop on a CPU; elsewhere only the state passes through a loop, and all chunks are read and written at once.

@@ -114,7 +114,7 @@ def slot_scores(
 def _chunk(factors, state, x):
     """A chunk [B, H, C, ...] from the state that enters it."""
     q, k, write, log_f, start = x
-    G = jnp.cumsum(log_f, -2)
+    G = chunks.cumulative(log_f)
     masks = None if start is None else chunks.segment_masks(start)
     enter, leave, through = chunks.boundary_decays(G, masks)
     before = chunks.lower(q.shape[-2])

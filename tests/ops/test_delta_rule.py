@@ -159,13 +159,13 @@ def test_forms_agree_in_float64(kind, decay, x64):
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_forms_in_float32(kind):
-    for log_decay, tolerance in (("mild", 1e-5), ("-20", 1e-5), ("-50", 1e-5), ("spikes", 5e-5)):
+    for log_decay in ("mild", "-20", "-50", "spikes", "forget"):
         x, cotangents = example(kind, "channel", log_decay)
         x = {name: z.astype(np.float32) for name, z in x.items()}
         with jax.enable_x64(True):
             expected = run("reference", x, cotangents, SEGMENTS)
         for form in ("sequential", "chunked"):
-            assert_close(run(form, x, cotangents, SEGMENTS, dtype=np.float32), expected, tolerance)
+            assert_close(run(form, x, cotangents, SEGMENTS, dtype=np.float32), expected, 1e-5)
 
 
 @pytest.mark.parametrize(("decay", "heads"), (("head", 1), ("channel", 2)))
@@ -174,7 +174,8 @@ def test_kernel(decay, heads, monkeypatch):
     monkeypatch.setattr(pallas_chunks, "LANES", heads)
     assert pallas_chunks.heads_at_once(H, K, V) == heads
     padding = SEGMENTS == 0
-    for log_decay, tolerance in (("mild", 1e-5), ("zero", 1e-5), ("-20", 1e-5), ("spikes", 5e-5), ("forget", 5e-5)):
+    mixed = 5e-5 if decay == "head" else 1e-5  # one float32 has the sums of weak decays behind strong ones of a head
+    for log_decay, tolerance in (("mild", 1e-5), ("zero", 1e-5), ("-20", 1e-5), ("spikes", mixed), ("forget", mixed)):
         x, cotangents = example("beta", decay, log_decay)
         x = {name: z.astype(np.float32) for name, z in x.items()}
         with jax.enable_x64(True):
