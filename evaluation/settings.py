@@ -10,6 +10,7 @@ from typing import Any
 from common import signatures
 from common.errors import UserError, check_choice, near
 from data import task as tasks
+from data import vocabularies
 from evaluation import suite
 from evaluation.loading import LoadedRun
 
@@ -142,7 +143,7 @@ def grid(run: LoadedRun, name: str, asked: Mapping[str, Sequence[Any]]) -> list[
     if own.pop("name", None) != name:
         own = {key: own[key] for key in TEXTS if key in own and key in known}
         if run.tokenizer is not None and "tokenizer" in known:
-            own["tokenizer"] = f"file:{run.workdir / 'tokenizer.json'}"
+            own["tokenizer"] = vocabularies.of_checkpoint(run.workdir)
     return combinations(name, own, asked)
 
 
