@@ -33,12 +33,12 @@ class Setting:
     named: Mapping[str, Any]
 
 
-def check(task: str, values: Sequence[str], chosen: str, own: bool) -> None:
+def check(task: str, values: Sequence[str], chosen: str, own: str | None) -> None:
     """Raises a UserError for what `asked` would refuse, as far as that can be told without the checkpoint.
 
     Args:
       task, values, chosen: as of `asked`.
-      own: whether the checkpoint has a task of its own.
+      own: the name of the checkpoint's own task; None where it has none, and empty where it is not known.
     """
     if chosen:
         check_choice("--suite", chosen, suite.names())
@@ -46,8 +46,10 @@ def check(task: str, values: Sequence[str], chosen: str, own: bool) -> None:
             raise UserError("--suite says its tasks and settings itself: leave --task and --set out")
     elif task:
         parse(values, [tasks.full(name) for name in task.split(",")])
-    elif not own:
+    elif own is None:
         raise UserError("a checkpoint in Hugging Face's format has no task of its own: give --task or --suite")
+    elif values and own:
+        parse(values, [own])
 
 
 def asked(run: LoadedRun, task: str, values: Sequence[str], chosen: str, lengths: Sequence[int]) -> list[Setting]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from configs import lm, recall
 from data import task as tasks
 from data.generated import GeneratedTask
 from data.rows import token_row
-from evaluation import grids, scoring, settings, suite
+from evaluation import grids, report, scoring, settings, suite
 from evaluation.loading import LoadedRun, load_hf
 from tests.data import small_data
 from training import setup
@@ -72,6 +73,28 @@ def test_a_grid(words, tmp_path, capsys):
         [str(n), "all", "16"] for n in (6, 9)
     ]
     assert "pip install matplotlib" in printed or len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_scores_on_a_text_that_was_changed_are_kept_beside_the_others(run, tmp_path):
+    """Each cell says which data it is of; the same data is the same file."""
+    text = tmp_path / "text.txt"
+    asked = settings.grid(run, "language_model", {"corpus": [f"file:{text}"]})
+    for words in ("the quick brown fox ", "jumps over the lazy dog ", "the quick brown fox "):
+        text.write_text(words * 60)
+        grids.score_settings(run, asked, output=tmp_path / "out")
+    found = [json.loads(path.read_text())["cells"][0] for path in (tmp_path / "out").glob("*.json")]
+    assert len(found) == 2 and len({cell["data"] for cell in found}) == 2
+    assert tasks.create(asked[0].task, **asked[0].options).fingerprint() in {cell["data"] for cell in found}
+
+
+def test_tables_have_what_compares_all_tokens():
+    """Bits per byte and perplexity per word, of a task that is judged by bits per token; no loss."""
+    spec = tasks.Spec(300, None, 300, "causal_lm", 8, unit="token")
+    result = {"bits_per_token": 4.0, "accuracy": 0.5, "loss": 2.77, "bits_per_byte": 1.25, "tokens": 64.0}
+    scored = scoring.Scored(SimpleNamespace(spec=spec, floors=None), "test", 8, 8, result, {})
+    scored.__dict__["floors"] = None
+    heading, line = report.table([({"length": 8}, scored)]).splitlines()
+    assert "bits per byte" in heading and "1.2500" in line and "loss" not in heading and "word" not in heading
 
 
 def test_a_folder_that_cannot_be_made_is_found_before_anything_is_scored(words, tmp_path, monkeypatch):
