@@ -79,6 +79,16 @@ def test_a_run_starts_from_another(run, text, tmp_path, capsys):
         train.main([*line, "--config.model.width=8", "--config.model.depth=1", "--config.model.channel_mixer=none"])
 
 
+def test_weights_come_from_one_place(run, text, tmp_path):
+    """A source on the command line that a key takes back, or moves elsewhere, would give its model and not its weights."""
+    workdir, _ = run
+    source = find(str(workdir))
+    for other in ("", f"{tmp_path}/elsewhere"):
+        with pytest.raises(UserError, match=rf"--init_from={workdir} and --config\.train\.init_from={other} say where"):
+            parse([*settings(text), f"--config.train.init_from={other}"], source)
+    assert parse([*settings(text), f"--config.train.init_from={workdir}"], source).train.init_from == str(workdir)
+
+
 def test_what_does_not_fit_is_said(run, text, capsys):
     """Parameters of another shape, or without a namesake, start anew, by name; nothing at all is an error."""
     workdir, params = run
