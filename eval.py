@@ -128,6 +128,7 @@ def check(action: str, options: dict) -> None:
     """Raises a UserError for options that are out of range or do not go together."""
     from data.task import Task
     from evaluation import settings
+    from training.run_directory import read_config
 
     if ("workdir" in options) == bool(options.get("hf")):
         raise UserError("give --workdir=DIR, a run, or --hf=DIR, a checkpoint in Hugging Face's format")
@@ -142,7 +143,12 @@ def check(action: str, options: dict) -> None:
             raise UserError("--output is where grids are written: it goes with --task, --set or --suite")
         if options["lengths"] and any(item.partition("=")[0].endswith(".length") for item in options["set"]):
             raise UserError("--lengths and --set task.length say the same: keep one")
-        settings.check(options["task"], options["set"], options["suite"], own=not options["hf"])
+        own = None
+        if not options["hf"]:
+            # The run is looked at only where its task must be known.
+            known = not options["set"] or options["task"] or options["suite"]
+            own = "" if known else read_config(options["workdir"])["task"].get("name", "")
+        settings.check(options["task"], options["set"], options["suite"], own)
 
 
 def main(arguments: list[str]) -> int | None:

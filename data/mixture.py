@@ -105,7 +105,7 @@ class Mixture(Task):
 
     def __init__(self, parts: Sequence[Task], weights: Sequence[float], tokenizer: str):
         self.parts, self.weights = list(parts), list(weights)
-        self.spec = parts[0].spec
+        self.spec, self.tokenizer = parts[0].spec, parts[0].tokenizer
         # The weights as they were given, so that the name gives the same rows again.
         name = KIND + "+".join(
             f"{part.resolved['corpus']}*{weight!r}" for part, weight in zip(parts, weights, strict=True)

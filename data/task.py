@@ -132,6 +132,7 @@ class Task(abc.ABC):
       contiguous: whether a split is one text, of which `stretch` gives any part.
       beside: hyperparameters under which an evaluation scores the task a second time, to be shown beside the first.
       new_tokens: tokens that an evaluation generates behind each row's `completion`, for the metric "contains"; 0 for none.
+      tokenizer: of a text, one of `data.tokenizers`; None where there is no text, or the task cuts it in its own way.
       resolved: set by a constructor, the hyperparameters whose value stands for another: the corpus that was found for
         "auto", a file's absolute path, a number that was computed for None. What stays None goes by other hyperparameters
         or by the machine, such as the cache.
@@ -147,6 +148,7 @@ class Task(abc.ABC):
     beside: ClassVar[dict[str, typing.Any]] = {}
     new_tokens: ClassVar[int] = 0
     hyperparameters: dict[str, typing.Any] = {}
+    tokenizer: typing.Any = None
     resolved: dict[str, typing.Any] = {}
 
     @classmethod

@@ -46,6 +46,10 @@ class Byte:
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(np.asarray(ids, np.uint8)).decode(errors="replace")
 
+    def vocabulary(self) -> list[int]:
+        """What each id stands for."""
+        return list(range(self.vocab_size))
+
 
 class Character:
     """Characters of a sorted alphabet."""
@@ -75,19 +79,36 @@ class Character:
     def decode(self, ids: Iterable[int]) -> str:
         return self._points[np.asarray(ids, np.int64)].tobytes().decode("utf-32-le")
 
+    def vocabulary(self) -> list[str]:
+        """What each id stands for."""
+        return [chr(point) for point in self._points.tolist()]
+
 
 class Subword:
-    """A tokenizer of the `tokenizers` package."""
+    """A tokenizer of the `tokenizers` package. It reads a text whole, also where its file says that texts are to be cut or
+    filled up, which is for those who make batches.
+
+    Args:
+      tokenizer: of the package.
+      file: that it was read from, or the folder; None if it is nowhere.
+    """
 
     unit = "token"
 
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer, file: pathlib.Path | None = None):
+        self._tokenizer, self.file = tokenizer, file
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        # Of the file as it is: runs of older code have recorded it so.
         self.fingerprint = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """Ids with those that the tokenizer puts around a text, such as the token of its beginning."""
+        return np.array(self._tokenizer.encode(text).ids, np.int32)
 
     def encode_all(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
         """Ids of each text, and the bytes of its first token."""
@@ -103,7 +124,16 @@ class Subword:
         return self._tokenizer.to_str()
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+        return self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=False)
+
+    def vocabulary(self) -> list[str | None]:
+        """What each id stands for, in the tokenizer's own spelling; None of one that it does not use."""
+        return [self._tokenizer.id_to_token(i) for i in range(self.vocab_size)]
+
+    def pieces(self) -> list[str]:
+        """The texts of all tokens that are whole characters, without those that were added for other ends."""
+        ids = sorted(set(range(self.vocab_size)) - self._tokenizer.get_added_tokens_decoder().keys())
+        return [text for text in map(self.decode, ([i] for i in ids)) if "\ufffd" not in text]
 
 
 class Ids:
@@ -353,7 +383,7 @@ def _character(corpus: Corpus, cache: pathlib.Path) -> Character:
 def _bpe(corpus: Corpus, size: int, cache: pathlib.Path) -> Subword:
     path = train_bpe(f"{corpus.fingerprint[:32]}-bpe{size}", [(corpus, 1.0)], size, cache)
     try:
-        return Subword(read(path))
+        return Subword(read(path), path)
     except UserError as error:
         raise damaged(path) from error
 
@@ -427,4 +457,4 @@ def _from_file(path: pathlib.Path) -> Subword:
             f"there is no tokenizer {path}: give a tokenizer.json, or a folder with vocab.json and merges.txt, or with "
             "encoder.json and vocab.bpe"
         )
-    return Subword(read(*(found or (path,))))
+    return Subword(read(*(found or (path,))), path)

@@ -1,5 +1,6 @@
 """Tokens from a model: generation through the carry, by one prefill and then single steps of one compiled function."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,7 +53,9 @@ def filter_logits(
     if top_p < 1:
         probability = jax.nn.softmax(ordered, -1)
         before = jnp.cumsum(probability, -1) - probability
-        ordered = jnp.where(before < top_p, ordered, -jnp.inf)
+        # The first is kept for every p, also one that is 0 in float32.
+        kept = (before < top_p).at[..., 0].set(True)
+        ordered = jnp.where(kept, ordered, -jnp.inf)
     return jnp.full_like(logits, -jnp.inf).at[jnp.arange(len(logits))[:, None], ids].set(ordered)
 
 
@@ -122,6 +125,7 @@ class Generator:
             logits, carry = call(params, token[:, None], carry, None)
             return draw(logits[:, -1], jax.vmap(jax.random.fold_in, (0, None))(keys, i), **settings), carry
 
+        self._initial_carry = initial_carry
         self._prefill = jax.jit(prefill, static_argnums=4)
         self.step = jax.jit(step, donate_argnums=2)
         self._compiled: dict[Any, tuple[Any, Any]] = {}
@@ -151,7 +155,8 @@ class Generator:
           "tokens_per_second" of the steps.
 
         Raises:
-          UserError: for an empty prompt or parameters out of range, and where the model's logits have a NaN.
+          UserError: for an empty prompt or parameters out of range, where there is no memory for the carry, and where the model's
+            logits have a NaN.
         """
         if prompts.shape[1] < 1:
             raise UserError("the prompt is empty: generation needs at least one token to continue")
@@ -162,11 +167,13 @@ class Generator:
         padded = None if segment_ids is None else jnp.asarray(segment_ids, jnp.int32)
         what = (*ids.shape, capacity, padded is None)
         if what not in self._compiled:
-            self._compiled[what] = self._prefill.lower(params, ids, padded, keys, capacity).compile(), None
+            with self._fitting(params, len(ids), capacity):
+                self._compiled[what] = self._prefill.lower(params, ids, padded, keys, capacity).compile(), None
         prefill, step = self._compiled[what]
 
         begin = time.perf_counter()
-        token, carry = jax.block_until_ready(prefill(params, ids, padded, keys))
+        with self._fitting(params, len(ids), capacity):
+            token, carry = jax.block_until_ready(prefill(params, ids, padded, keys))
         prefill_seconds = time.perf_counter() - begin
         if step is None and length > 1:
             step = self.step.lower(params, token, carry, keys, 1).compile()
@@ -186,6 +193,21 @@ class Generator:
             "step_seconds": seconds,
             "tokens_per_second": rate,
         }
+
+    @contextlib.contextmanager
+    def _fitting(self, params, rows, capacity):
+        """Says how large the carry is where there is no memory for it."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            carry = jax.eval_shape(lambda params: self._initial_carry(params, rows, capacity), params)
+            size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carry))
+            raise UserError(
+                f"there is no memory for {rows:,} rows of {capacity:,} tokens, whose carry takes {size / 1e9:,.1f} GB: lower "
+                "--length, or --batch_size where there are several texts"
+            ) from None
 
 
 def _numbers(token, i):

@@ -1,7 +1,6 @@
 """Any checkpoint on any task, under any setting: tables, a JSON file, and pictures of the grids."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,11 @@ from common.console import say
 from common.errors import UserError
 from common.files import check_can_make, write_atomically, write_figure
 from data import task as tasks
-from evaluation import report
+from evaluation import report, results
 from evaluation.diagnostics.record import finite
 from evaluation.loading import LoadedRun
 from evaluation.scoring import Scored, check_fits, score_task
 from evaluation.settings import Setting
-from training.run_directory import locate
 
 Cell = tuple[Setting, Scored]
 
@@ -48,7 +46,7 @@ def score_settings(
     Raises:
       UserError: if the model cannot answer a setting, or with `leave_out` none of them; if nothing can be written.
     """
-    ready, cells, folder = [], [], _folder(run, output)
+    ready, cells, folder = [], [], results.folder(run, output)
     if folder is not None:
         check_can_make(folder, "--output")
     # All are made and looked at before the first is scored, which may take long.
@@ -103,6 +101,7 @@ def record(run: LoadedRun, cells: Sequence[Cell], split: str) -> dict[str, Any]:
             {
                 "task": setting.task,
                 "settings": dict(setting.named),
+                "data": scored.task.fingerprint(),
                 **scored.task.spec.metric.describe(),
                 "rows": scored.rows,
                 "of": scored.all_rows,
@@ -115,28 +114,13 @@ def record(run: LoadedRun, cells: Sequence[Cell], split: str) -> dict[str, Any]:
     }
 
 
-def _folder(run, output):
-    if output is not None:
-        return locate(output, "--output")
-    return None if run.config.task is None else run.workdir / "evaluations"
-
-
 def _write(folder, run, cells, split):
-    # What is of another checkpoint, data or number of rows has another name.
-    asked = json.dumps(
-        [
-            str(run.workdir),
-            run.origin,
-            [
-                [setting.task, dict(setting.named), None if scored.rows == scored.all_rows else scored.rows]
-                for setting, scored in cells
-            ],
-        ]
-    )
-    names = "_".join(dict.fromkeys(Path(setting.task).stem for setting, _ in cells))[:40]
-    stem = f"step{run.step}-{split}-{names}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    found = record(run, cells, split)
+    asked = [[cell[key] for key in ("task", "settings", "data", "rows")] for cell in found["cells"]]
+    names = list(dict.fromkeys(Path(setting.task).stem for setting, _ in cells))
+    stem = results.stem(run, split, names, asked)
     try:
-        write_atomically(folder / f"{stem}.json", json.dumps(finite(record(run, cells, split)), indent=1))
+        write_atomically(folder / f"{stem}.json", json.dumps(finite(found), indent=1))
         pictures = _pictures(folder, stem, cells)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error

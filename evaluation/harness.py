@@ -11,7 +11,6 @@ moved back to full context, which is what the library does with models of transf
 scored, --prefix does: models of ours have no token for the beginning of a text.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,9 @@ from common import command
 from common.console import say
 from common.errors import UserError, check_range
 from common.files import absolute, write_atomically
+from evaluation import results
 from evaluation.answers import Answers
 from evaluation.loading import LoadedRun, load, load_hf
-from training.run_directory import locate
 
 RESAMPLES = 1000  # for standard errors that have no formula
 
@@ -103,18 +102,17 @@ def evaluate(
     kept = {key: found[key] for key in ("results", "groups", "n-shot", "versions", "n-samples") if key in found}
     print(lm_eval.utils.make_table(found))
     asked = {"tasks": list(tasks), "num_fewshot": num_fewshot, "limit": limit, "max_length": model.max_length}
-    asked |= {"prefix": model.decode(model.prefix)}
+    asked |= {"prefix": model.decode(model.prefix), "include_path": folder}
     return {"checkpoint": str(run.workdir), **run.origin, "lm_eval": version("lm_eval"), **asked, **kept}
 
 
 def write(run: LoadedRun, record: Mapping[str, Any], output: str | Path | None) -> None:
     """Writes what `evaluate` found into a folder; without one into the run's `evaluations/`, and for --hf nowhere."""
-    if output is None and run.config.task is None:
+    folder = results.folder(run, output)
+    if folder is None:
         return
-    folder = run.workdir / "evaluations" if output is None else locate(output, "--output")
-    asked = json.dumps({key: record[key] for key in ("tasks", "num_fewshot", "limit", "max_length", "prefix")})
-    names = "_".join(record["tasks"])[:40].replace("/", "-")
-    path = folder / f"step{run.step}-harness-{names}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.json"
+    asked = {key: record[key] for key in ("include_path", "num_fewshot", "limit", "max_length", "prefix")}
+    path = folder / f"{results.stem(run, 'harness', record['tasks'], asked)}.json"
     try:
         write_atomically(path, json.dumps(record, indent=1, default=str))
     except OSError as error:

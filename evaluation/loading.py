@@ -15,8 +15,7 @@ from common import hosts
 from common.console import say
 from common.errors import UserError, near
 from common.files import absolute
-from data import tokenizers
-from data.task import Task
+from data import tokenizers, vocabularies
 from models import import_hf
 from models.sequence_model import SequenceModel
 from ops import dispatch
@@ -24,7 +23,7 @@ from training import setup, sharding, state
 from training.checkpoints import Checkpoints
 from training.config import Config, TrainConfig, complete, flatten, resolve
 from training.optimizer import OptimizerConfig
-from training.run_directory import RunDirectory, check_data, described, locate, read_config
+from training.run_directory import RunDirectory, check_data, described, locate, read_config, recorded_data
 
 NAMED = ("best", "latest")
 
@@ -41,6 +40,7 @@ class LoadedRun:
       step: of the checkpoint.
       data: the fingerprint of the data that is here.
       other_data: the fingerprint of the data that the run was trained on where it is not that which is here, else None.
+      other_tokenizer: the same of its tokenizer.
 
     Of a checkpoint in Hugging Face's format `config.task` is None, there is no fingerprint, and `step` is 0.
     """
@@ -52,13 +52,18 @@ class LoadedRun:
     step: int
     data: str
     other_data: str | None = None
-    tokenizer: Any = None  # of a checkpoint in Hugging Face's format
+    tokenizer: tokenizers.Subword | None = None  # of a checkpoint in Hugging Face's format
+    other_tokenizer: str | None = None
+
+    @property
+    def reader(self) -> Any:
+        """What cuts texts as the model was trained: the task of a run, or the tokenizer of a checkpoint; None without one."""
+        return self.tokenizer if self.config.task is None else self.config.task
 
     def encode(self, text: str) -> list[int] | None:
         """The token ids that the model was trained on for a text; None where it was trained on none."""
-        if self.tokenizer is not None:
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
-        return None if self.config.task is None else encode(self.config.task, text)
+        ids = vocabularies.encode(self.reader, text)
+        return None if ids is None else ids.tolist()
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids.
@@ -69,8 +74,10 @@ class LoadedRun:
         if self.config.task is not None:
             return self.config.task.decode(ids)
         if self.tokenizer is None:
+            if (file := vocabularies.unread(self.workdir)) is not None:
+                raise UserError(vocabularies.how_to_read(file))
             raise UserError(f"{self.workdir} has no tokenizer.json, which says what text its tokens are")
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self.tokenizer.decode(ids)
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
@@ -95,10 +102,13 @@ class LoadedRun:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What is written beside everything that is made from the run: the step and the data, and the run's own data if that was
-        another."""
-        trained_on = {} if self.other_data is None else {"data_of_the_run": self.other_data}
-        return {"step": self.step, "data": self.data, **trained_on}
+        """What is written beside everything that is made from the run: the step and the data, and the run's own data and
+        tokenizer if those were others."""
+        of_the_run = {"data_of_the_run": self.other_data, "tokenizer_of_the_run": self.other_tokenizer}
+        found = {"step": self.step, "data": self.data, **of_the_run}
+        if self.other_tokenizer is not None:
+            found["tokenizer"] = self.config.task.tokenizer.fingerprint
+        return {key: value for key, value in found.items() if value is not None}
 
 
 def configuration(workdir: str | Path, with_data: bool = True, **sections: Any) -> Config:
@@ -137,12 +147,14 @@ def load(
     which = _which(checkpoint, checkpoints, run.root)
     data = config.task.fingerprint()
     hosts.agree("run and data", described(config, data) | {"checkpoint": str(which)}, {"task": config.task.name})
-    other = check_data(run.root, data, allow_other_data)
+    here, trained = getattr(config.task.tokenizer, "fingerprint", None), recorded_data(run.root, "tokenizer")
+    other = check_data(run.root, data, allow_other_data, here)
     built = setup.build(config, for_training=False, devices=jax.local_devices()[:1] if alone else None)
     restored = checkpoints.restore_params(built.abstract["params"], which)
     _check_model(config, restored.metadata.get("config"), run.config)
     say(f"{run.root}: checkpoint of step {restored.step}")
-    return LoadedRun(config, built, restored.state, run.root, restored.step, data, other)
+    other_tokenizer = trained if None not in (trained, here) and trained != here else None
+    return LoadedRun(config, built, restored.state, run.root, restored.step, data, other, None, other_tokenizer)
 
 
 def load_hf(directory: str | Path) -> LoadedRun:
@@ -167,9 +179,8 @@ def load_hf(directory: str | Path) -> LoadedRun:
     params = jax.device_put(params, built.shardings["params"])
     raw = {"task": {}, "model": dataclasses.asdict(checkpoint.config)}
     config = Config(None, checkpoint.config, OptimizerConfig(), TrainConfig(), {"data": -1}, 0, None, raw)
-    tokenizer, file = None, directory / "tokenizer.json"
-    if file.is_file():
-        tokenizer = tokenizers.read(file)
+    name = vocabularies.of_checkpoint(directory)
+    tokenizer = None if name is None else tokenizers.alone(name)
     say(f"{directory}: a {checkpoint.hf_config['model_type']} model")
     return LoadedRun(config, built, params, directory, 0, "", tokenizer=tokenizer)
 
@@ -177,14 +188,6 @@ def load_hf(directory: str | Path) -> LoadedRun:
 def ids_of(value: int | list[int] | None) -> list[int]:
     """What a key of `config.json` for one token or several holds."""
     return [] if value is None else [value] if isinstance(value, int) else list(value)
-
-
-def encode(task: Task, text: str) -> list[int] | None:
-    """The token ids of a text; None where the task has no text, or not all of these characters."""
-    try:
-        return task.encode(text).tolist()
-    except UserError:
-        return None
 
 
 def _check_model(config: Config, trained: Mapping[str, Any] | None, file: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.console import say
-from data.metrics import Metric, describe, reported
+from data.metrics import LOSS, Metric, describe, reported
 from data.task import Spec, Task
 
 
@@ -63,7 +63,9 @@ def table(cells: Sequence[tuple[Mapping[str, Any], Any]]) -> str:
     """
     keys = list(dict.fromkeys(key for varied, _ in cells for key in varied))
     metric = cells[0][1].task.spec.metric
-    others = [other for other in cells[0][1].task.spec.metrics if other.name != metric.name]
+    spec = cells[0][1].task.spec
+    scores = {other.name for other in spec.metrics} | {name for _, scored in cells for name in scored.result}
+    others = [other for name, other in reported(spec).items() if name in scores - {metric.name, LOSS.name}]
     lines = [[*keys, "rows", metric.label, "95 %", *(other.label for other in others), "best floor"]]
     for varied, scored in cells:
         floor = best_floor(scored)

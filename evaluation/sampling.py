@@ -256,7 +256,7 @@ def _encode(run, prompt, place):
         raise UserError(f"{place} is not valid UTF-8") from None
     if run.config.task is None:
         run.decode([])  # raises where there is no tokenizer
-        ids = run.tokenizer.encode(prompt).ids  # with what it puts around a text, as the library does
+        ids = run.tokenizer.encode_prompt(prompt)  # with what it puts around a text, as the library does
     else:
         ids = run.config.task.encode(prompt)
     if not len(ids):

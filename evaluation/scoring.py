@@ -12,18 +12,17 @@ import numpy as np
 
 from common import hosts
 from common.errors import UserError, check_choice
-from data import metrics
+from data import metrics, vocabularies
 from data import task as tasks
 from data.loader import prefetch
 from evaluation import completions, report
 from evaluation.intervals import interval
-from evaluation.loading import LoadedRun, encode
+from evaluation.loading import LoadedRun
 from training import setup, sharding
 from training.config import Config, head
 from training.state import Built, cast
 from training.step import class_sums, real_sums
 
-PROBE = "What is the pass key? The pass key is 71432.\n"
 TOKENS = 16_384  # of a batch, where no training says how many
 LONG, PIECE = 16_384, 4096  # positions of rows that are read in pieces where they are longer, and of a piece
 
@@ -266,11 +265,16 @@ def check_fits(run: LoadedRun, task: tasks.Task) -> None:
 
 def _check_vocabulary(run, task, cannot):
     model, spec = run.config.model, task.spec
-    theirs, ours = encode(task, PROBE), run.encode(PROBE)
-    if theirs is not None and ours is not None and theirs != ours:
-        raise UserError(f"{cannot}: it cuts texts into other tokens than those that the model was trained on")
+    same = vocabularies.same(task, run.reader)
+    if same is False:
+        file = getattr(getattr(run.reader, "tokenizer", run.reader), "file", None)
+        how = "" if file is None else f"; those are of --set task.tokenizer=file:{file}"
+        raise UserError(f"{cannot}: it cuts texts into other tokens than those that the model was trained on{how}")
+    of_text = vocabularies.encode(task, vocabularies.PROBE) is not None
+    if of_text and run.reader is None and (file := vocabularies.unread(run.workdir)) is not None:
+        raise UserError(f"{cannot}: {vocabularies.how_to_read(file)}")
     # Of texts in the same tokens, and of a model that says nothing of its tokens, a vocabulary may be larger than what is asked.
-    larger = theirs is not None and (ours is not None or run.config.task is None)
+    larger = same is True or (of_text and run.reader is None)
     for what, asked, there in (
         ("a vocabulary", spec.vocab_size, model.vocab_size),
         ("targets", spec.targets, model.targets),

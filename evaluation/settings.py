@@ -10,6 +10,7 @@ from typing import Any
 from common import signatures
 from common.errors import UserError, check_choice, near
 from data import task as tasks
+from data import vocabularies
 from evaluation import suite
 from evaluation.loading import LoadedRun
 
@@ -32,12 +33,12 @@ class Setting:
     named: Mapping[str, Any]
 
 
-def check(task: str, values: Sequence[str], chosen: str, own: bool) -> None:
+def check(task: str, values: Sequence[str], chosen: str, own: str | None) -> None:
     """Raises a UserError for what `asked` would refuse, as far as that can be told without the checkpoint.
 
     Args:
       task, values, chosen: as of `asked`.
-      own: whether the checkpoint has a task of its own.
+      own: the name of the checkpoint's own task; None where it has none, and empty where it is not known.
     """
     if chosen:
         check_choice("--suite", chosen, suite.names())
@@ -45,8 +46,10 @@ def check(task: str, values: Sequence[str], chosen: str, own: bool) -> None:
             raise UserError("--suite says its tasks and settings itself: leave --task and --set out")
     elif task:
         parse(values, [tasks.full(name) for name in task.split(",")])
-    elif not own:
+    elif own is None:
         raise UserError("a checkpoint in Hugging Face's format has no task of its own: give --task or --suite")
+    elif values and own:
+        parse(values, [own])
 
 
 def asked(run: LoadedRun, task: str, values: Sequence[str], chosen: str, lengths: Sequence[int]) -> list[Setting]:
@@ -142,7 +145,7 @@ def grid(run: LoadedRun, name: str, asked: Mapping[str, Sequence[Any]]) -> list[
     if own.pop("name", None) != name:
         own = {key: own[key] for key in TEXTS if key in own and key in known}
         if run.tokenizer is not None and "tokenizer" in known:
-            own["tokenizer"] = f"file:{run.workdir / 'tokenizer.json'}"
+            own["tokenizer"] = vocabularies.of_checkpoint(run.workdir)
     return combinations(name, own, asked)
 
 

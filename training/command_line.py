@@ -19,7 +19,7 @@ from models import config as models
 from models import mixer as mixers
 from models.config import ModelConfig
 from models.pattern import expand, mixers_of
-from training.config import FROM_TASK, LEFT_TO_TASK, SECTIONS, Config, Expect, TrainConfig, flatten
+from training.config import FROM_TASK, LEFT_TO_TASK, SECTIONS, Config, Expect, TrainConfig, flatten, locate
 from training.initial import Source
 from training.optimizer import OptimizerConfig
 
@@ -79,6 +79,12 @@ def parse(arguments: Sequence[str], source: Source | None = None) -> ConfigDict:
         raise UserError(_explained(config, settings, error)) from error
     if left:
         raise UserError(f"{' '.join(left)!r} belongs to no option; a value with spaces needs quotes")
+    if source is not None and locate(holder.value.train.init_from) != source.address:
+        given = holder.value.train.init_from
+        raise UserError(
+            f"--init_from={source.address} and --config.train.init_from={given} say where the weights come from: leave one of "
+            "them out (--config.train.init_from alone takes weights into the model that is configured)"
+        )
     return holder.value
 
 

@@ -24,6 +24,7 @@ from common import remote
 from common.console import say
 from common.errors import UserError
 from data import task as tasks
+from data import tokenizers, vocabularies
 from models import import_hf
 from training.checkpoints import Checkpoints
 from training.checksums import checksums, named_leaves
@@ -47,6 +48,7 @@ class Source:
       tokenizer: of its text, as `data.tokenizers.load` takes it; None if there is none.
       task: the task section of a run's configuration; empty for other checkpoints.
       data: the fingerprint of a run's data, where it is known.
+      trained: the same of its tokenizer.
       earlier: whether the model is that of the run which goes on, what was set on its command line included, because older code
         has kept no record of the source's.
     """
@@ -56,6 +58,7 @@ class Source:
     tokenizer: str | None = None
     task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     data: str | None = None
+    trained: str | None = None
     earlier: bool = False
 
 
@@ -102,22 +105,16 @@ def find(address: str, workdir: str | Path | None = None) -> Source:
     if address.startswith(HF):
         folder = Path(address.removeprefix(HF))
         model = dataclasses.asdict(import_hf.read_config(folder))
-        tokenizer = next(
-            (
-                f"file:{folder / name}".removesuffix("/vocab.json")
-                for name in ("tokenizer.json", "vocab.json")
-                if (folder / name).is_file()
-            ),
-            None,
-        )
-        return Source(address, {key: value for key, value in model.items() if key not in FROM_TASK}, tokenizer)
+        own = {key: value for key, value in model.items() if key not in FROM_TASK}
+        return Source(address, own, vocabularies.of_checkpoint(folder))
     root, step = _run(address)
     if not root.exists():
         raise UserError(f"there is no run {root}; --init_from takes the directory of a run, or hf: and a folder")
     raw = read_config(root)
     if step is not None:
         Checkpoints(RunDirectory(root).checkpoints).check_there(step)
-    return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"], recorded_data(root))
+    recorded = recorded_data(root), recorded_data(root, "tokenizer")
+    return Source(address, raw["model"], raw["task"].get("tokenizer"), raw["task"], *recorded)
 
 
 def read_weights(address: str, config: Config, built: Built) -> Weights:
@@ -190,17 +187,57 @@ def _run(address: str) -> tuple[Path, int | None]:
 
 def _other_vocabulary(source: Source, config: Config) -> str | None:
     """Why the source's ids mean something else than this run's, where that is known."""
-    theirs, ours = source.tokenizer, config.raw["task"].get("tokenizer")
-    if theirs is None or ours is None or not (theirs.startswith(TRAINED) or ours.startswith(TRAINED)):
+    theirs, ours, here = source.tokenizer, config.raw["task"].get("tokenizer"), config.task
+    if not source.task and theirs is None:
+        file = vocabularies.unread(Path(source.address.removeprefix(HF)))
+        of_text = vocabularies.encode(here, vocabularies.PROBE) is not None
+        return vocabularies.how_to_read(file) if file is not None and of_text else None
+    if (theirs, ours) == (None, None) and source.task["name"] == config.raw["task"]["name"]:
         return None
-    if theirs != ours:
-        return f"the tokenizer there is {theirs}, here it is {ours}"
+    if source.trained is not None and source.trained == getattr(here.tokenizer, "fingerprint", None):
+        return None
+    there = _reader(source)
+    if theirs is not None and (why := _replaced(source, there)) is not None:
+        return why
+    same = vocabularies.same(there, here)
+    if same:
+        return None
     corpora = source.task.get("corpus"), config.raw["task"].get("corpus")
-    if corpora[0] != corpora[1]:
+    if None in (theirs, ours):
+        kinds = source.task.get("name", "a text"), config.raw["task"]["name"]
+        return f"its ids are there those of {kinds[0]}, here of {kinds[1]}"
+    if theirs == ours and theirs.startswith(TRAINED) and corpora[0] != corpora[1]:
         return f"the tokenizer {theirs} is there made from {corpora[0]}, here from {corpora[1]}"
-    if source.data is not None and source.data != _data_now(source):
-        return f"the tokenizer {theirs} is there made from what {corpora[0]} was then, and that is another text now"
+    # Ids whose text nobody knows go with a tokenizer of somebody else, not with one that was made here.
+    if same is False or theirs.startswith(TRAINED) or ours.startswith(TRAINED):
+        return f"the tokenizer there is {theirs}, here it is {ours}"
     return None
+
+
+def _reader(source: Source) -> Any:
+    """The tokenizer of a source, or else its task, as `vocabularies.same` takes them; None where it is not here any more."""
+    try:
+        if source.tokenizer is not None and not source.tokenizer.startswith((*TRAINED, "ids:")):
+            return tokenizers.alone(source.tokenizer)
+        return tasks.create(**source.task)
+    except UserError:
+        return None
+
+
+def _replaced(source: Source, there: Any) -> str | None:
+    """Why a run's tokenizer is not here any more under its name, where that is known."""
+    corpus, now = source.task.get("corpus"), getattr(getattr(there, "tokenizer", there), "fingerprint", None)
+    if source.trained is not None:
+        same = now in (None, source.trained)
+    else:
+        same = not source.tokenizer.startswith(TRAINED) or source.data is None or source.data == _data_now(source)
+    if same:
+        return None
+    if source.tokenizer.startswith(TRAINED):
+        return (
+            f"the tokenizer {source.tokenizer} is there made from what {corpus} was then, and that is another text now"
+        )
+    return f"the tokenizer {source.tokenizer} is another one now than when the weights there were trained"
 
 
 def _data_now(source: Source) -> str | None:

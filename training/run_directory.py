@@ -92,7 +92,7 @@ def locate(workdir: str | Path, option: str = "--workdir") -> Path:
       UserError: for an address of a store that is not known, or whose package is not installed.
     """
     if not str(workdir).strip():
-        raise RunDirectoryError(f"{option} is empty: give the directory of the run")
+        raise RunDirectoryError(f"{option} is empty: give a directory")
     if re.match(r"\w+:/[^/]", str(workdir)):
         raise RunDirectoryError(f"{option}={workdir} is like an address, which has two strokes: gs://BUCKET/FOLDER")
     try:
@@ -144,10 +144,12 @@ def open_run(
     hosts.share(run.root)
     with locked(run.root, "run"):
         changes = _changes(run, config)
-        other = check_data(run.root, fingerprint, allow_other_data)
+        tokenizer = getattr(config.task.tokenizer, "fingerprint", None)
+        other = check_data(run.root, fingerprint, allow_other_data, tokenizer)
         _tell(run, config, changes)
         launches = recorded_launches(run.root)
         launch = environment() | {"config_changes": changes, "fingerprint": fingerprint, **(notes or {})}
+        launch |= {} if tokenizer is None else {"tokenizer": tokenizer}
         if other is not None:
             launch["fingerprint_before"] = other
         with writing(run.root):
@@ -218,14 +220,14 @@ def reading(path: Path) -> Iterator[None]:
         raise RunDirectoryError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def recorded_data(workdir: str | Path) -> str | None:
-    """The fingerprint of the data of a run's last launch; None if there is no record of it, as in runs of older code, whose
-    fingerprints (under "data") were made in another way.
+def recorded_data(workdir: str | Path, what: str = "fingerprint") -> str | None:
+    """The fingerprint of the data of a run's last launch, or of its "tokenizer"; None if there is no record of it, as in runs of
+    older code (whose fingerprints under "data" were made in another way), and of bytes.
 
     Raises:
       RunDirectoryError: if the record is damaged.
     """
-    recorded = [launch["fingerprint"] for launch in recorded_launches(workdir) if "fingerprint" in launch]
+    recorded = [launch[what] for launch in recorded_launches(workdir) if what in launch]
     return recorded[-1] if recorded else None
 
 
@@ -241,23 +243,32 @@ def recorded_launches(workdir: str | Path) -> list[dict[str, Any]]:
     return launches
 
 
-def check_data(workdir: Path, fingerprint: str, allow_other: bool) -> str | None:
+def check_data(workdir: Path, fingerprint: str, allow_other: bool, tokenizer: str | None = None) -> str | None:
     """Compares the data of a run with what is here.
 
     Args:
       workdir: of the run.
       fingerprint: of the data that is here.
       allow_other: whether other data is said instead of refused.
+      tokenizer: the fingerprint of the one that is here, which that of token ids without their text knows nothing of.
 
     Returns:
       the fingerprint of the run's own data where it is another one.
 
     Raises:
-      RunDirectoryError: if it is another one.
+      RunDirectoryError: if it is another one, or only its tokenizer is.
     """
-    own = recorded_data(workdir)
+    own, trained = recorded_data(workdir), recorded_data(workdir, "tokenizer")
     if own is None and saved_steps(RunDirectory(workdir).checkpoints):
         print(f"{workdir} has no record of its data: whether it is what is here now cannot be told", flush=True)
+    if own == fingerprint and None not in (trained, tokenizer) and trained != tokenizer:
+        what = f"the tokenizer of {workdir} (fingerprint {trained[:12]}) is not the one that is here now ({tokenizer[:12]})"
+        if not allow_other:
+            raise RunDirectoryError(
+                f"{what}: the file that task.tokenizer names was replaced, or another version of the package `tokenizers` reads "
+                "it. Give back the tokenizer of the run, use a new --workdir, or go on knowingly with --allow_other_data"
+            )
+        print(f"{what}; going on with it", flush=True)
     if own is None or own == fingerprint:
         return None
     what = f"the data of {workdir} (fingerprint {own[:12]}) is not the data that is here now ({fingerprint[:12]})"
@@ -266,7 +277,7 @@ def check_data(workdir: Path, fingerprint: str, allow_other: bool) -> str | None
             f"{what}: a text was changed or cut, a tokeniser retrained, or another Python or program makes the rows. Give back "
             "the data of the run, use a new --workdir, or go on knowingly with --allow_other_data"
         )
-    print(f"{what}; going on with it, as --allow_other_data says", flush=True)
+    print(f"{what}; going on with it", flush=True)
     return own
 
 

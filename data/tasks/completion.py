@@ -76,7 +76,7 @@ class Completion(Task):
         tokenizer: str = "byte",
     ):
         check_range("length", length, LEAST, MOST_IDS)
-        self._tokens = tokenizers.alone(tokenizer)
+        self.tokenizer = tokenizers.alone(tokenizer)
         path, content, found = lines.read(data_dir, file, "texts")
         asked = [_asked(path, number, line) for number, line in found]
         self._asked = [one for one in asked if len(one.value) > 1]
@@ -88,7 +88,7 @@ class Completion(Task):
             raise UserError(f"length={length} is less than four times the {longest} tokens of a value in {path}")
         self._content = lra.digest(content, tokenizer)
         self.name = f"completion/{path.stem}" + ("" if tokenizer == "byte" else f"/{tokenizer}")
-        self.spec = _spec(self._tokens.vocab_size, self._tokens.unit, length)
+        self.spec = _spec(self.tokenizer.vocab_size, self.tokenizer.unit, length)
         self.resolved = {"file": path.name}
 
     @classmethod
@@ -141,10 +141,10 @@ class Completion(Task):
         return self._content
 
     def encode(self, text: str) -> np.ndarray:
-        return self._tokens.encode(text)
+        return self.tokenizer.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokens.decode(ids)
+        return self.tokenizer.decode(ids)
 
 
 def _asked(path: pathlib.Path, number: int, line: bytes) -> Asked:

@@ -86,8 +86,9 @@ class LanguageModel(Task):
         self.corpus = corpora.load(corpus, cache_dir, data_dir, download, ids=True)
         self._cache = cache_folder(cache_dir)
         self.tokens = tokenizers.load(tokenizer, self.corpus, self._cache)
-        unit = self.tokens.tokenizer.unit
-        self.spec = _spec(self.tokens.tokenizer.vocab_size, unit, length, packing, positions)
+        self.tokenizer = self.tokens.tokenizer
+        unit = self.tokenizer.unit
+        self.spec = _spec(self.tokenizer.vocab_size, unit, length, packing, positions)
         self.name = f"language_model/{self.corpus.name}" + (f"/{self.tokens.name}" if tokenizer != "byte" else "")
         self.resolved = {"corpus": self.corpus.name, "tokenizer": self.tokens.name}
         self._documents = packing == "documents"
@@ -200,7 +201,7 @@ class LanguageModel(Task):
         return self.tokens.fingerprint
 
     def encode(self, text: str) -> np.ndarray:
-        return self.tokens.tokenizer.encode(text)
+        return self.tokenizer.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.tokens.tokenizer.decode(ids)
+        return self.tokenizer.decode(ids)

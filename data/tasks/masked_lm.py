@@ -63,7 +63,8 @@ class MaskedLanguageModel(Task):
     ):
         self.corpus = corpora.load(corpus, cache_dir, data_dir, download, ids=True)
         self.tokens = tokenizers.load(tokenizer, self.corpus, cache_folder(cache_dir))
-        size, unit = self.tokens.tokenizer.vocab_size, self.tokens.tokenizer.unit
+        self.tokenizer = self.tokens.tokenizer
+        size, unit = self.tokenizer.vocab_size, self.tokenizer.unit
         self.spec = _spec(size, unit, length)
         self.mask = size
         self.name = f"masked_lm/{self.corpus.name}" + (f"/{self.tokens.name}" if tokenizer != "byte" else "")
@@ -136,7 +137,7 @@ class MaskedLanguageModel(Task):
         return self.tokens.fingerprint
 
     def encode(self, text: str) -> np.ndarray:
-        return self.tokens.tokenizer.encode(text)
+        return self.tokenizer.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; a mask is shown as a low line."""
@@ -144,4 +145,4 @@ class MaskedLanguageModel(Task):
         parts = np.split(ids, np.flatnonzero(ids == self.mask))
         # Each part but the first begins with its mask.
         parts = [parts[0], *(part[1:] for part in parts[1:])]
-        return "_".join(self.tokens.tokenizer.decode(part) for part in parts)
+        return "_".join(self.tokenizer.decode(part) for part in parts)

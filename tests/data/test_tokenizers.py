@@ -1,5 +1,6 @@
 """Tokens against the text that they stand for."""
 
+import hashlib
 import itertools
 import json
 
@@ -96,6 +97,26 @@ def test_a_tokenizer_comes_from_a_file(corpus, tmp_path):
         (tmp_path / name / vocabulary).write_text(json.dumps(model["vocab"]))
         (tmp_path / name / merges).write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
         assert tokenizers.load(f"file:{tmp_path / name}", corpus, tmp_path).fingerprint == ours.fingerprint
+
+
+def test_a_file_does_not_cut_or_fill_up_texts(corpus, tmp_path):
+    """What a tokenizer.json says of batches is no part of its tokens; its fingerprint is that of the file, as ever."""
+    import tokenizers as package
+
+    tokenizers.load("bpe:290", corpus, tmp_path)
+    (path,) = (tmp_path / "tokenizers").iterdir()
+    plain = tokenizers.alone(f"file:{path}")
+    cutting = package.Tokenizer.from_file(str(path))
+    cutting.enable_truncation(4)
+    cutting.enable_padding(length=3, pad_token="!")
+    cutting.save(str(tmp_path / "cutting.json"))
+    found = tokenizers.alone(f"file:{tmp_path / 'cutting.json'}")
+    for text in ("the cat sat on the mat", "a"):
+        ids = plain.encode(text).tolist()
+        assert found.encode(text).tolist() == ids and found.encode_prompt(text).tolist() == ids
+        assert found.encode_all([text, "the"])[0][0].tolist() == ids
+    as_it_is = package.Tokenizer.from_file(str(tmp_path / "cutting.json")).to_str()
+    assert found.fingerprint == hashlib.sha256(as_it_is.encode()).hexdigest() != plain.fingerprint
 
 
 def test_documents_keep_their_borders(tmp_path):

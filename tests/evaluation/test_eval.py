@@ -64,6 +64,21 @@ def test_refused_before_anything_is_read(arguments, message):
         entry.main(["--workdir=/nowhere", *arguments])
 
 
+def test_settings_of_the_own_task_are_read_before_the_checkpoint(copied, trained):
+    workdir = copied()
+    (workdir / "checkpoints").rename(workdir / "gone")
+    for setting, message in (
+        ("task.lenth=8", "no hyperparameter 'lenth'; did you mean 'length'"),
+        ("task.length=x", "takes int"),
+    ):
+        with pytest.raises(UserError, match=message):
+            entry.main([f"--workdir={workdir}", "--set", setting])
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        entry.main([f"--workdir={workdir}", "--set", "task.length=8"])
+    with pytest.raises(UserError, match=r"--output is empty: give a directory$"):
+        entry.main([f"--workdir={trained}", "--set", "task.length=8", "--output="])
+
+
 def test_a_checkpoint_is_needed():
     for arguments in ([], ["--workdir=a", "--hf=b"]):
         with pytest.raises(UserError, match="give --workdir=DIR, a run, or --hf=DIR"):

@@ -19,6 +19,7 @@ SETTINGS = [
     {"top_p": 0.05},
     {"top_p": 0.6},
     {"top_p": 0.97},
+    {"top_p": 1e-300},  # 0 in float32
     {"temperature": 1.7, "top_k": 5, "top_p": 0.7},
     {"temperature": 0.6, "top_k": 2, "top_p": 0.9},
 ]
@@ -97,6 +98,19 @@ def test_the_end_of_all_rows():
     see = lambda tokens: seen.append(tokens.tolist()) or len(seen) == 3
     tokens, _ = model(params, np.array([[0], [3]]), 9, [0, 0], see=see)
     assert tokens.tolist() == [[1, 2, 3], [4, 0, 1]] and seen == np.transpose(tokens).tolist()
+
+
+def test_more_tokens_than_there_is_memory_for():
+    """The carry has room for all of them from the beginning: 8 PB here."""
+    call = lambda params, ids, carry, segment_ids: (params[ids], carry)
+    model = Generator(call, lambda params, batch, capacity: jnp.zeros((batch, capacity, 2**20)))
+    params = jnp.zeros((5, 5))
+    with pytest.raises(
+        UserError, match=r"no memory for 1 rows of 2,000,000,001 tokens, .* 8,388,608\.0 GB: lower --length"
+    ):
+        model(params, np.array([[1]]), 2_000_000_000, [0])
+    tokens, _ = model(params, np.array([[1]]), 2, [0])
+    assert tokens.shape == (1, 2)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,11 +12,11 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from common.errors import UserError
-from configs import recall
+from configs import lm, recall
 from data import task as tasks
 from data.generated import GeneratedTask
 from data.rows import token_row
-from evaluation import grids, scoring, settings, suite
+from evaluation import grids, report, scoring, settings, suite
 from evaluation.loading import LoadedRun, load_hf
 from tests.data import small_data
 from training import setup
@@ -71,6 +73,28 @@ def test_a_grid(words, tmp_path, capsys):
         [str(n), "all", "16"] for n in (6, 9)
     ]
     assert "pip install matplotlib" in printed or len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_scores_on_a_text_that_was_changed_are_kept_beside_the_others(run, tmp_path):
+    """Each cell says which data it is of; the same data is the same file."""
+    text = tmp_path / "text.txt"
+    asked = settings.grid(run, "language_model", {"corpus": [f"file:{text}"]})
+    for words in ("the quick brown fox ", "jumps over the lazy dog ", "the quick brown fox "):
+        text.write_text(words * 60)
+        grids.score_settings(run, asked, output=tmp_path / "out")
+    found = [json.loads(path.read_text())["cells"][0] for path in (tmp_path / "out").glob("*.json")]
+    assert len(found) == 2 and len({cell["data"] for cell in found}) == 2
+    assert tasks.create(asked[0].task, **asked[0].options).fingerprint() in {cell["data"] for cell in found}
+
+
+def test_tables_have_what_compares_all_tokens():
+    """Bits per byte and perplexity per word, of a task that is judged by bits per token; no loss."""
+    spec = tasks.Spec(300, None, 300, "causal_lm", 8, unit="token")
+    result = {"bits_per_token": 4.0, "accuracy": 0.5, "loss": 2.77, "bits_per_byte": 1.25, "tokens": 64.0}
+    scored = scoring.Scored(SimpleNamespace(spec=spec, floors=None), "test", 8, 8, result, {})
+    scored.__dict__["floors"] = None
+    heading, line = report.table([({"length": 8}, scored)]).splitlines()
+    assert "bits per byte" in heading and "1.2500" in line and "loss" not in heading and "word" not in heading
 
 
 def test_a_folder_that_cannot_be_made_is_found_before_anything_is_scored(words, tmp_path, monkeypatch):
@@ -200,6 +224,30 @@ def test_tasks_that_do_not_fit(words, run):
         grids.score_settings(words, settings.asked(words, "flip_flop", [], "", []), leave_out=True)
 
 
+@pytest.mark.parametrize("tokenizer", ["bpe:290", "character"])
+def test_a_tokenizer_that_is_trained_anew_on_another_text(tmp_path, tokenizer):
+    """Its ids are other tokens, although it cuts an English text into the same bytes; that of the run, by its file, is none."""
+    texts = {"greek": "η γάτα κάθισε στο χαλί και το καπέλο ", "russian": "кошка сидела на ковре и шляпа плоская "}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text * 100)
+    config = lm.get_config("mixer=min_gru")
+    config.task.update({"corpus": f"file:{tmp_path}/greek", "tokenizer": tokenizer, "length": 8})
+    config.model.update({"width": 8, "depth": 1, "channel_mixer": "none"})
+    config = resolve(config)
+    own = LoadedRun(config, None, None, tmp_path, 1, "")
+    other = lambda **options: tasks.create("language_model", corpus=f"file:{tmp_path}/russian", length=8, **options)
+    with pytest.raises(
+        UserError, match="cuts texts into other tokens than those that the model was trained on"
+    ) as error:
+        scoring.check_fits(own, other(tokenizer=tokenizer))
+    scoring.check_fits(
+        own, tasks.create("language_model", corpus=f"file:{tmp_path}/greek", length=9, tokenizer=tokenizer)
+    )
+    if tokenizer != "character":
+        (file,) = re.findall(r"--set task\.tokenizer=(\S+)$", str(error.value))
+        scoring.check_fits(own, other(tokenizer=file))
+
+
 def test_texts_are_those_of_the_run(run):
     """Another task of texts reads the run's corpus; its own task keeps its hyperparameters."""
     (setting,) = settings.asked(run, "passkey", ["task.depth=None"], "", [200])
@@ -222,8 +270,9 @@ def test_suites(name):
                 tasks.create(task, **{key: values[min(i, len(values) - 1)] for key, values in keys.items()}, **more)
 
 
-def test_a_checkpoint_of_hugging_face(text, tmp_path, capsys):
-    """It is scored like a run; the bits are those of its own logits."""
+@pytest.fixture
+def mamba(tmp_path):
+    """A small checkpoint in Hugging Face's format, with 300 ids and no tokenizer."""
     config = {"model_type": "mamba", "vocab_size": 300, "hidden_size": 8, "state_size": 4, "num_hidden_layers": 1}
     config |= {"time_step_rank": 2, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
     block = {"norm.weight": (8,), "mixer.in_proj.weight": (32, 8), "mixer.conv1d.weight": (16, 1, 4)}
@@ -234,7 +283,46 @@ def test_a_checkpoint_of_hugging_face(text, tmp_path, capsys):
     rng = np.random.default_rng(0)
     save_file({n: np.float32(rng.normal(size=s)) for n, s in shapes.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = load_hf(tmp_path)
+    return tmp_path
+
+
+def test_the_tokenizer_of_a_checkpoint(text, mamba):
+    """Each way to store one that can be read is taken; where one is there that cannot be, bytes are not its tokens."""
+    asked = [f"task.corpus=file:{text}", "task.length=16"]
+    trained = tasks.create("language_model", corpus=f"file:{text}", length=16, tokenizer="bpe:290").tokenizer
+    (mamba / "tokenizer.model").touch()
+    loaded = load_hf(mamba)
+    with pytest.raises(
+        UserError, match=r"tokens are those of .*tokenizer\.model, which cannot be read here: write them as"
+    ):
+        grids.score_settings(loaded, settings.asked(loaded, "language_model", asked, "", []), batches=1)
+    with pytest.raises(UserError, match=r"tokenizer\.model, which cannot be read here"):
+        loaded.decode([1])
+    model = json.loads(trained.to_json())["model"]
+    (mamba / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (mamba / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
+    rows = []
+    for file in ("merges.txt", "tokenizer.json"):
+        if file == "tokenizer.json":
+            (mamba / "tokenizer.json").write_text(trained.to_json())
+        loaded = load_hf(mamba)
+        (setting,) = settings.asked(loaded, "language_model", asked, "", [])
+        assert setting.options["tokenizer"] == f"file:{mamba}" + ("/tokenizer.json" if file == "tokenizer.json" else "")
+        task = tasks.create(setting.task, **setting.options)
+        scoring.check_fits(loaded, task)
+        assert loaded.encode("the quick fox") == trained.encode("the quick fox").tolist()
+        assert loaded.decode(loaded.encode("the quick fox")) == "the quick fox"
+        rows.append(task.example("test", 0)["inputs"].tolist())
+    assert rows[0] == rows[1] and task.spec.vocab_size == 290
+    with pytest.raises(UserError, match="cuts texts into other tokens"):
+        scoring.check_fits(
+            loaded, tasks.create("language_model", corpus=f"file:{text}", length=16, tokenizer="bpe:280")
+        )
+
+
+def test_a_checkpoint_of_hugging_face(text, mamba, tmp_path, capsys):
+    """It is scored like a run; the bits are those of its own logits."""
+    loaded = load_hf(mamba)
     asked = settings.asked(loaded, "language_model", [f"task.corpus=file:{text}", "task.length=16"], "", [])
     ((_, scored),) = grids.score_settings(loaded, asked, "valid", output=tmp_path / "out")
     rows = [scored.task.example("valid", i) for i in range(scored.rows)]

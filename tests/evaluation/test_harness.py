@@ -190,6 +190,20 @@ def test_the_command_says_what_is_missing(monkeypatch, trained):
         harness.main([f"--workdir={trained}", "--tasks=a"])
 
 
+def test_results_of_another_checkpoint_or_folder_of_tasks_have_another_file(tmp_path):
+    """Also of checkpoints without steps, written into one folder."""
+    record = {"tasks": ["a"], "num_fewshot": None, "limit": 2, "max_length": 8, "prefix": "\n", "include_path": None}
+    config, origin = SimpleNamespace(task=None), {"step": 0, "data": ""}
+    runs = [SimpleNamespace(config=config, workdir=tmp_path / name, origin=origin, step=0) for name in "xy"]
+    for run in (*runs, runs[0]):
+        for change in ({}, {"include_path": "/mine"}, {"limit": 3}):
+            harness.write(run, record | change | {"checkpoint": run.workdir.name}, tmp_path / "out")
+    found = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("step0-harness-a-*.json")]
+    assert len(found) == 6 and [one["checkpoint"] for one in found].count("x") == 3
+    harness.write(runs[0], record, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.fixture
 def library(monkeypatch, tmp_path):
     """The library, without a network."""

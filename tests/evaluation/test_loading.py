@@ -5,7 +5,11 @@ import json
 import pytest
 
 from common.errors import UserError
+from configs import lm
+from data import task
 from evaluation.loading import configuration, load
+from training import loop
+from training.config import resolve
 
 pytestmark = pytest.mark.xdist_group("evaluation")  # one worker trains the run
 
@@ -80,6 +84,31 @@ def test_a_configuration_of_another_model(copied):
     (workdir / "config.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match=r"than the checkpoint was trained with \(model\.logit_scale: 1\.0 -> 2\.0\)"):
         load(workdir)
+
+
+def test_another_tokenizer_of_token_ids(text, tmp_path):
+    """The ids are the same, and the text that they stand for is not: that is refused, or recorded beside what is made."""
+    file = tmp_path / "tokenizer.json"
+    made = task.create("language_model", corpus=f"file:{text}", length=8, tokenizer="bpe:270").tokenizer
+    file.write_text(made.to_json())
+    made.encode(text.read_text()).astype("<u2").tofile(tmp_path / "ids.bin")
+    config = lm.get_config("mixer=min_gru")
+    config.task.update({"corpus": f"bin:{tmp_path}/ids.bin", "length": 8, "tokenizer": f"file:{file}"})
+    config.model.update({"width": 8, "depth": 1, "channel_mixer": "none"})
+    config.train.update({"steps": 1, "batch_size": 8, "eval_batches": 1})
+    config.optimizer.update({"name": "adamw", "warmup_steps": 0})
+    loop.train(resolve(config), tmp_path / "run")
+    run = load(tmp_path / "run")
+    assert run.origin == {"step": 1, "data": run.data}
+    changed = json.loads(file.read_text())
+    vocabulary = changed["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"the tokenizer of .* is not the one that is here now .*--allow_other_data"):
+        load(tmp_path / "run")
+    other = load(tmp_path / "run", allow_other_data=True)
+    here, trained = other.config.task.tokenizer.fingerprint, run.config.task.tokenizer.fingerprint
+    assert other.origin == {**run.origin, "tokenizer_of_the_run": trained, "tokenizer": here} and here != trained
 
 
 def test_other_data(shorter, trained, capsys):

@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 
 from common.errors import UserError
+from data.tokenizers import Subword
 from evaluation import sampling
 from evaluation.loading import load
 
@@ -214,7 +215,7 @@ def test_a_checkpoint_of_hugging_face(loaded, tmp_path, drawn, capsys):
     made.decoder = tokenizers.decoders.Fuse()
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [5, ord("{")]}))
     theirs = dataclasses.replace(loaded.config, task=None)
-    hf = dataclasses.replace(loaded, config=theirs, workdir=tmp_path, tokenizer=made)
+    hf = dataclasses.replace(loaded, config=theirs, workdir=tmp_path, tokenizer=Subword(made))
     # What is drawn is "9 0 {'temperature..." in ASCII, with a "{" at its fifth place.
     assert sample(hf, "ab", 9) == "ab9 0 "
     assert "tokens/s" in capsys.readouterr().out and [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import train
 from common.errors import UserError
 from configs import lm
+from data import task as tasks
 from models import import_hf
 from training import initial, loop
 from training.checkpoints import Checkpoints
@@ -98,7 +102,7 @@ def test_a_key_that_a_run_no_longer_has(run, text, tmp_path):
     assert train.main(line) == 0
 
 
-def source_of(argument, *keys, **changes):
+def source_of_file(argument, *keys, **changes):
     """What a run of a file would be to another one: nothing is trained."""
     raw = resolve(parse([f"--config=configs/{argument}", *keys]), with_data=False).raw
     return dataclasses.replace(initial.Source("/first", raw["model"], None, raw["task"]), **changes)
@@ -114,7 +118,7 @@ def source_of(argument, *keys, **changes):
 )
 def test_an_argument_that_chooses_another_model(argument, told):
     """It would have no effect, and is refused; the weights alone can be had."""
-    source = source_of("lm.py:mixer=gla")
+    source = source_of_file("lm.py:mixer=gla")
     with pytest.raises(
         UserError, match=rf"{argument} chooses another .*{told}.*give --config\.train\.init_from=/first "
     ):
@@ -137,7 +141,7 @@ def test_an_argument_that_chooses_another_model(argument, told):
 )
 def test_an_argument_that_says_nothing_else(argument, keys, other):
     """What the source's model has too, what a task brings along, and what a key of the command line comes after."""
-    source = source_of(argument, *keys)
+    source = source_of_file(argument, *keys)
     config = parse([f"--config=configs/{other}", *keys], source)
     assert config.model.pattern == tuple(source.model["pattern"]) and config.model.depth == source.model["depth"]
 
@@ -147,7 +151,7 @@ def test_keys_of_the_model_that_is_taken():
     with pytest.raises(
         UserError, match=r"lm\.py with the model of /first has no key config\.model\.mixer\.mamba\.state"
     ):
-        parse(["--config=configs/lm.py", "--config.model.mixer.mamba.state=4"], source_of("lm.py:mixer=gla"))
+        parse(["--config=configs/lm.py", "--config.model.mixer.mamba.state=4"], source_of_file("lm.py:mixer=gla"))
 
 
 def test_a_file_that_cannot_do_without_its_argument(tmp_path):
@@ -156,7 +160,17 @@ def test_a_file_that_cannot_do_without_its_argument(tmp_path):
     file.write_text(
         "from configs import lm\ndef get_config(arg):\n    return lm.get_config({'a': 'size=small'}[arg])\n"
     )
-    assert parse([f"--config={file}:a"], source_of("lm.py:mixer=gla")).train.batch_size == 32
+    assert parse([f"--config={file}:a"], source_of_file("lm.py:mixer=gla")).train.batch_size == 32
+
+
+def test_weights_come_from_one_place(run, text, tmp_path):
+    """A source on the command line that a key takes back, or moves elsewhere, would give its model and not its weights."""
+    workdir, _ = run
+    source = find(str(workdir))
+    for other in ("", f"{tmp_path}/elsewhere"):
+        with pytest.raises(UserError, match=rf"--init_from={workdir} and --config\.train\.init_from={other} say where"):
+            parse([*settings(text), f"--config.train.init_from={other}"], source)
+    assert parse([*settings(text), f"--config.train.init_from={workdir}"], source).train.init_from == str(workdir)
 
 
 def test_what_does_not_fit_is_said(run, text, capsys):
@@ -188,21 +202,85 @@ def test_padded_and_other_vocabularies():
     assert fitting((51, 8), ("vocab", "embed")) is None and fitting((50, 8), ("vocab", "embed")).shape == (50, 8)
 
 
+@pytest.fixture
+def tokens(tmp_path):
+    """Configurations of texts in tokens, and what they are as a source of weights, with and without a record."""
+    for name, text in (("a", "the quick brown fox\n"), ("b", "jumps over the lazy dog\n")):
+        (tmp_path / name).write_text(text * 60)
+
+    def make(tokenizer, corpus="a", task="language_model"):
+        options = {"corpus": f"file:{tmp_path}/{corpus}", "length": 8, "tokenizer": tokenizer}
+        made = tasks.create(task, **options)
+        return SimpleNamespace(task=made, raw={"task": {"name": task, **made.hyperparameters}})
+
+    for corpus in "ab":
+        (tmp_path / f"{corpus}.json").write_text(make("bpe:262", corpus).task.tokenizer.to_json())
+    return make
+
+
+def source_of(config, recorded=True):
+    task = config.task
+    trained = getattr(task.tokenizer, "fingerprint", None) if recorded else None
+    return initial.Source(
+        "/run", {}, config.raw["task"].get("tokenizer"), config.raw["task"], task.fingerprint(), trained
+    )
+
+
+@pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize(
     "theirs, ours, corpus, told",
     [
-        ("bpe:300", "bpe:300", "file:/b", "is there made from file:/a, here from file:/b"),
-        ("bpe:300", "byte", "file:/a", "the tokenizer there is bpe:300, here it is byte"),
-        ("bpe:300", "bpe:300", "file:/a", None),
-        ("file:/t/tokenizer.json", "file:/u/tokenizer.json", "file:/b", None),
+        ("bpe:262", "bpe:262", "b", r"is there made from file:.*/a, here from file:.*/b"),
+        ("bpe:262", "byte", "a", "the tokenizer there is bpe:262, here it is byte"),
+        ("bpe:262", "bpe:262", "a", None),
+        ("bpe:262", "file:a.json", "b", None),
+        ("file:a.json", "bpe:262", "a", None),
+        ("file:a.json", "file:copy.json", "b", None),
+        ("file:a.json", "file:b.json", "a", r"the tokenizer there is file:.*/a.json, here it is file:.*/b.json"),
+        ("byte", "byte", "b", None),
+        ("byte", "character", "a", "the tokenizer there is byte, here it is character"),
     ],
 )
-def test_trained_tokenizers_belong_to_their_corpus(theirs, ours, corpus, told):
-    class Asked:
-        raw = {"task": {"tokenizer": ours, "corpus": corpus}}
+def test_a_vocabulary_is_taken_over_where_its_tokens_are_the_same(
+    tokens, tmp_path, theirs, ours, corpus, told, recorded
+):
+    """By what the ids stand for, whatever the tokenizers are called."""
+    shutil.copy(tmp_path / "a.json", tmp_path / "copy.json")
+    at = lambda name: name.replace("file:", f"file:{tmp_path}/")
+    found = initial._other_vocabulary(source_of(tokens(at(theirs)), recorded), tokens(at(ours), corpus))
+    assert found is None if told is None else re.search(told, found), found
 
-    found = initial._other_vocabulary(initial.Source("/run", {}, theirs, {"corpus": "file:/a"}), Asked)
-    assert found is None if told is None else told in found
+
+def test_a_file_of_a_tokenizer_that_was_replaced(tokens, tmp_path):
+    """What the weights were trained with is what was recorded, and not what has its place today."""
+    file = tmp_path / "tokenizer.json"
+    shutil.copy(tmp_path / "a.json", file)
+    source = source_of(tokens(f"file:{file}"))
+    shutil.copy(tmp_path / "b.json", file)
+    told = initial._other_vocabulary(source, tokens(f"file:{file}"))
+    assert told == f"the tokenizer file:{file} is another one now than when the weights there were trained"
+    assert initial._other_vocabulary(source, tokens(f"file:{tmp_path}/a.json")) is None
+
+
+def test_ids_that_are_no_text(tokens):
+    """They mean the same in the same task only."""
+    numbers = {"name": "mqar", "vocab_size": 256, "length": 16, "num_kv_pairs": 4}
+    mqar = SimpleNamespace(task=tasks.create(**numbers), raw={"task": numbers})
+    assert initial._other_vocabulary(source_of(mqar), mqar) is None
+    told = initial._other_vocabulary(source_of(mqar), tokens("byte"))
+    assert told == "its ids are there those of mqar, here of language_model"
+    assert "here of mqar" in initial._other_vocabulary(source_of(tokens("byte")), mqar)
+    passkey = tasks.create("passkey", filler="grass", length=300)
+    bytes_too = SimpleNamespace(task=passkey, raw={"task": {"name": "passkey"}})
+    assert initial._other_vocabulary(source_of(tokens("byte")), bytes_too) is None
+
+
+def test_a_checkpoint_whose_tokenizer_cannot_be_read(tokens, tmp_path):
+    """Its ids are not bytes; where there is none, nothing is known against them."""
+    source = initial.Source(f"hf:{tmp_path}", {})
+    assert initial._other_vocabulary(source, tokens("byte")) is None
+    (tmp_path / "tokenizer.model").touch()
+    assert "tokenizer.model, which cannot be read here" in initial._other_vocabulary(source, tokens("byte"))
 
 
 def test_a_trained_tokenizer_whose_text_has_changed(tmp_path):
@@ -227,13 +305,17 @@ def test_a_checkpoint_of_the_library(text, tmp_path):
     from models.sequence_model import SequenceModel
 
     model = ModelConfig(vocab_size=270, targets=270, width=8, depth=1, pattern=("mamba",), tie_embeddings=False)
-    made = import_hf.from_ours(SequenceModel(model, rngs=nnx.Rngs(0)), model, {"tokenizer.json": b"{}"})
+    made = import_hf.from_ours(SequenceModel(model, rngs=nnx.Rngs(0)), model)
     import_hf.save(tmp_path / "hf", made)
-    line, source = settings(text, argument="")[:7], find(f"hf:{tmp_path / 'hf'}")
-    config = parse([*line, "--config.task.tokenizer=byte"], source)
-    assert parse(line[:1], source).task.tokenizer == f"file:{tmp_path}/hf/tokenizer.json"
+    line = settings(text, argument="")
+    config = parse([*line[:7], "--config.task.tokenizer=byte"], find(f"hf:{tmp_path / 'hf'}"))
     resolved = resolve(config)
     assert resolved.model.pattern == ("mamba",) and resolved.model.width == 8 and not resolved.model.tie_embeddings
     weights = read_weights(resolved.train.init_from, resolved, build(resolved))
     assert not weights.record["anew"]
     np.testing.assert_array_equal(weights.params["embedding"], made.model.embedding[...][:256])
+    trained = tasks.create("language_model", corpus=f"file:{text}", length=12, tokenizer="bpe:264").tokenizer
+    (tmp_path / "hf" / "tokenizer.json").write_text(trained.to_json())
+    assert parse(line[:1], find(f"hf:{tmp_path / 'hf'}")).task.tokenizer == f"file:{tmp_path}/hf/tokenizer.json"
+    weights = read_weights(resolved.train.init_from, resolved, build(resolved))
+    assert weights.record["anew"].keys() == {"embedding", "head"}, "bytes are not the tokens of the folder"

@@ -4,6 +4,7 @@ import errno
 import json
 import re
 import subprocess
+import types
 
 import jax
 import pytest
@@ -154,6 +155,26 @@ def test_data_is_identity(tmp_path, monkeypatch, capsys):
     (tmp_path / "elsewhere" / "checkpoints" / "3").mkdir(parents=True)
     assert check_data(tmp_path / "elsewhere", own, False) is None
     assert "elsewhere has no record of its data" in capsys.readouterr().out
+
+
+def test_the_tokenizer_is_identity(tmp_path, monkeypatch, capsys):
+    """Of token ids the data does not know it. A run of older code, which has no record of it, goes on."""
+    own = CONFIG.task.fingerprint()
+    tokenizer = types.SimpleNamespace(fingerprint="a" * 64)
+    open_run(tmp_path, CONFIG)
+    monkeypatch.setattr(CONFIG.task, "tokenizer", tokenizer, raising=False)
+    run = open_run(tmp_path, CONFIG)
+    assert [launch.get("tokenizer") for launch in launches(run)] == [None, "a" * 64]
+    assert recorded_data(tmp_path, "tokenizer") == "a" * 64
+    before = content(tmp_path)
+    tokenizer.fingerprint = "b" * 64
+    with pytest.raises(
+        RunDirectoryError, match=r"the tokenizer .*aaaaaaaaaaaa.*bbbbbbbbbbbb.*was replaced.*--allow_other_data"
+    ):
+        open_run(tmp_path, CONFIG)
+    assert content(tmp_path) == before and check_data(tmp_path, own, False, "a" * 64) is None
+    open_run(tmp_path, CONFIG, allow_other_data=True)
+    assert "going on with it" in capsys.readouterr().out and recorded_data(tmp_path, "tokenizer") == "b" * 64
 
 
 def test_one_writer(tmp_path):
