@@ -57,7 +57,7 @@ class Completion(Task):
 
     Args:
       data_dir: a folder that holds the file.
-      file: its name; None for the only .jsonl of the folder.
+      file: its name, or its path in the folder; None for the only .jsonl of the folder. Without a folder, its path.
       length: inputs of a row.
       tokenizer: "byte" or "file:PATH"; see `data/tokenizers.py`.
 
@@ -77,7 +77,8 @@ class Completion(Task):
     ):
         check_range("length", length, LEAST, MOST_IDS)
         self._tokens = tokenizers.alone(tokenizer)
-        path, content, found = lines.read(data_dir, file, "texts")
+        path, file = lines.find(data_dir, file, ".jsonl", "the texts")
+        content, found = lines.read(path)
         asked = [_asked(path, number, line) for number, line in found]
         self._asked = [one for one in asked if len(one.value) > 1]
         if not self._asked:
@@ -89,7 +90,7 @@ class Completion(Task):
         self._content = lra.digest(content, tokenizer)
         self.name = f"completion/{path.stem}" + ("" if tokenizer == "byte" else f"/{tokenizer}")
         self.spec = _spec(self._tokens.vocab_size, self._tokens.unit, length)
-        self.resolved = {"file": path.name}
+        self.resolved = {"file": file}
 
     @classmethod
     def outline(cls, length: int, tokenizer: str, **_) -> Outline:

@@ -56,7 +56,7 @@ class Lambada(Task):
 
     Args:
       data_dir: a folder that holds the file.
-      file: its name; None for the only .jsonl of the folder.
+      file: its name, or its path in the folder; None for the only .jsonl of the folder. Without a folder, its path.
       length: inputs of a row.
       tokenizer: "byte" or "file:PATH"; see `data/tokenizers.py`.
 
@@ -71,7 +71,8 @@ class Lambada(Task):
     ):
         check_range("length", length, 1, MOST_IDS)
         self._tokens = tokenizers.alone(tokenizer)
-        path, content, found = lines.read(data_dir, file, "passages")
+        path, file = lines.find(data_dir, file, ".jsonl", "the passages")
+        content, found = lines.read(path)
         self._texts = [_passage(path, number, line) for number, line in found]
         if not self._texts:
             raise UserError(f"{path} holds no passage")
@@ -82,7 +83,7 @@ class Lambada(Task):
         self._content = lra.digest(content, tokenizer)
         self.name = f"lambada/{path.stem}" + ("" if tokenizer == "byte" else f"/{tokenizer}")
         self.spec = _spec(self._tokens.vocab_size, self._tokens.unit, length)
-        self.resolved = {"file": path.name}
+        self.resolved = {"file": file}
 
     @classmethod
     def outline(cls, length: int, tokenizer: str, **_) -> Outline:
