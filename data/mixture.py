@@ -34,18 +34,23 @@ def parse(name: str) -> list[tuple[str, float]]:
     Raises:
       UserError: for what is no mixture.
     """
-    number = r"(\d+(?:\.\d*)?|\.\d+)"
+    number = r"((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)"
     found = re.findall(rf"(.+?)\*{number}(?:\+|$)", name.removeprefix(KIND))
     spelled = "+".join(f"{corpus}*{weight}" for corpus, weight in found)
     weights = [float(weight) for _, weight in found]
-    if spelled != name.removeprefix(KIND) or len(found) < 2 or not 0 < min(weights) <= max(weights) < math.inf:
+    if spelled != name.removeprefix(KIND) or len(found) < 2 or not 0 < min(weights) <= sum(weights) < math.inf:
         raise UserError(
-            f"corpus={name!r} is no mixture: give two corpora or more with weights above 0, as in "
+            f"corpus={name!r} is no mixture: give two corpora or more with weights above 0 and a finite sum, as in "
             "'mix:file:books*0.7+jsonl:web*0.3'"
         )
     if any(corpus.startswith(KIND) for corpus, _ in found):
         raise UserError(f"corpus={name!r}: a mixture holds no mixtures; give all corpora and their weights in one")
     return [(corpus, weight) for (corpus, _), weight in zip(found, weights, strict=True)]
+
+
+def spell(found: Iterable[tuple[str, float]]) -> str:
+    """The name that `parse` reads as these corpora and weights, to the last bit."""
+    return KIND + "+".join(f"{corpus}*{weight!r}" for corpus, weight in found)
 
 
 def build(kind: type[Task], **hyperparameters) -> Task:
@@ -107,9 +112,7 @@ class Mixture(Task):
         self.parts, self.weights = list(parts), list(weights)
         self.spec = parts[0].spec
         # The weights as they were given, so that the name gives the same rows again.
-        name = KIND + "+".join(
-            f"{part.resolved['corpus']}*{weight!r}" for part, weight in zip(parts, weights, strict=True)
-        )
+        name = spell(zip((part.resolved["corpus"] for part in parts), weights, strict=True))
         self.name = f"{parts[0].name.partition('/')[0]}/{name}" + (f"/{tokenizer}" if tokenizer != "byte" else "")
         self.resolved: dict[str, Any] = {"corpus": name, "tokenizer": tokenizer}
         self._starts = {}

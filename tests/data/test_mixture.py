@@ -30,9 +30,28 @@ def test_names_hold_what_files_do():
         ("jsonl:x/*.jsonl,field=a", 3.0),
     ]
     huge = "9" * 400  # as a number it is infinite
-    for name in ("mix:", "mix:a*1", "mix:a+b", "mix:a*1+b", "mix:a*0+b*1", "mix:a*1+b*1x", f"mix:a*{huge}+b*1"):
+    for name in (
+        "mix:",
+        "mix:a*1",
+        "mix:a+b",
+        "mix:a*1+b",
+        "mix:a*0+b*1",
+        "mix:a*1+b*1x",
+        f"mix:a*{huge}+b*1",
+        "mix:a*1e308+b*1e308",
+    ):
         with pytest.raises(UserError, match="is no mixture: give two corpora or more"):
             mixture.parse(name)
+
+
+@pytest.mark.parametrize("power", range(-12, 23))
+def test_weights_are_spelled_as_they_are_read(power):
+    """Python spells numbers below 1e-4 and from 1e16 on with an exponent, whose sign may be the + that joins corpora."""
+    weight = 4.1 * 10.0**power
+    found = [("file:a", weight), ("file:b+2*x", weight / 3), ("c", 1.0)]
+    assert mixture.parse(mixture.spell(found)) == found
+    plain = mixture.parse(f"mix:file:a*{weight:.40f}+file:b*4E{power}+c*1.5e{power:+}")
+    assert plain == [("file:a", weight), ("file:b", float(f"4e{power}")), ("c", float(f"1.5e{power}"))]
 
 
 @pytest.mark.parametrize("kind", ["language_model", pytest.param("masked_lm", marks=pytest.mark.thorough)])
@@ -87,6 +106,8 @@ def test_what_is_learned_is_not_scored(texts, tmp_path):
 
 
 def test_a_mixture_is_named_so_that_it_can_be_made_again(texts, tmp_path):
+    small = texts("mix:file:a*0.00004+file:b+2*0.00005")
+    assert task.create("language_model", **small.hyperparameters).fingerprint() == small.fingerprint()
     mix = texts("mix:file:a*0.1+file:b+2*0.2", tokenizer="bpe:260")
     assert mix.hyperparameters["corpus"] == f"mix:file:{tmp_path}/a*0.1+file:{tmp_path}/b+2*0.2"
     again = task.create("language_model", **mix.hyperparameters)
