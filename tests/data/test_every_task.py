@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.files import Folder
+from common.files import KEPT, Folder
 from data import corpora, task, tokenizers
 from data.loader import Loader, batch_shapes
 from tests.data.small_data import NO_OUTLINE, create, options, pseudo_text, reads_files
@@ -45,6 +45,7 @@ def test_hyperparameters_give_the_same_task_from_another_directory(name, tmp_pat
     for split in first.splits:
         for key, value in first.example(split, 0, 5).items():
             np.testing.assert_array_equal(again.example(split, 0, 5)[key], value)
+    assert {path.name for path in (tmp_path / "cache").glob("*")} <= set(KEPT)
 
 
 @pytest.mark.parametrize("name", [name for name in task.names() if "file" in task.defaults(name)])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from common.files import KEPT
 from data import corpora, corpus, flat, records, task
 from data.flat import SPLITS
 
@@ -164,6 +165,27 @@ def test_bad_files_are_named(tmp_path):
         load("jsonl:nowhere")
     with pytest.raises(UserError, match=r"no file that ends in \.jsonl"):
         load(f"jsonl:{(tmp_path / 'empty').mkdir() or tmp_path / 'empty'}")
+
+
+@pytest.mark.parametrize("cache", ["", "kept", "linked/kept"])
+@pytest.mark.parametrize("kind", ["jsonl:web", "jsonl:web/**/*.json*", "file:web"])
+def test_what_is_kept_between_runs_is_no_text(tmp_path, monkeypatch, kind, cache):
+    """The cache may lie in the folder of the texts, or be it; a second start would read what the first one kept."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "web")
+    cache = cache if cache.startswith("linked") else f"web/{cache}"
+    if kind == "file:web":
+        (tmp_path / "web" / "a.txt").write_text("".join(TEXTS))
+    else:
+        write_jsonl(tmp_path / "web" / "a.jsonl", TEXTS)
+    options = {"corpus": kind, "length": 8, "cache_dir": str(tmp_path / cache)}
+    for tokenizer in ("bpe:300", "character"):
+        first = task.create("language_model", tokenizer=tokenizer, **options)
+        first.floors("valid")
+        assert task.create("language_model", tokenizer=tokenizer, **options).fingerprint() == first.fingerprint()
+        assert first.corpus.files["train"] == [tmp_path / "web" / ("a.txt" if kind == "file:web" else "a.jsonl")]
+    assert {path.name for path in (tmp_path / cache).iterdir()} - {"a.txt", "a.jsonl"} <= set(KEPT)
 
 
 def test_options_are_checked_and_paths_may_look_like_them(tmp_path):
