@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import itertools
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ PIECE_BYTES = 2**20
 # A vocabulary is trained on this much of the train split.
 TRAIN_BYTES = 2**28
 _VERSION = 1
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that is a byte of a character which the vocabulary lacks
 
 
 class Byte:
@@ -50,7 +52,7 @@ class Byte:
 class Character:
     """Characters of a sorted alphabet."""
 
-    unit = "character"
+    unit, version = "character", 1  # the second of what is kept of a text in its tokens
 
     def __init__(self, alphabet: str):
         self._points = np.frombuffer(alphabet.encode("utf-32-le"), "<u4")
@@ -79,10 +81,11 @@ class Character:
 class Subword:
     """A tokenizer of the `tokenizers` package."""
 
-    unit = "token"
+    unit, version = "token", 2
 
     def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
+        self._tokenizer, self._added = tokenizer, tokenizer.get_added_tokens_decoder()
+        self._of_bytes = "ByteLevel" in repr(tokenizer.decoder)
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.fingerprint = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
@@ -92,11 +95,19 @@ class Subword:
     def encode_all(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
         """Ids of each text, and the bytes of its first token."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        result = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            first = text[: encoding.offsets[0][1]] if encoding.ids else ""
-            result.append((np.array(encoding.ids, np.int32), len(first.encode())))
-        return result
+        return [
+            (np.array(encoding.ids, np.int32), self._first_bytes(text, encoding) if encoding.ids else 0)
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def _first_bytes(self, text: str, encoding) -> int:
+        first = encoding.ids[0]
+        if first not in self._added:
+            # Offsets are of whole characters, of which such a token may be a part: of a byte-level one each character is a byte.
+            token = self._tokenizer.id_to_token(first)
+            if self._of_bytes or _BYTE.fullmatch(token):
+                return len(token) if self._of_bytes else 1
+        return len(text[: encoding.offsets[0][1]].encode())
 
     def to_json(self) -> str:
         """What the `tokenizers` package reads again, from a file tokenizer.json."""
@@ -211,7 +222,7 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
         tokenizer = _from_file(pathlib.Path(absolute(rest)))
     else:
         raise _unknown(name)
-    key = ["tokens", corpus.fingerprint, tokenizer.fingerprint, _VERSION]
+    key = ["tokens", corpus.fingerprint, tokenizer.fingerprint, tokenizer.version]
     folder, facts = flat.kept(cache, key, lambda made: _convert(name, tokenizer, corpus, made))
     first = {split: flat.numbers(folder / f"{split}.first.npy") for split in SPLITS}
     splits = flat.mapped(folder, facts["dtype"])

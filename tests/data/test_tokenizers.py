@@ -126,6 +126,62 @@ def test_documents_keep_their_borders(tmp_path):
         assert whole.text_sizes("test")["words"] == len(words)
 
 
+@pytest.mark.parametrize("name", ["bpe:256", "bpe:262", "added", "fallback"])
+def test_the_first_token_may_be_a_part_of_a_character(tmp_path, name):
+    """Its bytes, and those that a model is scored on, beside what the tokens say themselves."""
+    import tokenizers as package
+
+    texts = [f"日本{i}です é" if i % 3 else f"x本{i}" for i in range(120)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    if name == "added":
+        made = tokenizers._byte_level(package.models.BPE.from_file(*byte_files(tmp_path)))
+        made.add_tokens([package.AddedToken("日")])
+    elif name == "fallback":
+        pieces = {f"<0x{i:02X}>": i for i in range(256)} | {"x": 256, "本": 257}
+        made = package.Tokenizer(package.models.BPE(pieces, [], byte_fallback=True))
+        made.decoder = package.decoders.Sequence([package.decoders.ByteFallback(), package.decoders.Fuse()])
+    if not name.startswith("bpe"):
+        made.save(str(tmp_path / "own.json"))
+        name = f"file:{tmp_path / 'own.json'}"
+    lm = task.create(
+        "language_model",
+        corpus=f"jsonl:{tmp_path / 'a.jsonl'},valid=0.2,test=0.2",
+        length=16,
+        cache_dir=str(tmp_path / "cache"),
+        packing="documents",
+        tokenizer=name,
+    )
+    kept = json.loads(
+        next((tmp_path / "cache" / "tokenizers").glob("*")).read_text() if name[:3] == "bpe" else made.to_str()
+    )
+    tokens = {i: token for token, i in kept["model"]["vocab"].items()} | {
+        one["id"]: one["content"] for one in kept["added_tokens"]
+    }
+
+    def size(i):
+        token = tokens[int(i)]
+        if token in ("日", "本"):
+            return 3
+        return 1 if token.startswith("<0x") else len(token)
+
+    for split in corpora.SPLITS:
+        data, ends = lm.tokens.splits[split].data, lm.tokens.splits[split].ends
+        assert lm.tokens.first_bytes[split].tolist() == [size(data[start]) for start in [0, *ends[:-1].tolist()]]
+        if split != "train":
+            rows = [lm.example(split, i) for i in range(lm.num_examples(split))]
+            assert lm.text_sizes(split)["bytes"] == sum(size(i) for r in rows for i in r["targets"][r["weights"] > 0])
+
+
+def byte_files(folder):
+    """vocab.json and merges.txt of the bytes."""
+    import tokenizers as package
+
+    letters = sorted(package.pre_tokenizers.ByteLevel.alphabet())
+    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return str(folder / "vocab.json"), str(folder / "merges.txt")
+
+
 def test_language_model_scores_are_those_of_the_text(tmp_path):
     """A model that gives every token of a split its frequency, in bits per byte and per word, and its floors."""
     (tmp_path / "text.txt").write_text("a rose is a rose is a Röse.\n" * 400)
