@@ -26,7 +26,7 @@ import numpy as np
 
 from common.errors import UserError, check_range
 from common.files import Folder
-from data import lines, lra, tokenizers
+from data import lines, lra, shallow, tokenizers
 from data.rows import ending_row
 from data.task import MOST_IDS, Outline, Spec, Task
 
@@ -122,20 +122,24 @@ class Completion(Task):
         return self._rows[index][0], self._asked[index].value
 
     def floors(self, split: str = "test") -> dict[str, float]:
-        """How often the commonest value, and the commonest one of the same last line, contain the value; and what saying again as
-        many tokens as are generated, from the end of the text or from its beginning, does."""
-        values = collections.Counter(one.value for one in self._asked)
-        by_cue = collections.defaultdict(collections.Counter)
-        for one in self._asked:
-            by_cue[one.cue][one.value] += 1
+        """How often the commonest value of the other rows, and of those with the same last line, where there are any, contain the
+        value; and what saying again as many tokens as are generated, from the end of the text or from its beginning, does."""
+        values = shallow.commonest_of_others([one.value for one in self._asked])
+        by_cue, of_cue = collections.defaultdict(list), list(values)
+        for i, one in enumerate(self._asked):
+            by_cue[one.cue].append(i)
+        for alike in by_cue.values():
+            for i, other in zip(alike, shallow.commonest_of_others([self._asked[i].value for i in alike]), strict=True):
+                of_cue[i] = values[i] if other is None else other
+        prompts = [prompt for prompt, _ in self._rows]
         share = lambda said: float(
-            np.mean([one.value.lower() in said(one, row[0]).lower() for one, row in zip(self._asked, self._rows)])
+            np.mean([one.value.lower() in (text or "").lower() for one, text in zip(self._asked, said, strict=True)])
         )
         return {
-            "commonest value": share(lambda one, row: values.most_common(1)[0][0]),
-            "commonest of the last line": share(lambda one, row: by_cue[one.cue].most_common(1)[0][0]),
-            "end of the text": share(lambda one, row: self.decode(row[-self.new_tokens :])),
-            "beginning of the text": share(lambda one, row: self.decode(row[: self.new_tokens])),
+            "commonest value": share(values),
+            "commonest of the last line": share(of_cue),
+            "end of the text": share([self.decode(prompt[-self.new_tokens :]) for prompt in prompts]),
+            "beginning of the text": share([self.decode(prompt[: self.new_tokens]) for prompt in prompts]),
         }
 
     def content(self) -> str:

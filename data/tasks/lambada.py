@@ -24,7 +24,7 @@ import numpy as np
 
 from common.errors import UserError, check_range
 from common.files import Folder
-from data import lines, lra, metrics, tokenizers
+from data import lines, lra, metrics, shallow, tokenizers
 from data.rows import ending_row
 from data.task import MOST_IDS, Outline, Spec, Task
 
@@ -110,10 +110,13 @@ class Lambada(Task):
         }
 
     def floors(self, split: str = "test") -> dict[str, float]:
-        """Row accuracy of the commonest last word, and of the word of the passage that is the commonest in it, of equal ones the
-        last; and the same of its names, which are words that begin with a capital here and with none in no passage."""
+        """Row accuracy of the commonest last word of the other passages, and of the word of the passage that is the commonest in
+        it, of equal ones the last; and the same of its names, which are words that begin with a capital here and with none in no
+        passage."""
         last = [word for _, word in self._texts]
-        _, most = collections.Counter(last).most_common(1)[0]
+        most = float(
+            np.mean([other == own for other, own in zip(shallow.commonest_of_others(last), last, strict=True)])
+        )
         words = [WORD.findall(before) for before, _ in self._texts]
         small = {word for own in words for word in own if word[0].islower()}
         right = np.zeros(2)
@@ -124,7 +127,7 @@ class Lambada(Task):
                 right[i] += bool(counts) and f" {max(counts, key=counts.get)}" == word
         passage, name = (right / len(last)).tolist()
         return {
-            "commonest last word": most / len(last),
+            "commonest last word": most,
             "commonest of the passage": passage,
             "commonest name of the passage": name,
         }
