@@ -88,6 +88,8 @@ class Subword:
         self._of_bytes = "ByteLevel" in repr(tokenizer.decoder)
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.fingerprint = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+        if getattr(tokenizer.model, "dropout", None):  # which is for training: each call would give other ids
+            tokenizer.model.dropout = None
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
@@ -282,7 +284,7 @@ def _convert(name: str, tokenizer: Character | Subword, corpus: Corpus, folder: 
                 encoded = tokenizer.encode_all([text for _, text in batch])
                 for (begins, text), (ids, first) in zip(batch, encoded, strict=True):
                     if name.startswith("file:"):  # our own lose nothing
-                        _check_lossless(name, tokenizer, text, ids)
+                        check_lossless(name, tokenizer, text, ids)
                     if begins:
                         writer.end(itemsize)
                         first_bytes.append(first)
@@ -294,7 +296,8 @@ def _convert(name: str, tokenizer: Character | Subword, corpus: Corpus, folder: 
     return {"dtype": dtype, "num_bytes": num_bytes, "fingerprint": flat.fingerprint(flat.mapped(folder, dtype))}
 
 
-def _check_lossless(name: str, tokenizer: Character | Subword, text: str, ids: np.ndarray) -> None:
+def check_lossless(name: str, tokenizer: Byte | Character | Subword, text: str, ids: np.ndarray) -> None:
+    """Raises a UserError where a tokenizer does not give a text back from its ids."""
     back = tokenizer.decode(ids)
     if back != text:
         at = next((i for i, (a, b) in enumerate(zip(text, back)) if a != b), min(len(text), len(back)))

@@ -62,7 +62,8 @@ class Completion(Task):
       tokenizer: "byte" or "file:PATH"; see `data/tokenizers.py`.
 
     Raises:
-      UserError: where there is no such file, for a line that is none, and for a value that is longer than a quarter of a row.
+      UserError: where there is no such file, for a line that is none, for a value that is longer than a quarter of a row, and for
+        a tokenizer that loses text.
     """
 
     paper_size: ClassVar[dict] = {"length": 2048}
@@ -83,7 +84,7 @@ class Completion(Task):
         self._asked = [one for one in asked if len(one.value) > 1]
         if not self._asked:
             raise UserError(f"{path} holds no text with a value")
-        self._rows = [self._ids(one, length) for one in self._asked]
+        self._rows = [self._ids(one, length, tokenizer) for one in self._asked]
         longest = max(len(value) for _, value in self._rows)
         if longest > length // 4:
             raise UserError(f"length={length} is less than four times the {longest} tokens of a value in {path}")
@@ -97,11 +98,13 @@ class Completion(Task):
         known = tokenizers.alone(tokenizer)
         return Outline("completion", _spec(known.vocab_size, known.unit, length))
 
-    def _ids(self, asked, length):
+    def _ids(self, asked, length, tokenizer):
         """The prompt, cut to what fits, and the value with a blank before it."""
         text = asked.before + asked.cue
         whole = self.encode(text)
-        value = self.encode(f"{text} {asked.value}")[len(whole) :]
+        complete = self.encode(f"{text} {asked.value}")
+        tokenizers.check_lossless(tokenizer, self._tokens, f"{text} {asked.value}", complete)
+        value = complete[len(whole) :]
         end = min(len(whole) - len(self.encode(asked.before)), length // 4)
         before, cue = whole[: len(whole) - end], whole[len(whole) - end :]
         # The last token of the value is no input.

@@ -61,7 +61,8 @@ class Lambada(Task):
       tokenizer: "byte" or "file:PATH"; see `data/tokenizers.py`.
 
     Raises:
-      UserError: where there is no such file, for a line that is no passage, and for a word that is longer than a row.
+      UserError: where there is no such file, for a line that is no passage, for a word that is longer than a row, and for a
+        tokenizer that loses text.
     """
 
     paper_size: ClassVar[dict] = {}  # there is one set
@@ -76,7 +77,7 @@ class Lambada(Task):
         self._texts = [_passage(path, number, line) for number, line in found]
         if not self._texts:
             raise UserError(f"{path} holds no passage")
-        self._rows = [self._ids(text) for text in self._texts]
+        self._rows = [self._ids(text, tokenizer) for text in self._texts]
         longest = max(len(word) for _, word in self._rows)
         if longest > length:
             raise UserError(f"length={length} is less than the {longest} tokens of a word in {path}")
@@ -90,8 +91,9 @@ class Lambada(Task):
         known = tokenizers.alone(tokenizer)
         return Outline("lambada", _spec(known.vocab_size, known.unit, length))
 
-    def _ids(self, text: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    def _ids(self, text: tuple[str, str], tokenizer: str) -> tuple[np.ndarray, np.ndarray]:
         before, whole = self.encode(text[0]), self.encode("".join(text))
+        tokenizers.check_lossless(tokenizer, self._tokens, "".join(text), whole)
         return whole[: len(before)], whole[len(before) :]
 
     def num_examples(self, split: str) -> int:

@@ -241,3 +241,27 @@ def test_a_tokenizer_that_loses_text_is_refused(corpus, tmp_path):
     lossy.save(str(tmp_path / "lossy.json"))
     with pytest.raises(ValueError, match=r"loses text: 'Größe.* comes back as 'größe"):
         tokenizers.load(f"file:{tmp_path / 'lossy.json'}", corpus, tmp_path)
+    # And so where no corpus is cut: an answer in capitals could not be said, and all unknown ones would be the same.
+    unknown = package.Tokenizer(package.models.WordLevel({"[UNK]": 0, "he": 1, "saw": 2}, unk_token="[UNK]"))
+    unknown.pre_tokenizer = package.pre_tokenizers.Whitespace()
+    unknown.save(str(tmp_path / "words.json"))
+    for name in ("lambada", "completion"):
+        (tmp_path / name).mkdir()
+        line = {"text": "he saw Ann" if name == "lambada" else "he saw", "value": "Ann"}
+        (tmp_path / name / "a.jsonl").write_text(json.dumps(line))
+        for file in ("lossy", "words"):
+            with pytest.raises(UserError, match=rf"{file}.json' loses text: 'he saw Ann' comes back as '.*"):
+                task.create(name, data_dir=str(tmp_path / name), length=64, tokenizer=f"file:{tmp_path / file}.json")
+        task.create(name, data_dir=str(tmp_path / name), length=64, tokenizer=f"file:{path}")
+
+
+def test_a_tokenizer_with_dropout_always_cuts_in_the_same_way(tmp_path, corpus):
+    tokenizers.load("bpe:290", corpus, tmp_path)
+    (path,) = (tmp_path / "tokenizers").iterdir()
+    kept = json.loads(path.read_text())
+    expected = tokenizers.load(f"file:{path}", corpus, tmp_path).tokenizer.encode(TEXT)
+    (tmp_path / "own.json").write_text(json.dumps(kept | {"model": kept["model"] | {"dropout": 0.5}}))
+    tokenizer = tokenizers.load(f"file:{tmp_path / 'own.json'}", corpus, tmp_path).tokenizer
+    assert len(expected) < len(TEXT.encode())
+    for _ in range(3):
+        np.testing.assert_array_equal(tokenizer.encode(TEXT), expected)
