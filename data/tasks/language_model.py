@@ -98,6 +98,11 @@ class LanguageModel(Task):
                     f"the {split} split of {self.corpus.name!r} has {len(stream.data)} {unit}s and length={length} needs "
                     f"{need}: give a longer text or a smaller length"
                 )
+            if not self._scored(split):
+                raise UserError(
+                    f"the {split} split of {self.corpus.name!r} has documents of one {unit} each, which nothing tells: there is "
+                    "nothing to score; give another corpus (or the right eot, of token ids), or set packing='windows'"
+                )
 
     @classmethod
     def build(cls, **hyperparameters) -> Task:
@@ -145,6 +150,11 @@ class LanguageModel(Task):
         result["weights"][:size] = scored
         return result
 
+    def _scored(self, split: str) -> int:
+        """Tokens that are scored: all but the first of the text, or of each document."""
+        stream = self.tokens.splits[split]
+        return len(stream.data) - (len(stream.ends) if self._documents else 1)
+
     def text_sizes(self, split: str) -> dict[str, int]:
         """What is scored when a whole split is: its "tokens" (the sum of the weights), the "bytes" of their text, and "words".
 
@@ -153,11 +163,10 @@ class LanguageModel(Task):
         only the "tokens".
         """
         if self.corpus.largest_id is not None:
-            stream = self.tokens.splits[split]
-            return {"tokens": len(stream.data) - (len(stream.ends) if self._documents else 1)}
+            return {"tokens": self._scored(split)}
         first = self.tokens.first_bytes[split][: None if self._documents else 1]
         result = {
-            "tokens": len(self.tokens.splits[split].data) - len(first),
+            "tokens": self._scored(split),
             "bytes": self.tokens.num_bytes[split] - int(first.sum()),
         }
         return result if self._documents else {**result, "words": self.corpus.words(split)}

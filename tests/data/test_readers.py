@@ -232,6 +232,18 @@ def ids_task(path, folder, length=8, **options):
     return task.create("language_model", corpus=f"bin:{path}", length=length, cache_dir=str(folder), **options)
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_documents_of_one_token_are_nothing_to_score(tmp_path, split):
+    """Each step of training would be left out, and every floor be no number."""
+    for name in SPLITS:
+        ids = np.tile([5, 7], 100) if name != split else np.full(200, 7)
+        (tmp_path / f"{name}.bin").write_bytes(ids.astype("<u2").tobytes())
+    make = lambda packing: ids_task(f"{tmp_path},eot=7", tmp_path / "cache", tokenizer="ids:8", packing=packing)
+    with pytest.raises(UserError, match=f"the {split} split of .* has documents of one token each.*packing='windows'"):
+        make("documents")
+    assert make("windows").text_sizes(split) == {"tokens": 199}
+
+
 def test_a_file_is_of_one_split(tmp_path):
     """What is learned is not what is scored, also where a folder or a link holds it."""
     load = lambda name: corpora.load(name, str(tmp_path / "cache"), ids=True)
