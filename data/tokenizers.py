@@ -33,6 +33,8 @@ from data.flat import SPLITS, Stream
 PIECE_BYTES = 2**20
 # A vocabulary is trained on this much of the train split.
 TRAIN_BYTES = 2**28
+# A trained vocabulary has no more.
+MOST_TOKENS = 2**24
 _VERSION = 1
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that is a byte of a character which the vocabulary lacks
 
@@ -86,7 +88,7 @@ class Subword:
     def __init__(self, tokenizer):
         self._tokenizer, self._added = tokenizer, tokenizer.get_added_tokens_decoder()
         self._of_bytes = "ByteLevel" in repr(tokenizer.decoder)
-        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        self.vocab_size = max(tokenizer.get_vocab().values(), default=-1) + 1
         self.fingerprint = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
         if getattr(tokenizer.model, "dropout", None):  # which is for training: each call would give other ids
             tokenizer.model.dropout = None
@@ -171,8 +173,8 @@ def outline(name: str) -> tuple[int, str]:
     kind, _, rest = name.partition(":")
     if name == "byte":
         return Byte.vocab_size, Byte.unit
-    if kind == "bpe" and rest.isdecimal() and int(rest) >= 256:
-        return int(rest), Subword.unit
+    if (size := _bpe_size(name)) is not None:
+        return size, Subword.unit
     if kind == "ids" and rest.isdecimal() and int(rest) >= 1:
         return int(rest), Ids.unit
     if kind == "file" and rest:
@@ -186,9 +188,15 @@ def outline(name: str) -> tuple[int, str]:
     raise _unknown(name)
 
 
+def _bpe_size(name: str) -> int | None:
+    """The SIZE of "bpe:SIZE"; None for another name, and for a size that no vocabulary has."""
+    found = re.fullmatch("bpe:([0-9]{3,9})", name)
+    return int(found[1]) if found and 256 <= int(found[1]) <= MOST_TOKENS else None
+
+
 def _unknown(name: str) -> UserError:
     return UserError(
-        f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (at least 256, as in 'bpe:8192'), "
+        f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (256 to {MOST_TOKENS}, as in 'bpe:8192'), "
         "'file:PATH' (a tokenizer.json, or a folder with vocab.json and merges.txt) or, for token ids, 'ids:SIZE'"
     )
 
@@ -217,8 +225,8 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
     kind, _, rest = name.partition(":")
     if name == "character":
         tokenizer = _character(corpus, cache)
-    elif kind == "bpe" and rest.isdecimal() and int(rest) >= 256:
-        tokenizer = _bpe(corpus, int(rest), cache)
+    elif (size := _bpe_size(name)) is not None:
+        tokenizer = _bpe(corpus, size, cache)
     elif kind == "file" and rest:
         name = f"file:{absolute(rest)}"
         tokenizer = _from_file(pathlib.Path(absolute(rest)))
@@ -441,4 +449,7 @@ def _from_file(path: pathlib.Path) -> Subword:
             f"there is no tokenizer {path}: give a tokenizer.json, or a folder with vocab.json and merges.txt, or with "
             "encoder.json and vocab.bpe"
         )
-    return Subword(read(*(found or (path,))))
+    tokenizer = Subword(read(*(found or (path,))))
+    if not tokenizer.vocab_size:
+        raise UserError(f"{path} is a tokenizer without tokens: give the file of one that was trained")
+    return tokenizer

@@ -207,8 +207,8 @@ def _read_npz(folder: pathlib.Path) -> tuple[dict[str, Series], str]:
             )
         if x.dtype.kind not in "fiub":
             raise UserError(f"{path}: x is an array of {x.dtype}, not of real numbers")
-        rows = list(np.float64(x).reshape(*x.shape[:2], -1))
-        return rows, np.float64(y).reshape(len(y), -1) if y.dtype.kind == "f" else y.astype(str)
+        rows = list(np.float64(x if x.ndim == 3 else x[..., None]))
+        return rows, np.float64(y if several else y[:, None]) if y.dtype.kind == "f" else y.astype(str)
 
     return _read_splits(folder, "npz", read)
 

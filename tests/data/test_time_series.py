@@ -73,6 +73,7 @@ X, Y = np.ones((20, 3)), np.ones(20)
         ({"x": X, "y": np.ones((20, 2))}, "other numbers than"),
         ({"x": X[:, :0], "y": Y}, r"x \(20, 0\) and y \(20,\) are not"),
         ({"x": X, "y": np.float64(3)}, r"y \(\) are not"),
+        ({"x": X[:0], "y": Y[:0]}, "train has no series"),
         ({"x": X * 1j, "y": Y}, "x is an array of complex128"),
         (None, "holds no arrays x and y"),
     ],

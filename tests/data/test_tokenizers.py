@@ -209,11 +209,16 @@ def test_language_model_scores_are_those_of_the_text(tmp_path):
 
 
 def test_bad_input_says_what_to_change(corpus, tmp_path):
-    for name in ("bytes", "bpe", "bpe:255", "bpe:many", "file:", ""):
+    large = ("bpe:16777217", "bpe:1000000000000", "bpe:" + "9" * 5000)
+    for name in ("bytes", "bpe", "bpe:255", "bpe:many", "file:", "", *large):
         with pytest.raises(ValueError, match="is unknown; choose 'byte', 'character', 'bpe:SIZE'"):
             tokenizers.load(name, corpus, tmp_path)
     with pytest.raises(UserError, match=r"no tokenizer .*nowhere: give a tokenizer\.json"):
         tokenizers.load(f"file:{tmp_path / 'nowhere'}", corpus, tmp_path)
+    empty = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    (tmp_path / "empty.json").write_text(json.dumps(empty))
+    with pytest.raises(UserError, match=r"empty\.json is a tokenizer without tokens"):
+        tokenizers.load(f"file:{tmp_path / 'empty.json'}", corpus, tmp_path)
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match=r"bad\.json is no tokenizer that"):
         tokenizers.load(f"file:{tmp_path / 'bad.json'}", corpus, tmp_path)
