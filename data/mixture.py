@@ -5,10 +5,11 @@ drawn anew in each epoch. They are the examples of that text alone, one after th
 have come, a small text is repeated with new cuttings, and of a large one the next epoch reads what the last one has left.
 valid and test are those of the texts one after the other, whole, whatever their weights.
 
-Weights are relative: 7 and 3 are 0.7 and 0.3. Names of corpora may hold + and *, as their files do: a name ends where a * stands
+Weights are relative: 7 and 3 are 0.7 and 0.3; those of a text that is given twice are added. Names of corpora may hold + and *, as their files do: a name ends where a * stands
 before a number that ends the mixture or is followed by +.
 """
 
+import collections
 import hashlib
 import itertools
 import math
@@ -62,7 +63,14 @@ def build(kind: type[Task], **hyperparameters) -> Task:
     corpus, tokenizer = hyperparameters["corpus"], hyperparameters["tokenizer"]
     if not corpus.startswith(KIND):
         return kind(**hyperparameters)
-    found = parse(corpus)
+    where = {key: hyperparameters[key] for key in ("cache_dir", "data_dir", "download")}
+    # One text that is named twice would have its rows shown, and scored, twice.
+    weights = collections.defaultdict(float)
+    for name, weight in parse(corpus):
+        weights[corpora.load(name, **where, ids=True).name] += weight
+    found = list(weights.items())
+    if len(found) == 1:
+        return kind(**hyperparameters | {"corpus": found[0][0]})
     if tokenizer == "character":
         raise UserError(
             "tokenizer='character' is made of one text; take 'byte', 'bpe:SIZE' or 'file:PATH' for a mixture"
@@ -70,7 +78,6 @@ def build(kind: type[Task], **hyperparameters) -> Task:
     resolved = tokenizer
     if tokenizer.startswith("bpe:"):
         size, _ = tokenizers.outline(tokenizer)
-        where = {key: hyperparameters[key] for key in ("cache_dir", "data_dir", "download")}
         total = sum(weight for _, weight in found)
         texts = [(corpora.load(name, **where), weight / total) for name, weight in found]
         digest = hashlib.sha256(repr([(text.fingerprint, part) for text, part in texts]).encode()).hexdigest()

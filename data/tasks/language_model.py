@@ -63,7 +63,8 @@ class LanguageModel(Task):
         in-context learning score.
 
     Raises:
-      UserError: for an unknown corpus, packing or tokenizer, and for a corpus too short for `length`.
+      UserError: for an unknown corpus, packing or tokenizer, and for a corpus too short for `length`; for a train split that is,
+        where rows of it are asked for, so that others can be scored at any length.
       UserError: where the files of a corpus or a tokenizer are not in their folder.
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
@@ -91,13 +92,9 @@ class LanguageModel(Task):
         self.name = f"language_model/{self.corpus.name}" + (f"/{self.tokens.name}" if tokenizer != "byte" else "")
         self.resolved = {"corpus": self.corpus.name, "tokenizer": self.tokens.name}
         self._documents = packing == "documents"
-        for split, stream in self.tokens.splits.items():
-            need = 2 * length if split == "train" else 2
-            if len(stream.data) < need:
-                raise UserError(
-                    f"the {split} split of {self.corpus.name!r} has {len(stream.data)} {unit}s and length={length} needs "
-                    f"{need}: give a longer text or a smaller length"
-                )
+        for split in self.splits:
+            if split != "train":
+                self.num_examples(split)
             if not self._scored(split):
                 raise UserError(
                     f"the {split} split of {self.corpus.name!r} has documents of one {unit} each, which nothing tells: there is "
@@ -117,6 +114,11 @@ class LanguageModel(Task):
     def num_examples(self, split: str) -> int:
         size, length = len(self.tokens.splits[split].data), self.spec.length
         # A training row and its last target fit behind any offset below `length`.
+        if size < (need := 2 * length if split == "train" else 2):
+            raise UserError(
+                f"the {split} split of {self.corpus.name!r} has {size} {self.spec.unit}s and length={length} needs {need}: give "
+                "a longer text or a smaller length"
+            )
         return size // length - 1 if split == "train" else -(-(size - 1) // length)
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:

@@ -91,8 +91,18 @@ def test_a_text_without_a_row_is_refused(texts):
         texts("mix:file:a*1+file:b+2*1+file:c*0.001")
 
 
+def test_a_text_that_is_given_twice_is_one_text(texts, tmp_path, monkeypatch):
+    """Also in other words: its weights are added, and no row of it is shown or scored twice."""
+    monkeypatch.chdir(tmp_path)
+    alone = texts("file:a")
+    assert texts("mix:file:a*1+file:a*3").fingerprint() == alone.fingerprint()
+    twice = task.create("language_model", corpus="mix:file:a*1+file:c*2+file:./a*2", length=10, cache_dir=".cache")
+    once = texts("mix:file:a*3+file:c*2")
+    assert twice.fingerprint() == once.fingerprint() and twice.hyperparameters == once.hyperparameters
+
+
 def test_what_is_learned_is_not_scored(texts, tmp_path):
-    """A file of two corpora that cut it in different ways; the same words twice, and one text to score all, are no harm."""
+    """A file of two corpora that cut it in different ways; one text to score all is no harm."""
     for name in (
         f"mix:file:a,valid={tmp_path}/b+2,test={tmp_path}/b+2*1+file:b+2*1",
         f"mix:file:b+2*1+file:a,valid={tmp_path}/b+2,test={tmp_path}/b+2*1",
@@ -100,7 +110,6 @@ def test_what_is_learned_is_not_scored(texts, tmp_path):
     ):
         with pytest.raises(UserError, match=r"is of train of 'file:.*' and of 'file:.*give it in one of the two"):
             texts(name)
-    texts("mix:file:a*1+file:a*1")
     scored = f"valid={tmp_path}/c,test={tmp_path}/c"
     texts(f"mix:file:a,{scored}*1+file:b+2,{scored}*1")
 
