@@ -5,8 +5,8 @@ drawn anew in each epoch. They are the examples of that text alone, one after th
 have come, a small text is repeated with new cuttings, and of a large one the next epoch reads what the last one has left.
 valid and test are those of the texts one after the other, whole, whatever their weights.
 
-Weights are relative: 7 and 3 are 0.7 and 0.3; those of a text that is given twice are added. Names of corpora may hold + and *, as their files do: a name ends where a * stands
-before a number that ends the mixture or is followed by +.
+Weights are relative: 7 and 3 are 0.7 and 0.3; those of a text that is given twice are added. Names of corpora may hold + and *,
+as their files do: a name ends where a * stands before a number that ends the mixture or is followed by +.
 """
 
 import collections

@@ -270,9 +270,10 @@ def _of_ids(name: str, corpus: Corpus) -> Tokenized:
             f"tokenizer='file:PATH', or the size of its vocabulary, as in tokenizer='ids:{corpus.largest_id + 1}'; got {name!r}"
         )
     if corpus.largest_id >= tokenizer.vocab_size:
+        other = "uint16" if ",dtype=uint32" in corpus.name else "uint32"
         raise UserError(
             f"corpus={corpus.name!r} holds the id {corpus.largest_id} and tokenizer={name!r} has 0 to "
-            f"{tokenizer.vocab_size - 1}: give another tokenizer, or the right dtype (corpus='bin:PATH,dtype=uint32')"
+            f"{tokenizer.vocab_size - 1}: give another tokenizer, or the right dtype (corpus='bin:PATH,dtype={other}')"
         )
     return Tokenized(name, tokenizer, corpus.splits, {}, {}, corpus.fingerprint)
 

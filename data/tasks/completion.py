@@ -77,7 +77,7 @@ class Completion(Task):
         tokenizer: str = "byte",
     ):
         check_range("length", length, LEAST, MOST_IDS)
-        self._tokens = tokenizers.alone(tokenizer)
+        self.tokenizer = tokenizers.alone(tokenizer)
         path, file = lines.find(data_dir, file, ".jsonl", "the texts")
         content, found = lines.read(path)
         asked = [_asked(path, number, line) for number, line in found]
@@ -90,7 +90,7 @@ class Completion(Task):
             raise UserError(f"length={length} is less than four times the {longest} tokens of a value in {path}")
         self._content = lra.digest(content, tokenizer)
         self.name = f"completion/{path.stem}" + ("" if tokenizer == "byte" else f"/{tokenizer}")
-        self.spec = _spec(self._tokens.vocab_size, self._tokens.unit, length)
+        self.spec = _spec(self.tokenizer.vocab_size, self.tokenizer.unit, length)
         self.resolved = {"file": file}
 
     @classmethod
@@ -103,7 +103,7 @@ class Completion(Task):
         text = asked.before + asked.cue
         whole = self.encode(text)
         complete = self.encode(f"{text} {asked.value}")
-        tokenizers.check_lossless(tokenizer, self._tokens, f"{text} {asked.value}", complete)
+        tokenizers.check_lossless(tokenizer, self.tokenizer, f"{text} {asked.value}", complete)
         value = complete[len(whole) :]
         end = min(len(whole) - len(self.encode(asked.before)), length // 4)
         before, cue = whole[: len(whole) - end], whole[len(whole) - end :]
@@ -149,10 +149,10 @@ class Completion(Task):
         return self._content
 
     def encode(self, text: str) -> np.ndarray:
-        return self._tokens.encode(text)
+        return self.tokenizer.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokens.decode(ids)
+        return self.tokenizer.decode(ids)
 
 
 def _asked(path: pathlib.Path, number: int, line: bytes) -> Asked:

@@ -157,6 +157,8 @@ def _table(path: pathlib.Path, text: str, column: str | None) -> np.ndarray:
     _, *names = [name.strip() for name in heading.split(",")]
     if names and all(re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", name) for name in names):
         raise UserError(f"{path} has no heading but numbers in its first line: write the names of the columns there")
+    if not names:
+        raise UserError(f"{path} has one column in its first line: give a heading, with commas between the columns")
     if column is not None and column not in names:
         raise UserError(f"{path} has no column {column!r}; there are {', '.join(names)}")
     chosen = range(1, len(names) + 1) if column is None else [names.index(column) + 1]
@@ -166,6 +168,10 @@ def _table(path: pathlib.Path, text: str, column: str | None) -> np.ndarray:
         )
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} holds something else than numbers behind its first column: {error}") from None
-    if values.size == 0 or not (np.abs(values) <= LARGEST).all():
-        raise UserError(f"{path} has no rows, or values that are no finite numbers, or beyond {LARGEST:g}")
+    if not len(values):
+        raise UserError(f"{path} has a heading and no rows below it")
+    if not (np.abs(values) <= LARGEST).all():
+        raise UserError(
+            f"{path} has values that are no finite numbers, or beyond {LARGEST:g}: fill them in, or cut the table"
+        )
     return values

@@ -71,7 +71,7 @@ class Lambada(Task):
         self, data_dir: Folder | None = None, file: str | None = None, length: int = 1024, tokenizer: str = "byte"
     ):
         check_range("length", length, 1, MOST_IDS)
-        self._tokens = tokenizers.alone(tokenizer)
+        self.tokenizer = tokenizers.alone(tokenizer)
         path, file = lines.find(data_dir, file, ".jsonl", "the passages")
         content, found = lines.read(path)
         self._texts = [_passage(path, number, line) for number, line in found]
@@ -83,7 +83,7 @@ class Lambada(Task):
             raise UserError(f"length={length} is less than the {longest} tokens of a word in {path}")
         self._content = lra.digest(content, tokenizer)
         self.name = f"lambada/{path.stem}" + ("" if tokenizer == "byte" else f"/{tokenizer}")
-        self.spec = _spec(self._tokens.vocab_size, self._tokens.unit, length)
+        self.spec = _spec(self.tokenizer.vocab_size, self.tokenizer.unit, length)
         self.resolved = {"file": file}
 
     @classmethod
@@ -93,7 +93,7 @@ class Lambada(Task):
 
     def _ids(self, text: tuple[str, str], tokenizer: str) -> tuple[np.ndarray, np.ndarray]:
         before, whole = self.encode(text[0]), self.encode("".join(text))
-        tokenizers.check_lossless(tokenizer, self._tokens, "".join(text), whole)
+        tokenizers.check_lossless(tokenizer, self.tokenizer, "".join(text), whole)
         return whole[: len(before)], whole[len(before) :]
 
     def num_examples(self, split: str) -> int:
@@ -138,10 +138,10 @@ class Lambada(Task):
         return self._content
 
     def encode(self, text: str) -> np.ndarray:
-        return self._tokens.encode(text)
+        return self.tokenizer.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokens.decode(ids)
+        return self.tokenizer.decode(ids)
 
 
 def _passage(path: pathlib.Path, number: int, line: bytes) -> tuple[str, str]:

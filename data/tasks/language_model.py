@@ -41,7 +41,9 @@ def _spec(size: int, unit: str, length: int, packing: str, positions: str = "") 
             f"positions={positions!r} takes positions 1 to length={length} of a row, joined by '+', such as 50+500, with "
             "packing='windows'"
         )
-    return dataclasses.replace(spec, metrics=(*spec.metrics, *metrics.at_positions(tuple(map(int, parts)))))
+    return dataclasses.replace(
+        spec, metrics=(*spec.metrics, *metrics.at_positions(tuple(dict.fromkeys(map(int, parts)))))
+    )
 
 
 class LanguageModel(Task):

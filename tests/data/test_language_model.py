@@ -202,6 +202,9 @@ def test_positions_are_reported_each(tmp_path):
     )
     names = [metric.name for metric in create(positions="5+50").spec.metrics]
     assert names == [*(metric.name for metric in create().spec.metrics), "bits_at_5", "bits_at_50", "in_context_score"]
+    # One that is given twice is one, and has no score against itself.
+    assert [m.name for m in create(positions="5+05").spec.metrics] == [*names[:-3], "bits_at_5"]
+    assert [m.name for m in create(positions="5+5+50").spec.metrics] == names
     for wrong in (
         {"positions": "0"},
         {"positions": "5,50"},

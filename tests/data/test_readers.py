@@ -167,6 +167,13 @@ def test_bad_files_are_named(tmp_path):
         load(f"jsonl:{(tmp_path / 'empty').mkdir() or tmp_path / 'empty'}")
 
 
+def test_ids_beyond_the_vocabulary_are_told_the_other_type(tmp_path):
+    (tmp_path / "a.bin").write_bytes(IDS.astype("<u2").tobytes())
+    for given, other in (("", "uint32"), (",dtype=uint16", "uint32"), (",dtype=uint32", "uint16")):
+        with pytest.raises(UserError, match=rf"the right dtype \(corpus='bin:PATH,dtype={other}'\)"):
+            ids_task(f"{tmp_path / 'a.bin'}{given}", tmp_path / "cache", tokenizer="ids:300")
+
+
 @pytest.mark.parametrize("cache", ["", "kept", "linked/kept"])
 @pytest.mark.parametrize("kind", ["jsonl:web", "jsonl:web/**/*.json*", "file:web"])
 def test_what_is_kept_between_runs_is_no_text(tmp_path, monkeypatch, kind, cache):
