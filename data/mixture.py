@@ -112,7 +112,7 @@ class Mixture(Task):
       tokenizer: of all of them, for `resolved`.
 
     Raises:
-      UserError: for a text of which no training row is read.
+      UserError: where training rows are asked for, for a text of which none is read.
     """
 
     def __init__(self, parts: Sequence[Task], weights: Sequence[float], tokenizer: str):
@@ -122,26 +122,30 @@ class Mixture(Task):
         name = spell(zip((part.resolved["corpus"] for part in parts), weights, strict=True))
         self.name = f"{parts[0].name.partition('/')[0]}/{name}" + (f"/{tokenizer}" if tokenizer != "byte" else "")
         self.resolved: dict[str, Any] = {"corpus": name, "tokenizer": tokenizer}
-        self._starts = {}
-        for split in self.splits:
-            sizes = [part.num_examples(split) for part in parts]
-            ends = np.cumsum(sizes)
+        self._found: dict[str, np.ndarray] = {}
+
+    def _starts(self, split: str) -> np.ndarray:
+        """Where the rows of each part begin, and where the last one's end. Those of train are reckoned when they are asked for:
+        at a length that leaves a text no row to be trained on, valid and test can be scored."""
+        if split not in self._found:
+            ends = np.cumsum([part.num_examples(split) for part in self.parts])
             if split == "train":
-                ends = np.round(np.cumsum(weights) / sum(weights) * ends[-1]).astype(np.int64)
-            self._starts[split] = np.append(0, ends)
-        for part, rows in zip(parts, np.diff(self._starts["train"]), strict=True):
-            if not rows:
-                raise UserError(
-                    f"corpus={name!r}: {part.resolved['corpus']!r} gets none of the {self.num_examples('train'):,} rows of an "
-                    "epoch; give it more weight, or leave it out"
-                )
+                ends = np.round(np.cumsum(self.weights) / sum(self.weights) * ends[-1]).astype(np.int64)
+                for part, rows in zip(self.parts, np.diff(ends, prepend=0), strict=True):
+                    if not rows:
+                        raise UserError(
+                            f"corpus={self.resolved['corpus']!r}: {part.resolved['corpus']!r} gets none of the {ends[-1]:,} rows "
+                            "of an epoch; give it more weight, or leave it out"
+                        )
+            self._found[split] = np.append(0, ends)
+        return self._found[split]
 
     def num_examples(self, split: str) -> int:
         check_choice("split", split, self.splits)
-        return int(self._starts[split][-1])
+        return int(self._starts(split)[-1])
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
-        starts = self._starts[split]
+        starts = self._starts(split)
         part = int(np.searchsorted(starts, index, "right")) - 1
         place, size = index - int(starts[part]), int(starts[part + 1] - starts[part])
         return self.parts[part].example(split, epoch * size + place, seed)

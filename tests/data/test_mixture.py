@@ -88,7 +88,16 @@ def test_each_text_gets_its_share_and_shows_all_its_rows_before_any_again(texts,
 
 def test_a_text_without_a_row_is_refused(texts):
     with pytest.raises(UserError, match=r"c' gets none of the 160 rows of an epoch; give it more weight"):
-        texts("mix:file:a*1+file:b+2*1+file:c*0.001")
+        texts("mix:file:a*1+file:b+2*1+file:c*0.001").fingerprint()
+
+
+def test_other_splits_are_scored_at_a_length_that_leaves_no_row_of_training(texts, tmp_path):
+    """A text of 220 bytes has 198 in train, and none of them in rows of 100 and their last target, wherever they begin."""
+    options = texts("mix:file:a*1+file:c*1").hyperparameters
+    long = task.create("language_model", **options | {"length": 100})
+    assert long.num_examples("test") == 2 and long.example("test", 1)["weights"].sum() == 10
+    with pytest.raises(UserError, match=r"train split of .*c' has 198 bytes and length=100 needs 200"):
+        long.fingerprint()
 
 
 def test_a_text_that_is_given_twice_is_one_text(texts, tmp_path, monkeypatch):
