@@ -27,6 +27,10 @@ class NoHome(UserError):
 Folder = NewType("Folder", str)
 
 
+# The folders of what is kept between runs; beside them lie what was fetched, and what a user has put there.
+KEPT = ("compiled", "corpora", "drawn", "ngram", "retrieval", "tokenizers", "tokens")
+
+
 def cache_folder(cache_dir: str | None = None) -> pathlib.Path:
     """`cache_dir`, else the environment's MIXOLOGY_CACHE, else ~/.cache/mixology.
 

@@ -1,33 +1,47 @@
-"""A local file of JSON objects, one in each line, for tasks that are made of one."""
+"""A local file of one's own, for tasks that are made of one; and the lines of one with a JSON object in each."""
 
 import pathlib
 
 from common.errors import UserError
-from common.files import read_bytes
+from common.files import absolute, read_bytes
 
 
-def read(data_dir: str | None, file: str | None, what: str) -> tuple[pathlib.Path, bytes, list[tuple[int, bytes]]]:
-    """The lines of a .jsonl file that are not blank.
+def find(data_dir: str | None, file: str | None, ending: str, what: str) -> tuple[pathlib.Path, str]:
+    """A file of a task.
 
     Args:
-      data_dir: a folder that holds the file.
-      file: its name; None for the only .jsonl of the folder.
-      what: its lines are, in words, such as "passages".
+      data_dir: a folder that holds the file; None where `file` says all.
+      file: its name, or its path in the folder; None for the only file of the folder with the ending.
+      ending: of such files, such as ".csv".
+      what: the file holds, in words, such as "the passages".
 
     Returns:
-      its path, all that it holds, and the lines with their numbers.
+      its path, and what `file` must be to mean the same from whatever directory.
 
     Raises:
       UserError: where there is no such file.
     """
     folder = pathlib.Path(data_dir or "")
-    names = sorted(path.name for path in folder.glob("*.jsonl")) if data_dir is not None else []
+    names = sorted(path.name for path in folder.glob(f"*{ending}")) if data_dir is not None else []
     if file is None and len(names) != 1:
         raise UserError(
-            f"data_dir={data_dir} holds {len(names)} .jsonl files: give the folder of the {what}, or their name as file"
+            f"data_dir={data_dir} holds {len(names)} {ending} files: give the folder of {what}, or the name of one as file"
         )
-    path = folder / (names[0] if file is None else file)
+    if file is None:
+        (file,) = names
+    elif data_dir is None:
+        file = absolute(file)
+    path = folder / file
     if not path.is_file():
-        raise UserError(f"there is no file {path}; the folder has {', '.join(names) or 'no .jsonl'}")
+        raise UserError(f"there is no file {path}; the folder has {', '.join(names) or f'no {ending}'}")
+    return path, file
+
+
+def read(path: pathlib.Path) -> tuple[bytes, list[tuple[int, bytes]]]:
+    """All that a file holds, and its lines that are not blank, with their numbers.
+
+    Raises:
+      UserError: where it cannot be read.
+    """
     content = read_bytes(path)
-    return path, content, [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    return content, [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]

@@ -10,10 +10,11 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from common.console import say
 from common.errors import UserError
+from common.files import KEPT
 
 NAMED = 5  # files that are named of each kind that is left out
 # Endings and first bytes of files whose text must be unpacked first.
@@ -55,14 +56,19 @@ class Found:
     left_out: dict[str, list[str]]
 
 
-def find(path: pathlib.Path, but: pathlib.Path | None = None) -> Found:
+def kept_in(cache: pathlib.Path) -> frozenset[str]:
+    """The real paths of what this program keeps in a cache, which may lie in a folder of the user's texts or be it."""
+    return frozenset(os.path.realpath(cache / name) for name in KEPT)
+
+
+def find(path: pathlib.Path, but: Set[str] = frozenset()) -> Found:
     """A file, or the files of a folder in order of their names.
 
     Folders that are linked to are followed; what lies inside the folder itself is read once.
 
     Args:
       path: of the file or folder.
-      but: a folder, which is left out.
+      but: real paths of folders that are left out.
 
     Raises:
       UserError: where there is nothing.
@@ -173,7 +179,7 @@ def _is_records(content: bytes) -> bool:
     return True
 
 
-def _files(root: pathlib.Path, left_out: dict[str, list[str]], but: pathlib.Path | None) -> list[pathlib.Path]:
+def _files(root: pathlib.Path, left_out: dict[str, list[str]], but: Set[str]) -> list[pathlib.Path]:
     """The files below a folder but hidden ones; what else is left out goes into `left_out`, by its reason."""
     found, folders = [], [root]
     inside, entered = pathlib.Path(os.path.realpath(root)), set()
@@ -189,7 +195,7 @@ def _files(root: pathlib.Path, left_out: dict[str, list[str]], but: pathlib.Path
         except OSError as error:
             raise UserError(f"the folder {folder} cannot be read ({error.strerror})") from error
         for entry in entries:
-            if entry == but:
+            if entry.is_dir() and os.path.realpath(entry) in but:
                 left_out["is kept between runs by this program"].append(str(entry.relative_to(root)))
             elif entry.name.startswith("."):
                 left_out["hidden"].append(str(entry.relative_to(root)))

@@ -5,10 +5,11 @@ drawn anew in each epoch. They are the examples of that text alone, one after th
 have come, a small text is repeated with new cuttings, and of a large one the next epoch reads what the last one has left.
 valid and test are those of the texts one after the other, whole, whatever their weights.
 
-Weights are relative: 7 and 3 are 0.7 and 0.3. Names of corpora may hold + and *, as their files do: a name ends where a * stands
-before a number that ends the mixture or is followed by +.
+Weights are relative: 7 and 3 are 0.7 and 0.3; those of a text that is given twice are added. Names of corpora may hold + and *,
+as their files do: a name ends where a * stands before a number that ends the mixture or is followed by +.
 """
 
+import collections
 import hashlib
 import itertools
 import math
@@ -34,18 +35,23 @@ def parse(name: str) -> list[tuple[str, float]]:
     Raises:
       UserError: for what is no mixture.
     """
-    number = r"(\d+(?:\.\d*)?|\.\d+)"
+    number = r"((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)"
     found = re.findall(rf"(.+?)\*{number}(?:\+|$)", name.removeprefix(KIND))
     spelled = "+".join(f"{corpus}*{weight}" for corpus, weight in found)
     weights = [float(weight) for _, weight in found]
-    if spelled != name.removeprefix(KIND) or len(found) < 2 or not 0 < min(weights) <= max(weights) < math.inf:
+    if spelled != name.removeprefix(KIND) or len(found) < 2 or not 0 < min(weights) <= sum(weights) < math.inf:
         raise UserError(
-            f"corpus={name!r} is no mixture: give two corpora or more with weights above 0, as in "
+            f"corpus={name!r} is no mixture: give two corpora or more with weights above 0 and a finite sum, as in "
             "'mix:file:books*0.7+jsonl:web*0.3'"
         )
     if any(corpus.startswith(KIND) for corpus, _ in found):
         raise UserError(f"corpus={name!r}: a mixture holds no mixtures; give all corpora and their weights in one")
     return [(corpus, weight) for (corpus, _), weight in zip(found, weights, strict=True)]
+
+
+def spell(found: Iterable[tuple[str, float]]) -> str:
+    """The name that `parse` reads as these corpora and weights, to the last bit."""
+    return KIND + "+".join(f"{corpus}*{weight!r}" for corpus, weight in found)
 
 
 def build(kind: type[Task], **hyperparameters) -> Task:
@@ -57,7 +63,14 @@ def build(kind: type[Task], **hyperparameters) -> Task:
     corpus, tokenizer = hyperparameters["corpus"], hyperparameters["tokenizer"]
     if not corpus.startswith(KIND):
         return kind(**hyperparameters)
-    found = parse(corpus)
+    where = {key: hyperparameters[key] for key in ("cache_dir", "data_dir", "download")}
+    # One text that is named twice would have its rows shown, and scored, twice.
+    weights = collections.defaultdict(float)
+    for name, weight in parse(corpus):
+        weights[corpora.load(name, **where, ids=True).name] += weight
+    found = list(weights.items())
+    if len(found) == 1:
+        return kind(**hyperparameters | {"corpus": found[0][0]})
     if tokenizer == "character":
         raise UserError(
             "tokenizer='character' is made of one text; take 'byte', 'bpe:SIZE' or 'file:PATH' for a mixture"
@@ -65,7 +78,6 @@ def build(kind: type[Task], **hyperparameters) -> Task:
     resolved = tokenizer
     if tokenizer.startswith("bpe:"):
         size, _ = tokenizers.outline(tokenizer)
-        where = {key: hyperparameters[key] for key in ("cache_dir", "data_dir", "download")}
         total = sum(weight for _, weight in found)
         texts = [(corpora.load(name, **where), weight / total) for name, weight in found]
         digest = hashlib.sha256(repr([(text.fingerprint, part) for text, part in texts]).encode()).hexdigest()
@@ -100,38 +112,40 @@ class Mixture(Task):
       tokenizer: of all of them, for `resolved`.
 
     Raises:
-      UserError: for a text of which no training row is read.
+      UserError: where training rows are asked for, for a text of which none is read.
     """
 
     def __init__(self, parts: Sequence[Task], weights: Sequence[float], tokenizer: str):
         self.parts, self.weights = list(parts), list(weights)
         self.spec, self.tokenizer = parts[0].spec, parts[0].tokenizer
         # The weights as they were given, so that the name gives the same rows again.
-        name = KIND + "+".join(
-            f"{part.resolved['corpus']}*{weight!r}" for part, weight in zip(parts, weights, strict=True)
-        )
+        name = spell(zip((part.resolved["corpus"] for part in parts), weights, strict=True))
         self.name = f"{parts[0].name.partition('/')[0]}/{name}" + (f"/{tokenizer}" if tokenizer != "byte" else "")
         self.resolved: dict[str, Any] = {"corpus": name, "tokenizer": tokenizer}
-        self._starts = {}
-        for split in self.splits:
-            sizes = [part.num_examples(split) for part in parts]
-            ends = np.cumsum(sizes)
+        self._found: dict[str, np.ndarray] = {}
+
+    def _starts(self, split: str) -> np.ndarray:
+        """Where the rows of each part begin, and where the last one's end. Those of train are reckoned when they are asked for:
+        at a length that leaves a text no row to be trained on, valid and test can be scored."""
+        if split not in self._found:
+            ends = np.cumsum([part.num_examples(split) for part in self.parts])
             if split == "train":
-                ends = np.round(np.cumsum(weights) / sum(weights) * ends[-1]).astype(np.int64)
-            self._starts[split] = np.append(0, ends)
-        for part, rows in zip(parts, np.diff(self._starts["train"]), strict=True):
-            if not rows:
-                raise UserError(
-                    f"corpus={name!r}: {part.resolved['corpus']!r} gets none of the {self.num_examples('train'):,} rows of an "
-                    "epoch; give it more weight, or leave it out"
-                )
+                ends = np.round(np.cumsum(self.weights) / sum(self.weights) * ends[-1]).astype(np.int64)
+                for part, rows in zip(self.parts, np.diff(ends, prepend=0), strict=True):
+                    if not rows:
+                        raise UserError(
+                            f"corpus={self.resolved['corpus']!r}: {part.resolved['corpus']!r} gets none of the {ends[-1]:,} rows "
+                            "of an epoch; give it more weight, or leave it out"
+                        )
+            self._found[split] = np.append(0, ends)
+        return self._found[split]
 
     def num_examples(self, split: str) -> int:
         check_choice("split", split, self.splits)
-        return int(self._starts[split][-1])
+        return int(self._starts(split)[-1])
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
-        starts = self._starts[split]
+        starts = self._starts(split)
         part = int(np.searchsorted(starts, index, "right")) - 1
         place, size = index - int(starts[part]), int(starts[part + 1] - starts[part])
         return self.parts[part].example(split, epoch * size + place, seed)

@@ -298,12 +298,14 @@ def _fit(options) -> None:
 
 
 def _score(options) -> None:
-    sentences = [sentence.encode() for sentence in options.sentences]
+    # Bytes that are no text stay what they are.
+    sentences = [sentence.encode(errors="surrogateescape") for sentence in options.sentences]
     bits = sentence_bits(KneserNey.load(options.model), sentences)
     print("      bits  bits/byte  perplexity/byte  perplexity/word  sentence")
     for sentence, total in zip(sentences, bits, strict=True):
         rate, words = total / (len(sentence) + 1), len(sentence.split()) + 1
-        print(f"{total:10.2f}  {rate:9.4f}  {2**rate:15.3f}  {2 ** (total / words):15.6g}  {sentence.decode()}")
+        said = sentence.decode(errors="replace")
+        print(f"{total:10.2f}  {rate:9.4f}  {2**rate:15.3f}  {2 ** (total / words):15.6g}  {said}")
 
 
 def _rank(options) -> None:

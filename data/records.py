@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import glob
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -152,14 +153,14 @@ class FileRecords(Records):
 
     def sources(self, path: str, cache: pathlib.Path, download: bool) -> Sources:
         held_out = {split: value for split, value in self.held_out.items() if value and share(value) is None}
-        splits = {split: files(where, self.endings) for split, where in {"train": path, **held_out}.items()}
+        splits = {split: files(where, self.endings, cache) for split, where in {"train": path, **held_out}.items()}
         flat.check_apart(splits)
         listing = {split: flat.listing(found) for split, found in splits.items()}
         return Sources(splits, listing, max(1, sum(size for _, size, *_ in listing["train"])))
 
 
-def files(path: str, endings: tuple[str, ...]) -> list[pathlib.Path]:
-    """The files that a path stands for, see `FileRecords`, in order of their names.
+def files(path: str, endings: tuple[str, ...], cache: pathlib.Path) -> list[pathlib.Path]:
+    """The files that a path stands for, see `FileRecords`, in order of their names; what is kept between runs is none of them.
 
     Raises:
       UserError: where there are none.
@@ -170,10 +171,12 @@ def files(path: str, endings: tuple[str, ...]) -> list[pathlib.Path]:
     if where.is_dir():
         found = [file for file in where.rglob("*") if file.name.endswith(endings) and file.is_file()]
         found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(where).parts)]
-        if not found:
-            raise UserError(f"the folder {where} holds no file that ends in {', '.join(endings)}")
+        lacking = f"the folder {where} holds no file that ends in {', '.join(endings)}"
     else:
         found = [pathlib.Path(name) for name in glob.glob(str(where), recursive=True) if pathlib.Path(name).is_file()]
-        if not found:
-            raise UserError(f"there is no file or folder {where}, and no file of such a name")
+        lacking = f"there is no file or folder {where}, and no file of such a name"
+    kept = tuple(os.path.join(folder, "") for folder in local_text.kept_in(cache))
+    found = [file for file in found if not os.path.realpath(file).startswith(kept)]
+    if not found:
+        raise UserError(lacking)
     return sorted(found)

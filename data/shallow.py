@@ -1,11 +1,27 @@
 """Shallow models with hand-made features: floors of tasks that look harder than they are."""
 
+import collections
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.optimize
 import scipy.special
 from jaxtyping import Float, Int
+
+
+def commonest_of_others(answers: Sequence[str]) -> list[str | None]:
+    """For each answer the commonest of the others, where a floor has no rows to be fitted on but those that it scores; None where
+    there are no others. Of equally common ones the first in the order of the alphabet."""
+    counts = collections.Counter(answers)
+    best = sorted(counts, key=lambda answer: (-counts[answer], answer))[:2]
+
+    def other(own: str) -> str | None:
+        left = [(own == answer) - counts[answer] for answer in best]
+        return min(((count, answer) for count, answer in zip(left, best) if count), default=(0, None))[1]
+
+    found = {own: other(own) for own in counts}
+    return [found[own] for own in answers]
 
 
 def polynomial(features: Float[np.ndarray, "N F"], degree: int) -> Float[np.ndarray, "N P"]:

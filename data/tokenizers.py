@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import itertools
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -32,7 +33,10 @@ from data.flat import SPLITS, Stream
 PIECE_BYTES = 2**20
 # A vocabulary is trained on this much of the train split.
 TRAIN_BYTES = 2**28
+# A trained vocabulary has no more.
+MOST_TOKENS = 2**24
 _VERSION = 1
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that is a byte of a character which the vocabulary lacks
 
 
 class Byte:
@@ -54,7 +58,7 @@ class Byte:
 class Character:
     """Characters of a sorted alphabet."""
 
-    unit = "character"
+    unit, version = "character", 1  # the second of what is kept of a text in its tokens
 
     def __init__(self, alphabet: str):
         self._points = np.frombuffer(alphabet.encode("utf-32-le"), "<u4")
@@ -93,15 +97,19 @@ class Subword:
       file: that it was read from, or the folder; None if it is nowhere.
     """
 
-    unit = "token"
+    unit, version = "token", 2
 
     def __init__(self, tokenizer, file: pathlib.Path | None = None):
         self._tokenizer, self.file = tokenizer, file
-        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        self._added = tokenizer.get_added_tokens_decoder()
+        self._of_bytes = "ByteLevel" in repr(tokenizer.decoder)
+        self.vocab_size = max(tokenizer.get_vocab().values(), default=-1) + 1
         # Of the file as it is: runs of older code have recorded it so.
         self.fingerprint = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        if getattr(tokenizer.model, "dropout", None):  # which is for training: each call would give other ids
+            tokenizer.model.dropout = None
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
@@ -113,11 +121,19 @@ class Subword:
     def encode_all(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
         """Ids of each text, and the bytes of its first token."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        result = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            first = text[: encoding.offsets[0][1]] if encoding.ids else ""
-            result.append((np.array(encoding.ids, np.int32), len(first.encode())))
-        return result
+        return [
+            (np.array(encoding.ids, np.int32), self._first_bytes(text, encoding) if encoding.ids else 0)
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def _first_bytes(self, text: str, encoding) -> int:
+        first = encoding.ids[0]
+        if first not in self._added:
+            # Offsets are of whole characters, of which such a token may be a part: of a byte-level one each character is a byte.
+            token = self._tokenizer.id_to_token(first)
+            if self._of_bytes or _BYTE.fullmatch(token):
+                return len(token) if self._of_bytes else 1
+        return len(text[: encoding.offsets[0][1]].encode())
 
     def to_json(self) -> str:
         """What the `tokenizers` package reads again, from a file tokenizer.json."""
@@ -188,8 +204,8 @@ def outline(name: str) -> tuple[int, str]:
     kind, _, rest = name.partition(":")
     if name == "byte":
         return Byte.vocab_size, Byte.unit
-    if kind == "bpe" and rest.isdecimal() and int(rest) >= 256:
-        return int(rest), Subword.unit
+    if (size := _bpe_size(name)) is not None:
+        return size, Subword.unit
     if kind == "ids" and rest.isdecimal() and int(rest) >= 1:
         return int(rest), Ids.unit
     if kind == "file" and rest:
@@ -203,9 +219,15 @@ def outline(name: str) -> tuple[int, str]:
     raise _unknown(name)
 
 
+def _bpe_size(name: str) -> int | None:
+    """The SIZE of "bpe:SIZE"; None for another name, and for a size that no vocabulary has."""
+    found = re.fullmatch("bpe:([0-9]{3,9})", name)
+    return int(found[1]) if found and 256 <= int(found[1]) <= MOST_TOKENS else None
+
+
 def _unknown(name: str) -> UserError:
     return UserError(
-        f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (at least 256, as in 'bpe:8192'), "
+        f"tokenizer={name!r} is unknown; choose 'byte', 'character', 'bpe:SIZE' (256 to {MOST_TOKENS}, as in 'bpe:8192'), "
         "'file:PATH' (a tokenizer.json, or a folder with vocab.json and merges.txt) or, for token ids, 'ids:SIZE'"
     )
 
@@ -234,14 +256,14 @@ def load(name: str, corpus: Corpus, cache: pathlib.Path) -> Tokenized:
     kind, _, rest = name.partition(":")
     if name == "character":
         tokenizer = _character(corpus, cache)
-    elif kind == "bpe" and rest.isdecimal() and int(rest) >= 256:
-        tokenizer = _bpe(corpus, int(rest), cache)
+    elif (size := _bpe_size(name)) is not None:
+        tokenizer = _bpe(corpus, size, cache)
     elif kind == "file" and rest:
         name = f"file:{absolute(rest)}"
         tokenizer = _from_file(pathlib.Path(absolute(rest)))
     else:
         raise _unknown(name)
-    key = ["tokens", corpus.fingerprint, tokenizer.fingerprint, _VERSION]
+    key = ["tokens", corpus.fingerprint, tokenizer.fingerprint, tokenizer.version]
     folder, facts = flat.kept(cache, key, lambda made: _convert(name, tokenizer, corpus, made))
     first = {split: flat.numbers(folder / f"{split}.first.npy") for split in SPLITS}
     splits = flat.mapped(folder, facts["dtype"])
@@ -279,9 +301,10 @@ def _of_ids(name: str, corpus: Corpus) -> Tokenized:
             f"tokenizer='file:PATH', or the size of its vocabulary, as in tokenizer='ids:{corpus.largest_id + 1}'; got {name!r}"
         )
     if corpus.largest_id >= tokenizer.vocab_size:
+        other = "uint16" if ",dtype=uint32" in corpus.name else "uint32"
         raise UserError(
             f"corpus={corpus.name!r} holds the id {corpus.largest_id} and tokenizer={name!r} has 0 to "
-            f"{tokenizer.vocab_size - 1}: give another tokenizer, or the right dtype (corpus='bin:PATH,dtype=uint32')"
+            f"{tokenizer.vocab_size - 1}: give another tokenizer, or the right dtype (corpus='bin:PATH,dtype={other}')"
         )
     return Tokenized(name, tokenizer, corpus.splits, {}, {}, corpus.fingerprint)
 
@@ -301,7 +324,7 @@ def _convert(name: str, tokenizer: Character | Subword, corpus: Corpus, folder: 
                 encoded = tokenizer.encode_all([text for _, text in batch])
                 for (begins, text), (ids, first) in zip(batch, encoded, strict=True):
                     if name.startswith("file:"):  # our own lose nothing
-                        _check_lossless(name, tokenizer, text, ids)
+                        check_lossless(name, tokenizer, text, ids)
                     if begins:
                         writer.end(itemsize)
                         first_bytes.append(first)
@@ -313,7 +336,8 @@ def _convert(name: str, tokenizer: Character | Subword, corpus: Corpus, folder: 
     return {"dtype": dtype, "num_bytes": num_bytes, "fingerprint": flat.fingerprint(flat.mapped(folder, dtype))}
 
 
-def _check_lossless(name: str, tokenizer: Character | Subword, text: str, ids: np.ndarray) -> None:
+def check_lossless(name: str, tokenizer: Byte | Character | Subword, text: str, ids: np.ndarray) -> None:
+    """Raises a UserError where a tokenizer does not give a text back from its ids."""
     back = tokenizer.decode(ids)
     if back != text:
         at = next((i for i, (a, b) in enumerate(zip(text, back)) if a != b), min(len(text), len(back)))
@@ -457,4 +481,7 @@ def _from_file(path: pathlib.Path) -> Subword:
             f"there is no tokenizer {path}: give a tokenizer.json, or a folder with vocab.json and merges.txt, or with "
             "encoder.json and vocab.bpe"
         )
-    return Subword(read(*(found or (path,))), path)
+    tokenizer = Subword(read(*(found or (path,))), path)
+    if not tokenizer.vocab_size:
+        raise UserError(f"{path} is a tokenizer without tokens: give the file of one that was trained")
+    return tokenizer

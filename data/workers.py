@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
 from data import task as tasks
 from data.rows import shown
 
 PARENT = 1.0  # seconds between two looks whether the process that they work for is there
 
-_task: tasks.Task | None = None  # of a worker
+_task: tasks.Task | UserError | None = None  # of a worker; or why there is none
 
 
 class Workers:
@@ -61,7 +62,10 @@ class Workers:
 def _begin(name: str, hyperparameters: Mapping[str, Any], parent: int) -> None:
     global _task
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    _task = tasks.create(name, **hyperparameters)
+    try:
+        _task = tasks.create(name, **hyperparameters)
+    except UserError as error:  # said where rows are asked for; an error here would only say that a process has ended
+        _task = error
 
 
 def _leave_with(parent: int) -> None:
@@ -71,5 +75,7 @@ def _leave_with(parent: int) -> None:
 
 
 def _rows(split: str, indices: Sequence[int], seed: int) -> dict[str, np.ndarray]:
+    if isinstance(_task, UserError):
+        raise _task
     made = [shown(_task.example(split, index, seed), _task.spec.segmented) for index in indices]
     return {key: np.stack([row[key] for row in made]) for key in made[0]}

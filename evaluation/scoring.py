@@ -260,7 +260,9 @@ def check_fits(run: LoadedRun, task: tasks.Task) -> None:
         _check_vocabulary(run, task, cannot)
     elif spec.targets != model.targets:
         raise UserError(f"{cannot}: it has {spec.targets} targets, and the model gives {model.targets}")
-    setup.check_capabilities(dataclasses.replace(run.config, task=task))
+    # How its own text was read and its loss cut in training is nothing to rows that are scored whole.
+    train = dataclasses.replace(run.config.train, carry=False, loss_chunks=1)
+    setup.check_capabilities(dataclasses.replace(run.config, task=task, train=train))
 
 
 def _check_vocabulary(run, task, cannot):

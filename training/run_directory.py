@@ -31,7 +31,7 @@ from training.optimizer import schedule
 # Keys (with all below them) that a run may be resumed with other values of. Of these, `steps` (through the schedule),
 # `implementation` and `mesh` (through rounding) change the numbers that follow; every change is recorded. Where the data lies may
 # change, too: whether it is the same data is asked of its fingerprint.
-WHERE = ("task.corpus", "task.data_dir", "task.cache_dir", "task.download")
+WHERE = ("task.corpus", "task.data_dir", "task.file", "task.cache_dir", "task.download")
 RESUMABLE = (
     *WHERE,
     "expect",

@@ -61,7 +61,7 @@ class Bin(Reader):
         return absolute(path)
 
     def read(self, path: str, cache: pathlib.Path, download: bool) -> Corpus:
-        own = {"train": _files(path)}
+        own = {"train": _files(path, cache)}
         folder = pathlib.Path(absolute(path))
         if folder.is_dir():
             named = {
@@ -73,7 +73,7 @@ class Bin(Reader):
         shares = {}
         for split, value in self._held_out.items():
             if value is not None and share(value) is None:
-                own[split] = _files(value)
+                own[split] = _files(value, cache)
             elif value is not None or split not in own:
                 own.pop(split, None)
                 shares[split] = None if value is None else share(value)
@@ -225,10 +225,10 @@ class _Ids:
                 yield ends[(ends > start) & (ends <= stop)]
 
 
-def _files(path: str) -> list[pathlib.Path]:
+def _files(path: str, cache: pathlib.Path) -> list[pathlib.Path]:
     if pathlib.Path(f"{absolute(path)}.bin").is_file():
         return [pathlib.Path(f"{absolute(path)}.bin")]
-    return files(path, (".bin",))
+    return files(path, (".bin",), cache)
 
 
 def _cut(opened: dict[str, list[_Ids]], shares: dict[str, float]) -> dict[str, list[_Part]]:

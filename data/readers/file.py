@@ -6,6 +6,7 @@ bytes by default, with no regard to documents.
     file:book.txt      file:articles/,valid=0.01,test=0.01      file:train.txt,valid=dev.txt,test=test.txt
 """
 
+import os
 import pathlib
 
 from common.errors import UserError
@@ -31,9 +32,11 @@ class File(Reader):
         paths = {"train": path} | {split: value for split, value in held_out.items() if shares[split] is None}
         found = {}
         for split, where in paths.items():
-            root, kept = pathlib.Path(absolute(where)), pathlib.Path(absolute(cache))
-            # What is kept between runs may lie in the folder of the text.
-            found[split] = local_text.find(root, kept / "corpora" if kept == root else kept)
+            root, kept = pathlib.Path(absolute(where)), os.path.realpath(absolute(cache))
+            # What is kept between runs may lie in the folder of the text, or in folders of its own beside it.
+            found[split] = local_text.find(
+                root, local_text.kept_in(cache) if kept == os.path.realpath(root) else {kept}
+            )
         flat.check_apart({split: one.files for split, one in found.items()})
         cut = None
         if held_out:

@@ -133,7 +133,7 @@ class Babi(Task):
                 around.insert(int(place), fact)
             pieces = around
         ids = self.encode(_row_text(pieces, question).rjust(length + 1, b"\n"))
-        return token_row(ids[:-1], ids[1:], np.arange(length) >= length - len(question.answer))
+        return token_row(ids[:-1], ids[1:], np.arange(length) >= length - len(question.answer.encode()))
 
     def _text(self, rng, split, room):
         """Sentences that fill `room` bytes with a blank behind each."""

@@ -26,7 +26,7 @@ import numpy as np
 
 from common.errors import UserError, check_range
 from common.files import Folder
-from data import lines, lra, tokenizers
+from data import lines, lra, shallow, tokenizers
 from data.rows import ending_row
 from data.task import MOST_IDS, Outline, Spec, Task
 
@@ -57,12 +57,13 @@ class Completion(Task):
 
     Args:
       data_dir: a folder that holds the file.
-      file: its name; None for the only .jsonl of the folder.
+      file: its name, or its path in the folder; None for the only .jsonl of the folder. Without a folder, its path.
       length: inputs of a row.
       tokenizer: "byte" or "file:PATH"; see `data/tokenizers.py`.
 
     Raises:
-      UserError: where there is no such file, for a line that is none, and for a value that is longer than a quarter of a row.
+      UserError: where there is no such file, for a line that is none, for a value that is longer than a quarter of a row, and for
+        a tokenizer that loses text.
     """
 
     paper_size: ClassVar[dict] = {"length": 2048}
@@ -77,30 +78,33 @@ class Completion(Task):
     ):
         check_range("length", length, LEAST, MOST_IDS)
         self.tokenizer = tokenizers.alone(tokenizer)
-        path, content, found = lines.read(data_dir, file, "texts")
+        path, file = lines.find(data_dir, file, ".jsonl", "the texts")
+        content, found = lines.read(path)
         asked = [_asked(path, number, line) for number, line in found]
         self._asked = [one for one in asked if len(one.value) > 1]
         if not self._asked:
             raise UserError(f"{path} holds no text with a value")
-        self._rows = [self._ids(one, length) for one in self._asked]
+        self._rows = [self._ids(one, length, tokenizer) for one in self._asked]
         longest = max(len(value) for _, value in self._rows)
         if longest > length // 4:
             raise UserError(f"length={length} is less than four times the {longest} tokens of a value in {path}")
         self._content = lra.digest(content, tokenizer)
         self.name = f"completion/{path.stem}" + ("" if tokenizer == "byte" else f"/{tokenizer}")
         self.spec = _spec(self.tokenizer.vocab_size, self.tokenizer.unit, length)
-        self.resolved = {"file": path.name}
+        self.resolved = {"file": file}
 
     @classmethod
     def outline(cls, length: int, tokenizer: str, **_) -> Outline:
         known = tokenizers.alone(tokenizer)
         return Outline("completion", _spec(known.vocab_size, known.unit, length))
 
-    def _ids(self, asked, length):
+    def _ids(self, asked, length, tokenizer):
         """The prompt, cut to what fits, and the value with a blank before it."""
         text = asked.before + asked.cue
         whole = self.encode(text)
-        value = self.encode(f"{text} {asked.value}")[len(whole) :]
+        complete = self.encode(f"{text} {asked.value}")
+        tokenizers.check_lossless(tokenizer, self.tokenizer, f"{text} {asked.value}", complete)
+        value = complete[len(whole) :]
         end = min(len(whole) - len(self.encode(asked.before)), length // 4)
         before, cue = whole[: len(whole) - end], whole[len(whole) - end :]
         # The last token of the value is no input.
@@ -121,20 +125,24 @@ class Completion(Task):
         return self._rows[index][0], self._asked[index].value
 
     def floors(self, split: str = "test") -> dict[str, float]:
-        """How often the commonest value, and the commonest one of the same last line, contain the value; and what saying again as
-        many tokens as are generated, from the end of the text or from its beginning, does."""
-        values = collections.Counter(one.value for one in self._asked)
-        by_cue = collections.defaultdict(collections.Counter)
-        for one in self._asked:
-            by_cue[one.cue][one.value] += 1
+        """How often the commonest value of the other rows, and of those with the same last line, where there are any, contain the
+        value; and what saying again as many tokens as are generated, from the end of the text or from its beginning, does."""
+        values = shallow.commonest_of_others([one.value for one in self._asked])
+        by_cue, of_cue = collections.defaultdict(list), list(values)
+        for i, one in enumerate(self._asked):
+            by_cue[one.cue].append(i)
+        for alike in by_cue.values():
+            for i, other in zip(alike, shallow.commonest_of_others([self._asked[i].value for i in alike]), strict=True):
+                of_cue[i] = values[i] if other is None else other
+        prompts = [prompt for prompt, _ in self._rows]
         share = lambda said: float(
-            np.mean([one.value.lower() in said(one, row[0]).lower() for one, row in zip(self._asked, self._rows)])
+            np.mean([one.value.lower() in (text or "").lower() for one, text in zip(self._asked, said, strict=True)])
         )
         return {
-            "commonest value": share(lambda one, row: values.most_common(1)[0][0]),
-            "commonest of the last line": share(lambda one, row: by_cue[one.cue].most_common(1)[0][0]),
-            "end of the text": share(lambda one, row: self.decode(row[-self.new_tokens :])),
-            "beginning of the text": share(lambda one, row: self.decode(row[: self.new_tokens])),
+            "commonest value": share(values),
+            "commonest of the last line": share(of_cue),
+            "end of the text": share([self.decode(prompt[-self.new_tokens :]) for prompt in prompts]),
+            "beginning of the text": share([self.decode(prompt[: self.new_tokens]) for prompt in prompts]),
         }
 
     def content(self) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.errors import UserError, check_range
 from common.files import Folder, read_bytes
-from data import lra
+from data import lines, lra
 from data.metrics import MAE, NUMBERS, Metric, squared_sums
 from data.rows import LARGEST, real_row
 from data.task import Outline, Spec, Task
@@ -46,7 +46,7 @@ class Forecasting(Task):
 
     Args:
       data_dir: the folder with the file.
-      file: its name; None for the only .csv of the folder.
+      file: its name, or its path in the folder; None for the only .csv of the folder. Without a folder, its path.
       length: steps of the input.
       horizon: steps that are forecast.
       column: the name of the only column that is read and forecast; None for all.
@@ -67,15 +67,7 @@ class Forecasting(Task):
     ):
         check_range("length", length, 1, LONGEST)
         check_range("horizon", horizon, 1, LONGEST)
-        folder = pathlib.Path(data_dir or "")
-        names = sorted(path.name for path in folder.glob("*.csv")) if data_dir is not None else []
-        if file is None and len(names) != 1:
-            raise UserError(
-                f"data_dir={data_dir} holds {len(names)} .csv files: give the folder of a table, or its name as file"
-            )
-        path = folder / (names[0] if file is None else file)
-        if not path.is_file():
-            raise UserError(f"there is no file {path}; the folder has {', '.join(names) or 'no .csv'}")
+        path, file = lines.find(data_dir, file, ".csv", "a table")
         content = read_bytes(path)
         values = _table(path, content.decode(errors="replace"), column)
         day = next((day for start, day in DAY.items() if path.name.startswith(start)), None)
@@ -98,7 +90,7 @@ class Forecasting(Task):
         self._content = lra.digest(content)
         self.name = f"forecasting/{path.stem}" + ("" if column is None else f"/{column}")
         self.spec = _spec(length, horizon, values.shape[1])
-        self.resolved = {"file": path.name}
+        self.resolved = {"file": file}
 
     @classmethod
     def outline(cls, file: str | None, length: int, horizon: int, column: str | None, **_) -> Outline:
@@ -161,19 +153,25 @@ class Forecasting(Task):
 
 def _table(path: pathlib.Path, text: str, column: str | None) -> np.ndarray:
     """The columns behind the first, or the one that is named: float64 [rows, columns]."""
-    lines = text.splitlines()
-    _, *names = [name.strip() for name in lines[0].split(",")] if lines else [""]
+    heading, *rows = text.splitlines() or [""]
+    _, *names = [name.strip() for name in heading.split(",")]
     if names and all(re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", name) for name in names):
         raise UserError(f"{path} has no heading but numbers in its first line: write the names of the columns there")
+    if not names:
+        raise UserError(f"{path} has one column in its first line: give a heading, with commas between the columns")
     if column is not None and column not in names:
         raise UserError(f"{path} has no column {column!r}; there are {', '.join(names)}")
     chosen = range(1, len(names) + 1) if column is None else [names.index(column) + 1]
     try:
         values = np.array(
-            [[float(cells[i]) for i in chosen] for cells in (line.split(",") for line in lines[1:] if line.strip())]
+            [[float(cells[i]) for i in chosen] for cells in (row.split(",") for row in rows if row.strip())]
         )
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} holds something else than numbers behind its first column: {error}") from None
-    if values.size == 0 or not (np.abs(values) <= LARGEST).all():
-        raise UserError(f"{path} has no rows, or values that are no finite numbers, or beyond {LARGEST:g}")
+    if not len(values):
+        raise UserError(f"{path} has a heading and no rows below it")
+    if not (np.abs(values) <= LARGEST).all():
+        raise UserError(
+            f"{path} has values that are no finite numbers, or beyond {LARGEST:g}: fill them in, or cut the table"
+        )
     return values

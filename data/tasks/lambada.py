@@ -24,7 +24,7 @@ import numpy as np
 
 from common.errors import UserError, check_range
 from common.files import Folder
-from data import lines, lra, metrics, tokenizers
+from data import lines, lra, metrics, shallow, tokenizers
 from data.rows import ending_row
 from data.task import MOST_IDS, Outline, Spec, Task
 
@@ -56,12 +56,13 @@ class Lambada(Task):
 
     Args:
       data_dir: a folder that holds the file.
-      file: its name; None for the only .jsonl of the folder.
+      file: its name, or its path in the folder; None for the only .jsonl of the folder. Without a folder, its path.
       length: inputs of a row.
       tokenizer: "byte" or "file:PATH"; see `data/tokenizers.py`.
 
     Raises:
-      UserError: where there is no such file, for a line that is no passage, and for a word that is longer than a row.
+      UserError: where there is no such file, for a line that is no passage, for a word that is longer than a row, and for a
+        tokenizer that loses text.
     """
 
     paper_size: ClassVar[dict] = {}  # there is one set
@@ -71,26 +72,28 @@ class Lambada(Task):
     ):
         check_range("length", length, 1, MOST_IDS)
         self.tokenizer = tokenizers.alone(tokenizer)
-        path, content, found = lines.read(data_dir, file, "passages")
+        path, file = lines.find(data_dir, file, ".jsonl", "the passages")
+        content, found = lines.read(path)
         self._texts = [_passage(path, number, line) for number, line in found]
         if not self._texts:
             raise UserError(f"{path} holds no passage")
-        self._rows = [self._ids(text) for text in self._texts]
+        self._rows = [self._ids(text, tokenizer) for text in self._texts]
         longest = max(len(word) for _, word in self._rows)
         if longest > length:
             raise UserError(f"length={length} is less than the {longest} tokens of a word in {path}")
         self._content = lra.digest(content, tokenizer)
         self.name = f"lambada/{path.stem}" + ("" if tokenizer == "byte" else f"/{tokenizer}")
         self.spec = _spec(self.tokenizer.vocab_size, self.tokenizer.unit, length)
-        self.resolved = {"file": path.name}
+        self.resolved = {"file": file}
 
     @classmethod
     def outline(cls, length: int, tokenizer: str, **_) -> Outline:
         known = tokenizers.alone(tokenizer)
         return Outline("lambada", _spec(known.vocab_size, known.unit, length))
 
-    def _ids(self, text: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    def _ids(self, text: tuple[str, str], tokenizer: str) -> tuple[np.ndarray, np.ndarray]:
         before, whole = self.encode(text[0]), self.encode("".join(text))
+        tokenizers.check_lossless(tokenizer, self.tokenizer, "".join(text), whole)
         return whole[: len(before)], whole[len(before) :]
 
     def num_examples(self, split: str) -> int:
@@ -109,10 +112,13 @@ class Lambada(Task):
         }
 
     def floors(self, split: str = "test") -> dict[str, float]:
-        """Row accuracy of the commonest last word, and of the word of the passage that is the commonest in it, of equal ones the
-        last; and the same of its names, which are words that begin with a capital here and with none in no passage."""
+        """Row accuracy of the commonest last word of the other passages, and of the word of the passage that is the commonest in
+        it, of equal ones the last; and the same of its names, which are words that begin with a capital here and with none in no
+        passage."""
         last = [word for _, word in self._texts]
-        _, most = collections.Counter(last).most_common(1)[0]
+        most = float(
+            np.mean([other == own for other, own in zip(shallow.commonest_of_others(last), last, strict=True)])
+        )
         words = [WORD.findall(before) for before, _ in self._texts]
         small = {word for own in words for word in own if word[0].islower()}
         right = np.zeros(2)
@@ -123,7 +129,7 @@ class Lambada(Task):
                 right[i] += bool(counts) and f" {max(counts, key=counts.get)}" == word
         passage, name = (right / len(last)).tolist()
         return {
-            "commonest last word": most / len(last),
+            "commonest last word": most,
             "commonest of the passage": passage,
             "commonest name of the passage": name,
         }

@@ -41,7 +41,9 @@ def _spec(size: int, unit: str, length: int, packing: str, positions: str = "") 
             f"positions={positions!r} takes positions 1 to length={length} of a row, joined by '+', such as 50+500, with "
             "packing='windows'"
         )
-    return dataclasses.replace(spec, metrics=(*spec.metrics, *metrics.at_positions(tuple(map(int, parts)))))
+    return dataclasses.replace(
+        spec, metrics=(*spec.metrics, *metrics.at_positions(tuple(dict.fromkeys(map(int, parts)))))
+    )
 
 
 class LanguageModel(Task):
@@ -63,7 +65,8 @@ class LanguageModel(Task):
         in-context learning score.
 
     Raises:
-      UserError: for an unknown corpus, packing or tokenizer, and for a corpus too short for `length`.
+      UserError: for an unknown corpus, packing or tokenizer, and for a corpus too short for `length`; for a train split that is,
+        where rows of it are asked for, so that others can be scored at any length.
       UserError: where the files of a corpus or a tokenizer are not in their folder.
       data.corpora.FetchError: where the corpus must be downloaded and cannot be.
     """
@@ -92,12 +95,13 @@ class LanguageModel(Task):
         self.name = f"language_model/{self.corpus.name}" + (f"/{self.tokens.name}" if tokenizer != "byte" else "")
         self.resolved = {"corpus": self.corpus.name, "tokenizer": self.tokens.name}
         self._documents = packing == "documents"
-        for split, stream in self.tokens.splits.items():
-            need = 2 * length if split == "train" else 2
-            if len(stream.data) < need:
+        for split in self.splits:
+            if split != "train":
+                self.num_examples(split)
+            if not self._scored(split):
                 raise UserError(
-                    f"the {split} split of {self.corpus.name!r} has {len(stream.data)} {unit}s and length={length} needs "
-                    f"{need}: give a longer text or a smaller length"
+                    f"the {split} split of {self.corpus.name!r} has documents of one {unit} each, which nothing tells: there is "
+                    "nothing to score; give another corpus (or the right eot, of token ids), or set packing='windows'"
                 )
 
     @classmethod
@@ -113,6 +117,11 @@ class LanguageModel(Task):
     def num_examples(self, split: str) -> int:
         size, length = len(self.tokens.splits[split].data), self.spec.length
         # A training row and its last target fit behind any offset below `length`.
+        if size < (need := 2 * length if split == "train" else 2):
+            raise UserError(
+                f"the {split} split of {self.corpus.name!r} has {size} {self.spec.unit}s and length={length} needs {need}: give "
+                "a longer text or a smaller length"
+            )
         return size // length - 1 if split == "train" else -(-(size - 1) // length)
 
     def row(self, split: str, index: int, epoch: int, seed: int) -> dict[str, np.ndarray]:
@@ -146,6 +155,11 @@ class LanguageModel(Task):
         result["weights"][:size] = scored
         return result
 
+    def _scored(self, split: str) -> int:
+        """Tokens that are scored: all but the first of the text, or of each document."""
+        stream = self.tokens.splits[split]
+        return len(stream.data) - (len(stream.ends) if self._documents else 1)
+
     def text_sizes(self, split: str) -> dict[str, int]:
         """What is scored when a whole split is: its "tokens" (the sum of the weights), the "bytes" of their text, and "words".
 
@@ -154,11 +168,10 @@ class LanguageModel(Task):
         only the "tokens".
         """
         if self.corpus.largest_id is not None:
-            stream = self.tokens.splits[split]
-            return {"tokens": len(stream.data) - (len(stream.ends) if self._documents else 1)}
+            return {"tokens": self._scored(split)}
         first = self.tokens.first_bytes[split][: None if self._documents else 1]
         result = {
-            "tokens": len(self.tokens.splits[split].data) - len(first),
+            "tokens": self._scored(split),
             "bytes": self.tokens.num_bytes[split] - int(first.sum()),
         }
         return result if self._documents else {**result, "words": self.corpus.words(split)}

@@ -37,6 +37,9 @@ FILES = {"train": "basic_train.tsv", "valid": "basic_val.tsv", "test": "basic_te
 FLOOR_ROWS = 6_000
 NESTED = 4  # arguments of the root that are operations; more count as so many
 NONE = 10  # in place of a digit
+# A row is given up after so many tokens of trees that were thrown away, or `MOST_TREES` times the tokens of the longest that is
+# kept: some seconds, where rows of the published size take 1,500 tokens in the mean and 4,000 in the worst of fifty.
+MOST_TOKENS, MOST_TREES = 10**7, 100
 # Between the default size and the published one, 31 times as long, four levels and five arguments are added.
 LEVELS, ARGUMENTS, TIMES = 4, 5, 2000 / 64
 
@@ -56,7 +59,7 @@ class ListOps(Task):
         trees; min_length, max_length, max_depth and max_args are then not used.
 
     Raises:
-      UserError: for sizes that no expression has, or a corrupt file.
+      UserError: for sizes that no expression has, or hardly any (also from a row), or a corrupt file.
       UserError: for a file missing in data_dir.
     """
 
@@ -94,6 +97,7 @@ class ListOps(Task):
             self.name = f"listops/{protocol}/{min_length}-{self.max_length}-d{max_depth}-a{max_args}"
             self._rows = {split: {} for split in SIZES}
             self._sizes = SIZES
+            self.expression("train", 0)  # sizes that hardly any tree has are refused here
         else:
             self.name = f"listops/{protocol}/released"
             self._rows = {split: _read(lra.locate(data_dir, f"listops-1000/{FILES[split]}")) for split in SIZES}
@@ -151,12 +155,18 @@ class ListOps(Task):
 
     def _draw(self, split, index):
         rng = np.random.default_rng([self.splits.index(split), index])
-        uniform = _uniforms(rng)
-        while True:
+        uniform, drawn = _uniforms(rng), 0
+        while drawn < max(MOST_TOKENS, MOST_TREES * self.max_length):
             tokens = bytearray()
             value = self._grow(tokens, 1, uniform)
             if value is not None and len(tokens) > self.min_length:
                 return bytes(tokens), value
+            drawn += len(tokens)
+        raise UserError(
+            f"of trees with {drawn:,} tokens, drawn with max_depth={self.max_depth} and max_args={self.max_args}, none has "
+            f"between min_length={self.min_length} and max_length={self.max_length} tokens, both exclusive: raise max_depth and "
+            "max_args (the published size has 10 and 10 for 500 to 2,000), or lower min_length"
+        )
 
     def _grow(self, tokens: bytearray, depth: int, uniform) -> int | None:
         """Appends a random tree and returns its value, or None as soon as it is too long."""

@@ -78,13 +78,17 @@ class MaxGap(GeneratedTask):
         down, up = np.cumsum(rng.integers(1, self.smallest, (2, min(64, (self.count - 2) // 2))), 1)
         down, up = below - down, above + up
         walked = np.concatenate([[below, above], down[down >= 0], up[up < self.limit]])
-        # The integers between the walks' ends that are neither in the gap nor on a walk.
-        unused = np.zeros(self.limit, bool)
-        unused[walked.min() : below] = unused[above : walked.max()] = True
-        unused[walked] = False
-        free = np.flatnonzero(unused)
+        # The integers between the walks' ends that are neither in the gap nor on a walk are counted, and not listed: they may be
+        # billions. Counted with those on a walk, a number below the gap is as many as it is above the lower end.
+        low, high, left = walked.min(), walked.max(), walked.max() - walked.min() - gap
+        taken = np.sort(
+            np.where(walked < above, walked - low, walked - low - gap)[(walked != below) & (walked != high)]
+        )
+        free = left - len(taken)
         more = min(DISTINCT, self.limit // 2, self.count) - len(walked)
-        distinct = np.append(walked, rng.choice(free, min(max(more, 0), len(free)), replace=False))
+        chosen = rng.choice(free, min(max(more, 0), free), replace=False)
+        place = chosen + np.searchsorted(taken - np.arange(len(taken)), chosen, "right")
+        distinct = np.append(walked, low + place + gap * (low + place >= below))
         weights = rng.gamma(CONCENTRATION, size=len(distinct)) + 1e-12
         again = rng.choice(distinct, self.count - len(distinct), p=weights / weights.sum())
         return rng.permutation(np.append(distinct, again))

@@ -138,7 +138,7 @@ def parse_mixture(mixture: str) -> tuple[list[tuple[int, int]], list[float]]:
     """
     settings, shares = [], []
     for item in filter(None, mixture.split("+")):
-        match = re.fullmatch(r"(\d+):(\d+)(?:\*(\d+(?:\.\d+)?))?", item)
+        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})(?:\*(\d{1,15}(?:\.\d+)?))?", item)
         if match is None or float(match[3] or 1) == 0:
             raise UserError(
                 f"mixture={mixture!r}: {item!r} is none of LENGTH:PAIRS and LENGTH:PAIRS*SHARE, such as 64:4*5"

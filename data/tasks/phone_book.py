@@ -81,7 +81,7 @@ class PhoneBook(GeneratedTask):
         # The three longest of the entries may be asked for, whichever are; with an empty line between.
         room = length + 1 - 1 - (EXAMPLES + 1) * max(sizes)
         lines = lines[: int(np.searchsorted(np.cumsum(sizes), room, "right"))]
-        asked = round((rng.random() if self._depth is None else self._depth) * (len(lines) - 1))
+        asked = int(rng.integers(len(lines))) if self._depth is None else round(self._depth * (len(lines) - 1))
         others = np.delete(np.arange(len(lines)), asked)
         shown = rng.permutation(others)[:EXAMPLES]
         text = "".join([*lines, "\n", *(lines[i] for i in shown), lines[asked]])[:-1].rjust(length + 1, "\n")

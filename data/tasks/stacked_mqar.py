@@ -20,6 +20,7 @@ from data.rows import one_segment
 from data.task import Spec
 
 MOST = 2**16  # of each number: what a row holds is their product
+MOST_HELD = 2**27  # numbers of all vectors, and of a row
 
 
 class StackedMQAR(GeneratedTask):
@@ -51,6 +52,16 @@ class StackedMQAR(GeneratedTask):
             raise UserError(f"vocab_size={vocab_size} must be even and at least 2 * num_kv_pairs={2 * num_kv_pairs}")
         self.name = "stacked_mqar"
         length, kinds = (num_passes + 1) * num_kv_pairs, vocab_size // 2
+        for what, held in (
+            (f"vocab_size={vocab_size} vectors of vector_size={vector_size} hold", vocab_size * vector_size),
+            (
+                f"a row of num_kv_pairs={num_kv_pairs}, {num_passes + 1} times (num_passes={num_passes}), of two vectors of "
+                f"vector_size={vector_size} holds",
+                length * 2 * vector_size,
+            ),
+        ):
+            if held > MOST_HELD:
+                raise UserError(f"{what} {held:,} numbers, and {MOST_HELD:,} are the most: make one of them smaller")
         self.spec = Spec(None, 2 * vector_size, kinds, "token_labels", length, causal=True)
         self._pairs, self._passes = num_kv_pairs, num_passes
         self._keys, self._values = np.random.default_rng(0).standard_normal((2, kinds, vector_size)).astype(np.float32)

@@ -128,7 +128,8 @@ def _check(folder: pathlib.Path, found: dict[str, Series]) -> None:
     for split, (rows, answers) in found.items():
         if any((np.abs(row) > LARGEST).any() for row in rows):
             raise UserError(
-                f"{folder}: a series of {split} has a value that is infinite, or beyond {LARGEST:g}; leave it empty (nan) or out"
+                f"{folder}: a series of {split} has a value that is infinite, or beyond {LARGEST:g}; write nan for "
+                "it (? in .ts), or leave the row out"
             )
         if answers.dtype.kind == "f" and not (np.abs(answers) <= LARGEST).all():
             raise UserError(f"{folder}: a number that is to be predicted in {split} is none, or infinite: leave it out")
@@ -141,7 +142,9 @@ def _check(folder: pathlib.Path, found: dict[str, Series]) -> None:
 
 def _standardised(rows: list[np.ndarray], train: list[np.ndarray]) -> list[np.ndarray]:
     every = np.concatenate(train)
-    mean, std = np.nanmean(every, 0), np.nanstd(every, 0)
+    unknown = np.isnan(every).all(0)
+    every = np.where(unknown, 0, every)
+    mean, std = np.where(unknown, np.nan, np.nanmean(every, 0)), np.nanstd(every, 0)
     return [np.nan_to_num((row - mean) / np.where(std > 0, std, 1)).astype(np.float32) for row in rows]
 
 
@@ -162,7 +165,7 @@ def _parse_ts(path: pathlib.Path, text: str) -> Series:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        key, _, value = line.lower().partition(" ")
+        key, value = [*line.lower().split(maxsplit=1), ""][:2]
         if not data and key.startswith("@"):
             data = key == "@data"
             real |= key == "@targetlabel" and value.strip().startswith("true")
@@ -207,8 +210,8 @@ def _read_npz(folder: pathlib.Path) -> tuple[dict[str, Series], str]:
             )
         if x.dtype.kind not in "fiub":
             raise UserError(f"{path}: x is an array of {x.dtype}, not of real numbers")
-        rows = list(np.float64(x).reshape(*x.shape[:2], -1))
-        return rows, np.float64(y).reshape(len(y), -1) if y.dtype.kind == "f" else y.astype(str)
+        rows = list(np.float64(x if x.ndim == 3 else x[..., None]))
+        return rows, np.float64(y if several else y[:, None]) if y.dtype.kind == "f" else y.astype(str)
 
     return _read_splits(folder, "npz", read)
 
@@ -234,7 +237,10 @@ def _read_csv(folder: pathlib.Path) -> tuple[dict[str, Series], str]:
     except ValueError:
         return found, content
     if all(re.fullmatch(r"[+-]?[0-9]+", answer) for answer in said):
-        return found, content
+        # +1 is 1 where both are written.
+        same = {answer: answer[1:] for answer in said.tolist() if answer[0] == "+" and answer[1:] in said}
+        one = lambda answers: np.array([same.get(answer, answer) for answer in answers.tolist()], str)
+        return {split: (rows, one(answers)) for split, (rows, answers) in found.items()}, content
     return {split: (rows, answers.astype(np.float64)[:, None]) for split, (rows, answers) in found.items()}, content
 
 

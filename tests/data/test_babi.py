@@ -33,7 +33,7 @@ def said(made, row):
     (places,) = np.nonzero(row["weights"])
     assert places.tolist() == list(range(len(row["inputs"]) - len(places), len(row["inputs"])))
     answer = made.decode(row["targets"][places])
-    assert text.endswith(f"? {answer}") and len(text) == made.spec.length + 1
+    assert text.endswith(f"? {answer}") and len(text.encode()) == made.spec.length + 1
     return text, answer
 
 
@@ -70,6 +70,14 @@ def test_bare_stories(babi):
     assert made.name == "babi/qa1" and story.count(".") == 2 and question.endswith(answer)
     # Of these stories, those of three pairs of moves are too long.
     assert babi(corpus=None, length=200).num_examples("train") < made.num_examples("train") == 270
+
+
+def test_answers_of_more_bytes_than_characters_are_scored_whole(babi, tmp_path):
+    for path in (tmp_path / "facts").iterdir():
+        path.write_text(path.read_text().replace("kitchen", "Küche").replace("office", "事務所"))
+    made = babi(corpus=None, length=300)
+    answers = {said(made, made.row("test", i, 0, 0))[1] for i in range(60)}
+    assert answers == {"bathroom", "bedroom", "garden", "hallway", "Küche", "事務所"}
 
 
 def test_floors(babi, tmp_path):

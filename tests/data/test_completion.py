@@ -28,13 +28,30 @@ def test_the_value_is_asked_for(tmp_path):
             assert made.decode(row["inputs"][:size]) == (text + value)[:-1]
             prompt, wanted = made.completion(split, i)
             assert made.decode(prompt) == text and wanted == record["value"]
-    # All texts but one have it among their first 48 bytes; two end on a line that no other has.
+    # No value is that of another text, and none ends on a line that another has.
     assert made.floors() == {
-        "commonest value": pytest.approx(1 / 3),
-        "commonest of the last line": 1.0,
+        "commonest value": 0.0,
+        "commonest of the last line": 0.0,
         "end of the text": pytest.approx(1.0),
         "beginning of the text": pytest.approx(1.0),
     }
+
+
+def test_floors_know_the_other_rows_only(tmp_path):
+    """Beside a count over all other rows; the last one ends on a line of its own, and gets the commonest of all."""
+    values = ["Alien", "Alien", "ali", "Up", "Up", "Up", "Tot", "Alien"]
+    cues = ["F:", "F:", "F:", "F:", "G:", "G:", "G:", "H:"]
+    rows = [{"text": f"{i}\n{cue}", "value": value} for i, (cue, value) in enumerate(zip(cues, values))]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    right = np.zeros(2)
+    for i, (cue, value) in enumerate(zip(cues, values)):
+        others = [values[j] for j in range(8) if j != i]
+        alike = [values[j] for j in range(8) if j != i and cues[j] == cue] or others
+        for which, known in enumerate((others, alike)):
+            right[which] += value.lower() in min(known, key=lambda one: (-known.count(one), one)).lower()
+    floors = task.create("completion", data_dir=str(tmp_path), length=64).floors()
+    assert [floors["commonest value"], floors["commonest of the last line"]] == (right / 8).tolist()
+    assert 0 < right[0] < right[1] < 8
 
 
 @pytest.mark.parametrize("length", [60, 100, 300])

@@ -3,13 +3,14 @@
 import contextlib
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.files import Folder
+from common.files import KEPT, Folder
 from data import corpora, task, tokenizers
 from data.loader import Loader, batch_shapes
 from tests.data.small_data import NO_OUTLINE, create, options, pseudo_text, reads_files
@@ -44,6 +45,32 @@ def test_hyperparameters_give_the_same_task_from_another_directory(name, tmp_pat
     for split in first.splits:
         for key, value in first.example(split, 0, 5).items():
             np.testing.assert_array_equal(again.example(split, 0, 5)[key], value)
+    assert {path.name for path in (tmp_path / "cache").glob("*")} <= set(KEPT)
+
+
+@pytest.mark.parametrize("name", [name for name in task.names() if "file" in task.defaults(name)])
+def test_a_file_below_the_folder_or_without_one_is_found_again(name, tmp_path, monkeypatch):
+    """Other data lies wherever the name of the file alone would lead."""
+    folder = pathlib.Path(options(name, tmp_path)["data_dir"])
+    (path,) = folder.iterdir()
+    (folder / "below").mkdir()
+    own = shutil.copy(path, folder / "below")
+    rest = path.read_text().splitlines()[:-1]
+    path.write_text("\n".join([*rest, rest[1]]) + "\n")
+    other = create(name, data_dir=str(folder)).fingerprint()
+    monkeypatch.chdir(folder)
+    for given in (
+        {"data_dir": str(folder), "file": f"below/{path.name}"},
+        {"data_dir": str(tmp_path), "file": str(own)},
+        {"file": str(own)},
+        {"file": f"below/{path.name}"},
+    ):
+        first = create(name, **given)
+        assert first.fingerprint() != other
+        with monkeypatch.context() as elsewhere:
+            elsewhere.chdir(folder if given["file"] == str(own) else tmp_path)
+            again = create(name, **first.hyperparameters)
+        assert again.fingerprint() == first.fingerprint() and again.hyperparameters == first.hyperparameters
 
 
 @pytest.mark.parametrize("name", [name for name in task.names() if reads_files(name) and name not in NO_OUTLINE])

@@ -76,3 +76,12 @@ def test_what_is_no_table(tmp_path):
     (tmp_path / "a.csv").write_text(HEAD + "1,2,three\n")
     with pytest.raises(UserError, match="holds something else than numbers"):
         create()
+    for text, message in (
+        (HEAD.replace(",", ";") + "1;2;3\n", "has one column in its first line: give a heading, with commas between"),
+        ("", "has one column in its first line"),
+        (HEAD, "has a heading and no rows below it"),
+        (HEAD + "1,2,nan\n", "has values that are no finite numbers"),
+    ):
+        (tmp_path / "a.csv").write_text(text)
+        with pytest.raises(UserError, match=message):
+            create()

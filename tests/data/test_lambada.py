@@ -27,7 +27,7 @@ def test_the_last_word_is_asked_for(tmp_path):
     assert lambada.text_sizes("test") == {"tokens": 17, "bytes": 17}
     # "saw" is said once before the last word, as every word is but the one that is asked for.
     assert lambada.floors() == {
-        "commonest last word": 0.2,
+        "commonest last word": 0.0,
         "commonest of the passage": 0.0,
         "commonest name of the passage": 0.0,
     }
@@ -42,6 +42,16 @@ def test_names(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     floors = task.create("lambada", data_dir=str(tmp_path), length=20).floors()
     assert floors["commonest name of the passage"] == pytest.approx(2 / 3)
+
+
+def test_the_commonest_word_is_that_of_the_other_passages(tmp_path):
+    last = "b a b c b a d b".split()
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"x {word}"}) + "\n" for word in last))
+    right = 0
+    for i, word in enumerate(last):
+        others = last[:i] + last[i + 1 :]
+        right += word == min(others, key=lambda one: (-others.count(one), one))
+    assert task.create("lambada", data_dir=str(tmp_path), length=20).floors()["commonest last word"] == right / 8 == 0.5
 
 
 def test_what_is_no_passage(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from common.errors import UserError
 from data import task
+from data.loader import Loader
 from tests.data.small_data import pseudo_text
 
 KEYS = ("inputs", "positions", "segment_ids", "targets", "weights")
@@ -172,11 +173,19 @@ def test_floors_of_a_text_with_a_period(tmp_path):
         lm.floors("train")
 
 
-def test_bad_input_says_what_to_change(text_task):
+def test_bad_input_says_what_to_change(text_task, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'documents'"):
         text_task(packing="document")
-    with pytest.raises(ValueError, match=r"train split .* has 2700 bytes and length=2000 needs 4000"):
-        text_task(length=2000)
+    long = text_task(length=2000)
+    for asked in (long.fingerprint, lambda: long.num_examples("train"), lambda: Loader(long, "train", 1, 0)):
+        with pytest.raises(ValueError, match=r"train split .* has 2700 bytes and length=2000 needs 4000"):
+            asked()
+    # What has no rows to be trained on can be scored.
+    assert long.num_examples("test") == 1 and long.example("test", 0)["weights"].sum() == 149
+    (tmp_path / "text.txt").write_bytes(b"x" * 23)
+    with pytest.raises(ValueError, match=r"valid split .* has 1 bytes and length=16 needs 2"):
+        text_task(length=16)
+    (tmp_path / "text.txt").write_bytes(pseudo_text(3000))
     with pytest.raises(ValueError, match=r"length must be from 1 to .*, got 0"):
         text_task(length=0)
     lm = text_task(length=16)
@@ -193,6 +202,9 @@ def test_positions_are_reported_each(tmp_path):
     )
     names = [metric.name for metric in create(positions="5+50").spec.metrics]
     assert names == [*(metric.name for metric in create().spec.metrics), "bits_at_5", "bits_at_50", "in_context_score"]
+    # One that is given twice is one, and has no score against itself.
+    assert [m.name for m in create(positions="5+05").spec.metrics] == [*names[:-3], "bits_at_5"]
+    assert [m.name for m in create(positions="5+5+50").spec.metrics] == names
     for wrong in (
         {"positions": "0"},
         {"positions": "5,50"},

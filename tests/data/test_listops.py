@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import UserError
 from data import task
+from data.tasks import listops
 from data.tasks.listops import TOKENS
 from tests.data.classification_rows import check, digest
 
@@ -191,6 +192,26 @@ def test_bad_options():
         task.create("listops", max_depth=2, max_args=3, min_length=16)
     with pytest.raises(ValueError, match="max_args must be at least 2, got 1"):
         task.create("listops", max_args=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"length": 512, "min_length": 256, "max_args": 3},
+        {"length": 2000, "min_length": 500, "max_depth": 10, "max_args": 2},
+        {"length": 64, "min_length": 50, "max_args": 2},
+    ],
+)
+def test_sizes_that_hardly_any_tree_has_are_refused(options, monkeypatch):
+    """There is such a tree, and it would be drawn for ever."""
+    monkeypatch.setattr(listops, "MOST_TOKENS", 10_000)
+    with pytest.raises(UserError, match=r"tokens, drawn with .*, none has between .*: raise max_depth and max_args"):
+        task.create("listops", **options)
+    # Where the first row is found, another may not be.
+    made = task.create("listops")
+    made.min_length = 62
+    with pytest.raises(UserError, match="none has between min_length=62 and max_length=64"):
+        made.expression("test", 7)
 
 
 def test_the_name_and_the_fingerprint_tell_data_sets_apart():

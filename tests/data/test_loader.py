@@ -202,6 +202,17 @@ def test_a_killed_worker_is_one_message():
         loader[0]
 
 
+def test_what_a_worker_cannot_build_is_said(tmp_path):
+    """Such as a file that was taken away since: the message of the task."""
+    loader = Loader(Counting(), "train", 4, 0)
+    loader.workers = Workers("lambada", {"data_dir": str(tmp_path)}, 1)
+    try:
+        with pytest.raises(UserError, match=r"holds 0 \.jsonl files: give the folder of the passages"):
+            loader[0]
+    finally:
+        loader.workers.close()
+
+
 def test_workers_make_the_same_batches():
     """In the same order from any step; and what a task refuses in a worker is raised where it is asked for."""
     name, options = "mqar", {"length": 32, "num_kv_pairs": 4}

@@ -1,5 +1,7 @@
 """Maximum gap: labels by sorting."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -100,3 +102,39 @@ def test_errors():
         task.create("max_gap", limit=63)
     with pytest.raises(ValueError, match="encoding='digit' is unknown; did you mean 'digits'"):
         task.create("max_gap", encoding="digit")
+
+
+@pytest.mark.parametrize("limit", [64, 256, 5000])
+@pytest.mark.parametrize("count", [4, 20, 64, 300])
+def test_numbers_are_chosen_as_from_a_list_of_all(limit, count):
+    """Beside a mask of all numbers below the limit, from which the same are drawn; with short walks, which leave many."""
+    made = task.create("max_gap", limit=limit, length=count)
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        gap = made.smallest + made.step * int(rng.integers(10))
+        below = int(rng.integers(limit - gap))
+        above = below + gap
+        down, up = np.cumsum(rng.integers(1, made.smallest, (2, min(64, (count - 2) // 2))), 1)
+        down, up = below - down, above + up
+        walked = np.concatenate([[below, above], down[down >= 0], up[up < limit]])
+        seen = {*walked.tolist(), *range(below, above)}
+        free = [n for n in range(min(walked), max(walked)) if n not in seen]
+        more = min(48, limit // 2, count) - len(walked)
+        distinct = np.append(walked, rng.choice(free, min(max(more, 0), len(free)), replace=False)).astype(np.int64)
+        weights = rng.gamma(0.5, size=len(distinct)) + 1e-12
+        again = rng.choice(distinct, count - len(distinct), p=weights / weights.sum())
+        expected = rng.permutation(np.append(distinct, again))
+        np.testing.assert_array_equal(made.values(np.random.default_rng(seed)), expected)
+
+
+def test_large_limits_take_no_memory():
+    made = task.create("max_gap", encoding="digits", limit=2**31 - 1, length=11 * 64)
+    tracemalloc.start()
+    try:
+        for index in range(20):
+            values = made.values(np.random.default_rng(index))
+            size = (module.maximum_gap(values) - made.smallest) / made.step
+            assert size == int(size) and 0 <= size < 10 and len(set(values)) == 48
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

@@ -90,7 +90,7 @@ def test_mixtures_and_passes():
     assert mqar.at_length(given, 24) == given | {"length": 24, "mixture": ""}
     with pytest.raises(ValueError, match="length=32 is less than 64, the longest of mixture="):
         task.create("mqar", mixture="32:4+64:8")
-    for mixture in ("64", "64:4*0", "64x4"):
+    for mixture in ("64", "64:4*0", "64x4", "8:1*" + "9" * 400, "9" * 5000 + ":1"):
         with pytest.raises(ValueError, match="is none of LENGTH:PAIRS"):
             task.create("mqar", mixture=mixture)
     with pytest.raises(ValueError, match="length=16 must be even and at least 4"):

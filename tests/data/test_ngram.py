@@ -209,6 +209,12 @@ def test_score_prints_perplexities_with_the_end_of_the_line(fitted, capsys):
         assert float(total) == pytest.approx(bits, abs=0.006) and float(rate) == pytest.approx(bits / 13, abs=1e-4)
         assert float(per_byte) == pytest.approx(2 ** (bits / 13), abs=1e-3) and len(text) == 12
         assert float(per_word) == pytest.approx(2 ** (bits / 4), rel=1e-5)
+    ngram.main(
+        ["score", f"--model={path}", "ca\udcfft"]
+    )  # as Python hands on a byte of the command line that is no text
+    total, *_, text = capsys.readouterr().out.splitlines()[1].split()
+    assert float(total) == pytest.approx(ngram.sentence_bits(ngram.KneserNey.load(path), [b"ca\xfft"])[0], abs=0.006)
+    assert text == "ca\ufffdt"
     # Two animals and three verbs, each as likely: log2 6 = 2.6 bits are the least.
     assert 2.5 < expected[0] < 3.5 and expected[1] > 10
 

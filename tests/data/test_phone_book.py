@@ -35,8 +35,16 @@ def test_the_number_is_in_the_book(length, depth):
 def test_rows():
     phone = task.create("phone_book")
     check_rows(phone, rows=8)
-    assert digest(phone) == "c5697ac26ce1c418"
+    assert digest(phone) == "c38525966469655c"
     assert phone.spec.metric.name == "row_accuracy" and 1 / 25 < phone.floors()["a number of the book"] < 1 / 12
+    # Each place is as likely as another, the first and the last, too.
+    rows = [phone.decode(phone.row("train", i, 0, 0)["inputs"]).lstrip("\n") for i in range(2000)]
+    books = [text.partition("\n\n") for text in rows]
+    known = [[line.partition(":")[0] for line in book.split("\n")] for book, _, _ in books]
+    asked = [below.split("\n")[-1].partition(":")[0] for _, _, below in books]
+    for place in (0, 1, -1):
+        share = np.mean([lines[place] == name for lines, name in zip(known, asked)])
+        assert share == pytest.approx(np.mean([1 / len(lines) for lines in known]), abs=0.02)
     # Of the entries two are shown, and never asked for.
     small = task.create("phone_book", length=204)
     texts = [small.decode(row["inputs"]) for row in small.rows("valid")]

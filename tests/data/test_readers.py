@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from common.files import KEPT
 from data import corpora, corpus, flat, records, task
 from data.flat import SPLITS
 
@@ -166,6 +167,34 @@ def test_bad_files_are_named(tmp_path):
         load(f"jsonl:{(tmp_path / 'empty').mkdir() or tmp_path / 'empty'}")
 
 
+def test_ids_beyond_the_vocabulary_are_told_the_other_type(tmp_path):
+    (tmp_path / "a.bin").write_bytes(IDS.astype("<u2").tobytes())
+    for given, other in (("", "uint32"), (",dtype=uint16", "uint32"), (",dtype=uint32", "uint16")):
+        with pytest.raises(UserError, match=rf"the right dtype \(corpus='bin:PATH,dtype={other}'\)"):
+            ids_task(f"{tmp_path / 'a.bin'}{given}", tmp_path / "cache", tokenizer="ids:300")
+
+
+@pytest.mark.parametrize("cache", ["", "kept", "linked/kept"])
+@pytest.mark.parametrize("kind", ["jsonl:web", "jsonl:web/**/*.json*", "file:web"])
+def test_what_is_kept_between_runs_is_no_text(tmp_path, monkeypatch, kind, cache):
+    """The cache may lie in the folder of the texts, or be it; a second start would read what the first one kept."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "web")
+    cache = cache if cache.startswith("linked") else f"web/{cache}"
+    if kind == "file:web":
+        (tmp_path / "web" / "a.txt").write_text("".join(TEXTS))
+    else:
+        write_jsonl(tmp_path / "web" / "a.jsonl", TEXTS)
+    options = {"corpus": kind, "length": 8, "cache_dir": str(tmp_path / cache)}
+    for tokenizer in ("bpe:300", "character"):
+        first = task.create("language_model", tokenizer=tokenizer, **options)
+        first.floors("valid")
+        assert task.create("language_model", tokenizer=tokenizer, **options).fingerprint() == first.fingerprint()
+        assert first.corpus.files["train"] == [tmp_path / "web" / ("a.txt" if kind == "file:web" else "a.jsonl")]
+    assert {path.name for path in (tmp_path / cache).iterdir()} - {"a.txt", "a.jsonl"} <= set(KEPT)
+
+
 def test_options_are_checked_and_paths_may_look_like_them(tmp_path):
     load = lambda name: corpora.load(name, str(tmp_path / ".cache"))
     with pytest.raises(UserError, match=r"no hyperparameter 'feild'; did you mean 'field'"):
@@ -208,6 +237,18 @@ IDS[::40] = 50256
 def ids_task(path, folder, length=8, **options):
     options = {"tokenizer": "ids:50257", "packing": "documents"} | options
     return task.create("language_model", corpus=f"bin:{path}", length=length, cache_dir=str(folder), **options)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_documents_of_one_token_are_nothing_to_score(tmp_path, split):
+    """Each step of training would be left out, and every floor be no number."""
+    for name in SPLITS:
+        ids = np.tile([5, 7], 100) if name != split else np.full(200, 7)
+        (tmp_path / f"{name}.bin").write_bytes(ids.astype("<u2").tobytes())
+    make = lambda packing: ids_task(f"{tmp_path},eot=7", tmp_path / "cache", tokenizer="ids:8", packing=packing)
+    with pytest.raises(UserError, match=f"the {split} split of .* has documents of one token each.*packing='windows'"):
+        make("documents")
+    assert make("windows").text_sizes(split) == {"tokens": 199}
 
 
 def test_a_file_is_of_one_split(tmp_path):

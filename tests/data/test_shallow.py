@@ -12,6 +12,15 @@ from data.tasks.listops import TOKENS
 MARGIN = 0.02
 
 
+def test_the_commonest_of_the_others():
+    rng = np.random.default_rng(0)
+    for size, kinds in ((1, 1), (2, 1), (2, 9), (30, 3), (30, 12), (30, 60)):
+        answers = [str(i) for i in rng.integers(kinds, size=size)]
+        others = [answers[:i] + answers[i + 1 :] for i in range(size)]
+        best = [min(left, key=lambda one: (-left.count(one), one)) if left else None for left in others]
+        assert shallow.commonest_of_others(answers) == best
+
+
 def test_polynomials():
     x = np.array([[2.0, 3.0], [5.0, 7.0]])
     assert shallow.polynomial(x, 2).tolist() == [[1, 2, 3, 4, 6, 9], [1, 5, 7, 25, 35, 49]]

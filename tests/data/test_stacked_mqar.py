@@ -38,6 +38,11 @@ def test_bad_sizes():
     for options, message in (
         ({"num_kv_pairs": 0}, "num_kv_pairs must be from 1 to 65536, got 0"),
         ({"vector_size": 0}, "vector_size must be from 1 to 65536, got 0"),
+        ({"vocab_size": 2**16, "vector_size": 2**16}, r"vectors of vector_size=65536 hold 4,294,967,296 numbers, and"),
+        (
+            {"num_passes": 2**16, "vector_size": 2**10},
+            r"num_kv_pairs=16, 65537 times \(num_passes=65536\), .* holds 2,147,516,416 numbers, and 134,217,728 are the most",
+        ),
         ({"vocab_size": 31}, "vocab_size=31 must be even and at least 2"),
         ({"vocab_size": 30}, "vocab_size=30 must be even and at least 2 . num_kv_pairs=32"),
     ):

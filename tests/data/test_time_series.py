@@ -61,6 +61,38 @@ def test_lines(tmp_path):
         assert task.create("time_series", data_dir=str(tmp_path)).spec.objective == "regression"
 
 
+def test_labels_that_are_the_same_number(tmp_path):
+    """+1 and 1 are one class; +1 and -1 by themselves keep their order."""
+    for lines, classes in (("+1,5\n1,6\n2,7\n", [0, 0, 1]), ("+1,5\n-1,6\n", [0, 1])):
+        for name in ("train", "test"):
+            (tmp_path / f"{name}.csv").write_text(lines * 10)
+        series = task.create("time_series", data_dir=str(tmp_path))
+        assert series.spec.objective == "classification"
+        assert [int(series.row("test", i, 0, 0)["targets"]) for i in range(len(classes))] == classes
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "  "])
+def test_a_heading_of_numbers_may_have_any_space(tmp_path, space):
+    for split in ("TRAIN", "TEST"):
+        (tmp_path / f"S_{split}.ts").write_text(f"@targetLabel{space}true\n@data\n" + "1,2,3:0.5\n4,3,2:1.5\n" * 10)
+    assert task.create("time_series", data_dir=str(tmp_path)).spec.objective == "regression"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_channel_without_a_value_is_nought(tmp_path):
+    x = np.random.default_rng(0).normal(size=(20, 5, 2))
+    held = x.copy()
+    x[..., 1] = np.nan
+    for split, part in (("train", x), ("test", held)):
+        np.savez(tmp_path / f"{split}.npz", x=part, y=np.arange(20) % 2)
+    series = task.create("time_series", data_dir=str(tmp_path))
+    train = x[np.arange(20) % 10 != 9][..., 0]
+    for split, i in (("train", 3), ("test", 4)):
+        row = series.row(split, i, 0, 0)["inputs"]
+        np.testing.assert_allclose(row[:, 0], (held[i, :, 0] - train.mean()) / train.std(), rtol=1e-5)
+        assert not row[:, 1].any()
+
+
 X, Y = np.ones((20, 3)), np.ones(20)
 
 
@@ -73,6 +105,7 @@ X, Y = np.ones((20, 3)), np.ones(20)
         ({"x": X, "y": np.ones((20, 2))}, "other numbers than"),
         ({"x": X[:, :0], "y": Y}, r"x \(20, 0\) and y \(20,\) are not"),
         ({"x": X, "y": np.float64(3)}, r"y \(\) are not"),
+        ({"x": X[:0], "y": Y[:0]}, "train has no series"),
         ({"x": X * 1j, "y": Y}, "x is an array of complex128"),
         (None, "holds no arrays x and y"),
     ],

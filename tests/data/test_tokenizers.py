@@ -147,6 +147,62 @@ def test_documents_keep_their_borders(tmp_path):
         assert whole.text_sizes("test")["words"] == len(words)
 
 
+@pytest.mark.parametrize("name", ["bpe:256", "bpe:262", "added", "fallback"])
+def test_the_first_token_may_be_a_part_of_a_character(tmp_path, name):
+    """Its bytes, and those that a model is scored on, beside what the tokens say themselves."""
+    import tokenizers as package
+
+    texts = [f"日本{i}です é" if i % 3 else f"x本{i}" for i in range(120)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    if name == "added":
+        made = tokenizers._byte_level(package.models.BPE.from_file(*byte_files(tmp_path)))
+        made.add_tokens([package.AddedToken("日")])
+    elif name == "fallback":
+        pieces = {f"<0x{i:02X}>": i for i in range(256)} | {"x": 256, "本": 257}
+        made = package.Tokenizer(package.models.BPE(pieces, [], byte_fallback=True))
+        made.decoder = package.decoders.Sequence([package.decoders.ByteFallback(), package.decoders.Fuse()])
+    if not name.startswith("bpe"):
+        made.save(str(tmp_path / "own.json"))
+        name = f"file:{tmp_path / 'own.json'}"
+    lm = task.create(
+        "language_model",
+        corpus=f"jsonl:{tmp_path / 'a.jsonl'},valid=0.2,test=0.2",
+        length=16,
+        cache_dir=str(tmp_path / "cache"),
+        packing="documents",
+        tokenizer=name,
+    )
+    kept = json.loads(
+        next((tmp_path / "cache" / "tokenizers").glob("*")).read_text() if name[:3] == "bpe" else made.to_str()
+    )
+    tokens = {i: token for token, i in kept["model"]["vocab"].items()} | {
+        one["id"]: one["content"] for one in kept["added_tokens"]
+    }
+
+    def size(i):
+        token = tokens[int(i)]
+        if token in ("日", "本"):
+            return 3
+        return 1 if token.startswith("<0x") else len(token)
+
+    for split in corpora.SPLITS:
+        data, ends = lm.tokens.splits[split].data, lm.tokens.splits[split].ends
+        assert lm.tokens.first_bytes[split].tolist() == [size(data[start]) for start in [0, *ends[:-1].tolist()]]
+        if split != "train":
+            rows = [lm.example(split, i) for i in range(lm.num_examples(split))]
+            assert lm.text_sizes(split)["bytes"] == sum(size(i) for r in rows for i in r["targets"][r["weights"] > 0])
+
+
+def byte_files(folder):
+    """vocab.json and merges.txt of the bytes."""
+    import tokenizers as package
+
+    letters = sorted(package.pre_tokenizers.ByteLevel.alphabet())
+    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return str(folder / "vocab.json"), str(folder / "merges.txt")
+
+
 def test_language_model_scores_are_those_of_the_text(tmp_path):
     """A model that gives every token of a split its frequency, in bits per byte and per word, and its floors."""
     (tmp_path / "text.txt").write_text("a rose is a rose is a Röse.\n" * 400)
@@ -174,11 +230,16 @@ def test_language_model_scores_are_those_of_the_text(tmp_path):
 
 
 def test_bad_input_says_what_to_change(corpus, tmp_path):
-    for name in ("bytes", "bpe", "bpe:255", "bpe:many", "file:", ""):
+    large = ("bpe:16777217", "bpe:1000000000000", "bpe:" + "9" * 5000)
+    for name in ("bytes", "bpe", "bpe:255", "bpe:many", "file:", "", *large):
         with pytest.raises(ValueError, match="is unknown; choose 'byte', 'character', 'bpe:SIZE'"):
             tokenizers.load(name, corpus, tmp_path)
     with pytest.raises(UserError, match=r"no tokenizer .*nowhere: give a tokenizer\.json"):
         tokenizers.load(f"file:{tmp_path / 'nowhere'}", corpus, tmp_path)
+    empty = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    (tmp_path / "empty.json").write_text(json.dumps(empty))
+    with pytest.raises(UserError, match=r"empty\.json is a tokenizer without tokens"):
+        tokenizers.load(f"file:{tmp_path / 'empty.json'}", corpus, tmp_path)
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match=r"bad\.json is no tokenizer that"):
         tokenizers.load(f"file:{tmp_path / 'bad.json'}", corpus, tmp_path)
@@ -206,3 +267,27 @@ def test_a_tokenizer_that_loses_text_is_refused(corpus, tmp_path):
     lossy.save(str(tmp_path / "lossy.json"))
     with pytest.raises(ValueError, match=r"loses text: 'Größe.* comes back as 'größe"):
         tokenizers.load(f"file:{tmp_path / 'lossy.json'}", corpus, tmp_path)
+    # And so where no corpus is cut: an answer in capitals could not be said, and all unknown ones would be the same.
+    unknown = package.Tokenizer(package.models.WordLevel({"[UNK]": 0, "he": 1, "saw": 2}, unk_token="[UNK]"))
+    unknown.pre_tokenizer = package.pre_tokenizers.Whitespace()
+    unknown.save(str(tmp_path / "words.json"))
+    for name in ("lambada", "completion"):
+        (tmp_path / name).mkdir()
+        line = {"text": "he saw Ann" if name == "lambada" else "he saw", "value": "Ann"}
+        (tmp_path / name / "a.jsonl").write_text(json.dumps(line))
+        for file in ("lossy", "words"):
+            with pytest.raises(UserError, match=rf"{file}.json' loses text: 'he saw Ann' comes back as '.*"):
+                task.create(name, data_dir=str(tmp_path / name), length=64, tokenizer=f"file:{tmp_path / file}.json")
+        task.create(name, data_dir=str(tmp_path / name), length=64, tokenizer=f"file:{path}")
+
+
+def test_a_tokenizer_with_dropout_always_cuts_in_the_same_way(tmp_path, corpus):
+    tokenizers.load("bpe:290", corpus, tmp_path)
+    (path,) = (tmp_path / "tokenizers").iterdir()
+    kept = json.loads(path.read_text())
+    expected = tokenizers.load(f"file:{path}", corpus, tmp_path).tokenizer.encode(TEXT)
+    (tmp_path / "own.json").write_text(json.dumps(kept | {"model": kept["model"] | {"dropout": 0.5}}))
+    tokenizer = tokenizers.load(f"file:{tmp_path / 'own.json'}", corpus, tmp_path).tokenizer
+    assert len(expected) < len(TEXT.encode())
+    for _ in range(3):
+        np.testing.assert_array_equal(tokenizer.encode(TEXT), expected)

@@ -10,6 +10,8 @@ from common.errors import UserError
 from data import task as tasks
 from evaluation import scoring
 from evaluation.answers import Answers
+from evaluation.loading import load
+from tests.data.small_data import write_passages
 
 pytestmark = pytest.mark.xdist_group("evaluation")  # one worker trains the run
 
@@ -59,6 +61,16 @@ def test_a_part_of_a_split(run, trained, capsys):
     assert found["bits_per_byte"] == pytest.approx(recorded["bits_per_byte"], rel=1e-5)
     scoring.score(run, "valid", batches=10**6)
     assert len(floors(capsys.readouterr().out)) == 1
+
+
+@pytest.mark.parametrize("options", [{"carry": True}, {"loss_chunks": 4}])
+def test_how_a_run_was_trained_is_nothing_to_other_tasks(run, copied, tmp_path, options):
+    """Rows that stand alone, a metric of whole rows, and rows of fewer positions than the loss has chunks."""
+    other = load(copied(train=options), "latest")
+    write_passages(tmp_path)
+    short = tasks.create("language_model", **run.config.task.hyperparameters | {"length": 2})
+    for task in (tasks.create("lambada", data_dir=str(tmp_path), length=24), short):
+        assert scoring.score_task(other, task, "test", 1).result == scoring.score_task(run, task, "test", 1).result
 
 
 def test_scores_that_need_the_whole_split(run, monkeypatch):

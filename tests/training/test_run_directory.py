@@ -12,6 +12,8 @@ import pytest
 from common.errors import UserError
 from common.files import write_atomically
 from configs import recall
+from data import task
+from tests.data.small_data import write_table
 from training import run_directory
 from training.config import resolve
 from training.run_directory import RunDirectoryError, check_data, locate, read_config, recorded_data
@@ -122,6 +124,20 @@ def test_the_record_of_older_code(tmp_path):
     run.config.write_text(json.dumps(old | {"model": old["model"] | {"remat": "full"}}))
     with pytest.raises(RunDirectoryError, match=r"model\.remat: 'full' -> 'none'"):
         open_run(tmp_path, CONFIG)
+
+
+def test_a_run_goes_on_where_its_record_names_the_file_in_another_way(tmp_path):
+    """The same data, which its fingerprint says; the record of older code has the name without the folders before it."""
+    (tmp_path / "below").mkdir()
+    write_table(tmp_path / "below")
+    config = recall.get_config("task=adding,mixer=s4d")
+    config.task = task.defaults("forecasting")
+    config.task.name, config.task.file, config.task.length = "forecasting", f"{tmp_path}/below/small.csv", 8
+    run = open_run(tmp_path / "run", resolve(config))
+    old = read_config(run.root)
+    run.config.write_text(json.dumps(old | {"task": old["task"] | {"file": "small.csv"}}))
+    open_run(run.root, resolve(config))
+    assert read_config(run.root) == old and list(launches(run)[1]["config_changes"]) == ["task.file"]
 
 
 def test_steps_of_a_run_that_has_some(tmp_path, capsys):
