@@ -27,7 +27,7 @@ from ops.attention_blocks import (
     distances,
     visible,
 )
-from ops.segments import zero_padding
+from ops.segments import fill_padding, zero_padding
 
 # The log-sum-exp of a query that sees no key; that of any other is higher.
 NOTHING = FLOOR
@@ -168,8 +168,10 @@ def attention_with_logsumexp(
     chosen = dispatch.choose("attention_with_logsumexp", implementation, "blockwise")
     zero = isinstance(query_offset, int | np.integer) and query_offset == 0
     if zero and chosen == "blockwise" and ring_attention.takes(form, x):
-        return ring_attention.over_shards(form, x, block_size)
-    return _portable(chosen, form, x, query_offset, block_size)
+        y, log = ring_attention.over_shards(form, x, block_size)
+    else:
+        y, log = _portable(chosen, form, x, query_offset, block_size)
+    return y, fill_padding(log, segment_ids, NOTHING)
 
 
 def merge(
@@ -208,15 +210,17 @@ def add_sinks(
 
 def _inputs(q, k, v, slopes, decays, segment_ids, key_segment_ids, query_offset, form, labels):
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
-    q = zero_padding(q, segment_ids)
+    decay, key_decay = decays
+    q, decay = zero_padding(q, segment_ids), None if decay is None else zero_padding(decay, segment_ids)
     if q.shape[1] > 1 or isinstance(query_offset, int | np.integer):
         k, v = zero_padding(k, key_segment_ids), zero_padding(v, key_segment_ids)
+        key_decay = None if key_decay is None else zero_padding(key_decay, key_segment_ids)
     queries, keys = labels
     if form.mask is not None:
         if queries is None:
             queries, keys = _places(q, query_offset), _places(k, 0) if keys is None else keys
         keys = queries if keys is None else keys
-    return Inputs(q, k, v, slopes, *decays, segment_ids, key_segment_ids, queries, keys)
+    return Inputs(q, k, v, slopes, decay, key_decay, segment_ids, key_segment_ids, queries, keys)
 
 
 def _places(x, start):

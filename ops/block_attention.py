@@ -80,6 +80,7 @@ def block_attention(
     if initial_state is not None and not causal:
         raise ValueError("a state needs causal=True")
     length, state = q.shape[1], initial_state
+    q, k, v = (segments.zero_padding(a, segment_ids) for a in (q, k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if state is not None:
         new = {"key": k, "value": v, "segment": segment_ids, "position": positions}

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from common.errors import UserError
 from ops import chunks, dispatch, segments
-from ops.attention import merge
+from ops.attention import NOTHING, merge
 from ops.attention_blocks import FLOOR, MASKED, at, exp_below, from_blocks, labels_to_blocks, put, to_blocks, wide
 from ops.chunks import matmul, transpose
 from ops.kept import keep
@@ -42,7 +42,7 @@ class Path(NamedTuple):
 
     Attributes:
       y: the outputs, in v's dtype.
-      log: log sum_j exp(s_ij) over the keys of the piece.
+      log: log sum_j exp(s_ij) over the keys of the piece, `ops.attention.NOTHING` at padding, which sees none.
       queries: H_1 ... H_i q_i, which read keys carried to the start of the piece.
       keys: H_T ... H_{j+1} k_j, the keys carried to its end.
       through: H_T ... H_1, which carries keys from its start to its end.
@@ -115,8 +115,10 @@ def path_attention(
     form = dispatch.choose("path_attention", implementation, "blockwise")
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
     q, k, v, w, beta = (segments.zero_padding(a, segment_ids) for a in (q, k, v, w, beta))
+    decay = None if decay is None else segments.zero_padding(decay, segment_ids)
     if form == "reference":
-        return _by_tokens(scale, q, k, v, w, beta, decay, segment_ids)
+        path = _by_tokens(scale, q, k, v, w, beta, decay, segment_ids)
+        return path._replace(log=segments.fill_padding(path.log, segment_ids, NOTHING))
 
     dtype, factors = wide(q, k, v, w), factor_dtype(q, k, v)
     size = chunks.fit(chunk_size or _CHUNK, T)
@@ -132,6 +134,7 @@ def path_attention(
         blocks = _Blocks(queries, keys.astype(k.dtype), values, through, decays, *ids, first)
         parts.append(_across(scale, factors, blocks))
     y, log = merge([(from_rows(y), from_rows(log[..., None])[..., 0]) for y, log in parts])
+    log = segments.fill_padding(log, segment_ids, NOTHING)
     queries, keys, through = _to_the_ends(queries, keys, through)
     return Path(y.astype(v.dtype), log, from_rows(queries), from_blocks(keys, k.shape, G), through)
 

@@ -66,11 +66,14 @@ def polynomial_attention(
     by_features = length == 1 or "chunked" not in offered or current_platform() == "tpu"
     policy = "features" if by_features else "chunked"
     form = choose("polynomial_attention", implementation, policy, offered)
+    q, k, v = (zero_padding(x, segment_ids) for x in (q, k, v))
+    dtype = jnp.result_type(q, k, v, jnp.float32)
     if form != "chunked" or length == 1:
         where = {"initial_state": initial_state, "segment_ids": segment_ids}
         where["implementation"] = "reference" if form == "reference" else "auto"
-        return linear_attention(features(q, coefficients), features(k, coefficients), v, log_decay, **where)
-    dtype = jnp.result_type(q, k, v, jnp.float32)
+        factors = factor_dtype(q, k, v)
+        q, k = (features(x.astype(dtype), coefficients).astype(factors) for x in (q, k))
+        return linear_attention(q, k, v, log_decay, **where)
     state = jnp.zeros((batch, heads, feature_count(size, coefficients), v.shape[-1]), dtype)
     if initial_state is not None:
         state = initial_state.astype(dtype)
@@ -79,7 +82,6 @@ def polynomial_attention(
     # Filled up in front, so that the last token is the last of its chunk. Values of 0 write nothing.
     chunk = chunks.fit(chunk_size, length)
     fill = -length % chunk
-    q, k, v = (zero_padding(x, segment_ids) for x in (q, k, v))
     arrays = (q, k, v, chunks.bounded(g)[..., None], start)
     arrays = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (fill, 0)) + ((0, 0),) * (x.ndim - 2)), arrays)
     order = _rotated_order(size, coefficients)

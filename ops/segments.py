@@ -25,9 +25,16 @@ def is_start(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
 
 def zero_padding(x: Shaped[Array, "B T ..."], segment_ids: Int[Array, "B T"] | None) -> Shaped[Array, "B T ..."]:
     """Replaces the entries of padding tokens by zeros, whatever they were (NaN included)."""
+    return fill_padding(x, segment_ids, 0)
+
+
+def fill_padding(
+    x: Shaped[Array, "B T ..."], segment_ids: Int[Array, "B T"] | None, value: float
+) -> Shaped[Array, "B T ..."]:
+    """Replaces the entries of padding tokens by a number."""
     if segment_ids is None:
         return x
-    return jnp.where(expand(segment_ids != 0, x.ndim), x, jnp.zeros((), x.dtype))
+    return jnp.where(expand(segment_ids != 0, x.ndim), x, jnp.asarray(value, x.dtype))
 
 
 def expand(x: Shaped[Array, "B ..."], ndim: int) -> Shaped[Array, "B ..."]:

@@ -21,6 +21,11 @@ def inputs():
     return [np.float32(numbers.standard_normal((2, LENGTH, HEADS, size))) for size in (3, 3, 5)]
 
 
+def poisoned(arrays):
+    """NaN at padding."""
+    return [np.where((IDS == 0)[..., None, None], np.float32(np.nan), a) for a in arrays]
+
+
 def dense(q, k, v, ids, causal, activation):
     place = np.asarray(segments.positions(ids)) // SIZE
     same = lambda a: a[:, :, None] == a[:, None, :]
@@ -38,10 +43,11 @@ def dense(q, k, v, ids, causal, activation):
 
 @pytest.mark.parametrize("causal,activation", [(True, "softmax"), (False, "relu2")])
 def test_dense(causal, activation):
-    """Packed rows, and whole sequences longer and shorter than a block."""
+    """Packed rows, whose padding may hold anything, and whole sequences longer and shorter than a block."""
     q, k, v = inputs()
     run = jax.jit(functools.partial(block_attention, size=SIZE, causal=causal, activation=activation))
-    y, _ = run(q, k, v, positions=segments.positions(jnp.asarray(IDS)), segment_ids=jnp.asarray(IDS))
+    places = segments.positions(jnp.asarray(IDS))
+    y, _ = run(*poisoned((q, k, v)), positions=places, segment_ids=jnp.asarray(IDS))
     assert_close(y, dense(q, k, v, IDS, causal, activation))
     one = np.ones_like(IDS)
     expected = dense(q, k, v, one, causal, activation)
@@ -69,7 +75,7 @@ def test_pieces():
         whole, _ = block_attention(q, k, v, size=SIZE, positions=positions, segment_ids=ids)
         return jnp.concatenate(found, 1), whole
 
-    assert_close(*run(*inputs()))
+    assert_close(*run(*poisoned(inputs())))
 
 
 def test_ids():
@@ -82,8 +88,8 @@ def test_ids():
 
 
 def test_gradients():
-    """Finite where a query sees nothing, and where all scores are equal and large."""
-    q, k, v = inputs()
+    """Finite where a query sees nothing, beside padding that is not, and where all scores are equal and large."""
+    q, k, v = poisoned(inputs())
     ids = jnp.asarray(IDS)
     for activation in ("softmax", "laplace"):
         f = lambda q, k, v, activation=activation: jnp.sum(

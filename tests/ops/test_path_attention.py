@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ops.attention import NOTHING
 from ops.path_attention import Path, path_attention
 from tests.ops.test_attention import PACKED, mask_of
 from tests.tolerance import assert_close
@@ -45,28 +46,32 @@ def by_products(q, k, v, w, beta, decay):
     mask = mask_of(B, T, T, segments=PACKED, key_segments=PACKED)[:, None]
     s = jnp.where(mask, s, -1e9)
     y = jnp.einsum("bhts,bshv->bthv", jnp.where(mask, jax.nn.softmax(s, -1), 0), jnp.repeat(v, H // G, 2))
-    log = jnp.where(valid[..., None], jax.nn.logsumexp(s, -1).transpose(0, 2, 1), 0)  # that of padding is of no use
+    log = jnp.where(valid[..., None], jax.nn.logsumexp(s, -1).transpose(0, 2, 1), 0)
     queries = jnp.einsum("bthk,tbhkl->bthl", q, jnp.repeat(from_start, H // G, 2))
     return Path(y, log, queries, jnp.einsum("jbgkl,bjgl->bjgk", products[-1], k), from_start[-1])
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 def test_values_and_gradients(implementation):
-    """Grouped heads, decays, documents that end inside of chunks; what leaves the piece, too."""
+    """Grouped heads, decays, documents that end inside of chunks; what leaves the piece, too. Padding may hold anything, and sees
+    nothing."""
     x = example()
+    padding = jnp.asarray(PACKED == 0)[..., None]
 
     def with_gradients(f, x):
         y, pull_back = jax.vjp(lambda x: f(**x), x)
         r = np.random.default_rng(1)
         weights = [jnp.asarray(r.standard_normal(a.shape), a.dtype) for a in y]
-        weights[1] = jnp.where((PACKED != 0)[..., None], weights[1], 0)
         return y, pull_back(Path(*weights))[0]
 
     def ours(**x):
         path = path_attention(**x, segment_ids=jnp.asarray(PACKED), implementation=implementation, chunk_size=8)
-        return path._replace(log=jnp.where((PACKED != 0)[..., None], path.log, 0))
+        return path._replace(log=path.log - jnp.where(padding, NOTHING, 0))
 
-    y, gradients = jax.jit(lambda x: with_gradients(ours, x))({n: np.float32(a) for n, a in x.items()})
+    poisoned = {
+        n: np.float32(np.where(padding[..., None] if a.ndim == 4 else padding, np.nan, a)) for n, a in x.items()
+    }
+    y, gradients = jax.jit(lambda x: with_gradients(ours, x))(poisoned)
     with jax.enable_x64(True):
         expected, expected_gradients = jax.jit(lambda x: with_gradients(by_products, x))(x)
         expected, expected_gradients = jax.tree.map(np.asarray, (expected, expected_gradients))

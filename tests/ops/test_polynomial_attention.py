@@ -58,6 +58,8 @@ def test_every_form_is_the_double_sum(polynomial, packed):
     x = example(0.3)
     with jax.enable_x64(True):
         expected = jax.device_get(pulled(double_sum, jax.tree.map(jnp.asarray, x), polynomial, packed))
+    if packed:  # padding may hold anything
+        x = {name: np.where((SEGMENTS == 0).reshape(B, T, *[1] * (a.ndim - 2)), np.nan, a) for name, a in x.items()}
     x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), x)
     functions = [chunked, *(functools.partial(attend, form, 64) for form in ("reference", "features"))]
     for function in functions:
@@ -72,6 +74,18 @@ def test_the_parallel_passes_of_accelerators():
     with dispatch.platform("gpu"):
         found = pulled(functools.partial(attend, "chunked", 16), x, POLYNOMIALS[0], True)
     jax.tree.map(assert_close, found, expected)
+
+
+@pytest.mark.parametrize("form", ["reference", "features", "chunked"])
+def test_types_may_differ(form):
+    """Queries and keys of bfloat16 are multiplied in the precision of the values."""
+    x = example(0.3)
+    x = x | {name: np.asarray(jnp.asarray(x[name], jnp.bfloat16), np.float64) for name in "qk"}
+    with jax.enable_x64(True):
+        expected = np.asarray(double_sum(jax.tree.map(jnp.asarray, x), POLYNOMIALS[0]))
+    types = dict.fromkeys(x, jnp.float32) | dict.fromkeys("qk", jnp.bfloat16)
+    x = {name: jnp.asarray(a, types[name]) for name, a in x.items()}
+    assert_close(jax.jit(functools.partial(attend, form, 16), static_argnums=(1, 2))(x, POLYNOMIALS[0], None), expected)
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])

@@ -47,6 +47,11 @@ def test_zero_padding(shape):
     assert segments.zero_padding(x, None) is x
 
 
+def test_fill_padding():
+    expected = np.where(ROWS == 0, -7, ROWS).astype(np.float32)
+    np.testing.assert_array_equal(segments.fill_padding(jnp.float32(ROWS), jnp.asarray(ROWS), -7), expected)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32, jnp.bool])
 def test_zero_padding_keeps_the_dtype(dtype):
     y = segments.zero_padding(jnp.ones(ROWS.shape, dtype), jnp.asarray(ROWS))
