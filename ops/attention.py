@@ -32,6 +32,9 @@ from ops.segments import fill_padding, zero_padding
 # The log-sum-exp of a query that sees no key; that of any other is higher.
 NOTHING = FLOOR
 
+# The longest window: more than the keys of any sequence, and so short that sums of indices and windows are int32.
+_WINDOW = 2**30
+
 
 @dispatch.primitive("reference", "blockwise", "library", matmul="blockwise", tpu=("splash",))
 def attention(
@@ -105,7 +108,7 @@ def attention(
     labels = (query_labels, key_labels)
     _check(q, k, v, activation, window, score_cap, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
     key_decay = _check_decay(q, k, decay, key_decay)
-    form = Form(activation, causal, window, _scale(q, scale), score_cap, mask)
+    form = Form(activation, causal, _window(window), _scale(q, scale), score_cap, mask)
     x = _inputs(q, k, v, slopes, (decay, key_decay), segment_ids, key_segment_ids, query_offset, form, labels)
     zero = isinstance(query_offset, int | np.integer) and query_offset == 0
     split = zero and ring_attention.takes(form, x)
@@ -163,7 +166,7 @@ def attention_with_logsumexp(
     labels = (query_labels, key_labels)
     _check(q, k, v, "softmax", window, score_cap, slopes, mask, labels, segment_ids, key_segment_ids, block_size)
     key_decay = _check_decay(q, k, decay, key_decay)
-    form = Form("softmax", causal, window, _scale(q, scale), score_cap, mask)
+    form = Form("softmax", causal, _window(window), _scale(q, scale), score_cap, mask)
     x = _inputs(q, k, v, slopes, (decay, key_decay), segment_ids, key_segment_ids, query_offset, form, labels)
     chosen = dispatch.choose("attention_with_logsumexp", implementation, "blockwise")
     zero = isinstance(query_offset, int | np.integer) and query_offset == 0
@@ -236,6 +239,10 @@ def _portable(chosen, form, x, query_offset, block_size):
     if isinstance(query_offset, int | np.integer):
         return blockwise(form, int(query_offset), sizes, x)
     return by_queries(form, sizes[0], x, query_offset)
+
+
+def _window(window):
+    return None if window is None else min(window, _WINDOW)
 
 
 def _scale(q, scale):

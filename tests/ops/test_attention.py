@@ -167,7 +167,7 @@ def test_values_and_gradients(name, form):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_windows_at_the_edges_of_blocks(causal):
-    windows = (1, 2, 7, 8, 9, 15, 16, 17, 40)
+    windows = (1, 2, 7, 8, 9, 15, 16, 17, 40, 2**31 - 5, 2**31)
     q, k, v, dy = inputs(1, 24, 24, 1, 1, 4, 4)
 
     @jax.jit
@@ -456,6 +456,8 @@ def test_library_agrees():
         {},
         {"causal": False},
         {"window": 5, "segments": PACKED},
+        {"window": 2**31 - 5},
+        {"causal": False, "window": 2**31, "segments": PACKED},
         {"causal": False, "window": 5, "segments": PACKED, "key_segments": np.roll(PACKED, 4, axis=1)},
         {"scale": 0.3},
     )
