@@ -68,9 +68,9 @@ def log_linear_attention(
     dtype, factors = jnp.result_type(q, k, v, jnp.float32), factor_dtype(q, k, v)
     ids = jnp.ones((batch, length), jnp.int32) if segment_ids is None else segment_ids
     positions = segments.positions(ids) if positions is None else positions
-    arrays = (scale * q, k, v, log_decay, level_weights)
+    arrays = (q, k, v, log_decay, level_weights)
     q, k, values, g, w = (segments.zero_padding(x, segment_ids).astype(dtype) for x in arrays)
-    g = chunks.bounded(g)
+    q, g = scale * q, chunks.bounded(g)
 
     chunk = chunks.fit(chunk_size or _CHUNK, length)
     y = _near(q, k, values, g, w, positions, ids, chunk, factors)
@@ -154,10 +154,11 @@ def _final_state(k, v, g, positions, ids, state):
     levels = jnp.arange(1, state.shape[1] + 1)
     run = jnp.cumsum(segments.is_start(ids), 1)
     after = positions[:, -1:] + 1
-    G = jnp.cumsum(g, 1)
+    # Summed from the end: in differences of sums from the start, a long piece would lose digits of the last tokens, which count.
+    later = lax.cumsum(jnp.pad(g[:, 1:], ((0, 0), (0, 1), (0, 0))), axis=1, reverse=True)
     last = (run == run[:, -1:])[..., None]
     bucket = ((level(positions, after)[..., None] == levels) & last).astype(k.dtype)
-    new = jnp.einsum("bthk,btn,bthv->bnhkv", k * jnp.exp(G[:, -1:] - G)[..., None], bucket, v, precision=_FULL)
+    new = jnp.einsum("bthk,btn,bthv->bnhkv", k * jnp.exp(later)[..., None], bucket, v, precision=_FULL)
     merged = jnp.maximum(levels, level(positions[:, :1], after))[..., None] == levels
-    decay = jnp.where(run[:, -1:] == 0, jnp.exp(G[:, -1]), 0)[:, None, :, None, None]
+    decay = jnp.where(run[:, -1:] == 0, jnp.exp(g[:, 0] + later[:, 0]), 0)[:, None, :, None, None]
     return new + decay * jnp.einsum("bjn,bjhkv->bnhkv", merged.astype(k.dtype), state, precision=_FULL)

@@ -75,8 +75,9 @@ def momentum_delta_rule(
         form = "reference"
     dtype = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
     factors = factor_dtype(q, k, v)
-    arrays = (scale * q, k, v, beta, log_momentum, log_decay)
+    arrays = (q, k, v, beta, log_momentum, log_decay)
     q, k, values, beta, h, g = (segments.zero_padding(x, segment_ids).astype(dtype) for x in arrays)
+    q = scale * q
     if initial_state is None:
         initial_state = (jnp.zeros((batch, heads, key_size, v.shape[-1]), dtype),) * 2
     state = tuple(x.astype(dtype) for x in initial_state)

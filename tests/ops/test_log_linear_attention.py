@@ -102,6 +102,32 @@ def test_full():
     assert np.isfinite(y[:, :8]).all() and np.isnan(y[:, 8:]).all()
 
 
+def test_final_state_of_a_long_piece():
+    """The buckets are exact however much has been forgotten before the tokens in them; here they sum to one decayed sum."""
+    r, length = np.random.default_rng(1), 150
+    g = np.where(np.arange(length) < 75, -100, -0.1).astype(np.float32).reshape(1, length, 1)
+    k, v = r.standard_normal((2, 1, length, 1, K)).astype(np.float32)
+    where, weights = np.arange(length, dtype=np.int32)[None], np.ones((1, length, 1, 1), np.float32)
+    _, state = jax.jit(log_linear_attention)(
+        k, k, v, g, weights, positions=where, initial_state=jnp.zeros((1, 8, 1, K, K))
+    )
+    S = np.zeros((K, K))
+    for t in range(length):
+        S = np.exp(np.float64(g[0, t, 0])) * S + np.outer(k[0, t, 0].astype(np.float64), v[0, t, 0])
+    assert_close(np.sum(state, 1)[0, 0], S, 1e-6)
+
+
+def test_types_may_differ():
+    """Queries and keys of bfloat16 are scaled and multiplied in the precision of the values."""
+    x = example()
+    types = dict.fromkeys(x, jnp.float32) | dict.fromkeys("qk", jnp.bfloat16)
+    x = {name: jnp.asarray(a, types[name]) for name, a in x.items()}
+    y, _ = jax.jit(functools.partial(log_linear_attention, scale=24**-0.5, chunk_size=CHUNK))(**x)
+    x = {name: np.asarray(a, np.float64) for name, a in x.items()}
+    for i, h in np.ndindex(B, H):
+        assert_close(y[i, :, h], 24**-0.5 * counter(**{name: a[i, :, h] for name, a in x.items()}))
+
+
 def test_equal_weights():
     """With one weight for all levels nothing is left of the hierarchy."""
     x = jax.tree.map(jnp.float32, example()) | {"level_weights": jnp.ones((B, T, H, L))}

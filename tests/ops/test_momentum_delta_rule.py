@@ -54,8 +54,8 @@ def compare(found, expected, tolerance):
         assert_close(a, b, tolerance, what=jax.tree_util.keystr(path))
 
 
-def test_reference_is_the_definition():
-    x = example()
+def definition(x):
+    """Token by token, of the packed rows."""
     y, final = np.zeros((B, T, H, V)), np.zeros((2, B, H, K, V))
     for i, h in np.ndindex(B, H):
         M, S = (s[i, h] for s in x["initial_state"])
@@ -68,8 +68,22 @@ def test_reference_is_the_definition():
                 M = np.exp(x["log_decay"][i, t, h]) * M + S
                 y[i, t, h] = 0.7 * M.T @ x["q"][i, t, h]
         final[:, i, h] = M, S
+    return y, tuple(final)
+
+
+def test_reference_is_the_definition():
+    x = example()
     with jax.enable_x64(True):
-        compare(run("reference", x, SEGMENTS)[0], (y, tuple(final)), 1e-13)
+        compare(run("reference", x, SEGMENTS)[0], definition(x), 1e-13)
+
+
+@pytest.mark.parametrize("form", ["reference", "chunked"])
+def test_types_may_differ(form):
+    """Queries and keys of bfloat16 are scaled and multiplied in the precision of the values."""
+    x = jax.tree.map(jnp.float32, example(0.05))
+    x |= {name: jnp.asarray(x[name], jnp.bfloat16) for name in "qk"}
+    call = functools.partial(momentum_delta_rule, scale=0.7, segment_ids=SEGMENTS, implementation=form, chunk_size=8)
+    compare(jax.jit(call)(**x), definition(jax.tree.map(lambda a: np.asarray(a, np.float64), x)), 1e-5)
 
 
 @pytest.mark.parametrize("strength", [pytest.param(0.3, marks=pytest.mark.thorough), 40.0])
