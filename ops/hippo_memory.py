@@ -77,7 +77,7 @@ def hippo_memory(
     tokens = (jnp.swapaxes(f, 0, 1), positions.T, run.T, (ids != 0).T)
     _, c = kept.scan(chunk, state, split(tokens, count, width))
     c = jnp.moveaxis(join(c, length), 0, 1)
-    return c, c[:, -1]
+    return c, segments.unless_empty(c[:, -1], state, segment_ids)
 
 
 def _legs_chunk(state, f, position, before, together):

@@ -122,8 +122,9 @@ def large_chunk_ttt(
         xs = tuple(chunks.split(x, block_size) for x in (*xs, *(flag[..., None] for flag in flags)))
     heads, rows, of_blocks = ("heads",), ("batch", "heads"), (None, "batch", "heads")
     run = dispatch.local(functools.partial(_blocks, block), [heads, rows, of_blocks], (rows, of_blocks))
-    state, y = run(weights, state, xs)
-    return segments.zero_padding(chunks.join(y, length), segment_ids).astype(v.dtype), state
+    final, y = run(weights, state, xs)
+    final = segments.unless_empty(final, state, segment_ids)
+    return segments.zero_padding(chunks.join(y, length), segment_ids).astype(v.dtype), final
 
 
 def _blocks(block, fresh, state, xs):

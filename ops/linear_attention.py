@@ -72,7 +72,7 @@ def linear_attention(
     batch, length, heads, key_size = q.shape
     value_size = v.shape[-1]
     dtype = jnp.result_type(q, k, v, jnp.float32)
-    g = _with_all_axes(log_decay, length, dtype)
+    g = _with_all_axes(log_decay, segment_ids, length, dtype)
     offered = ("reference", "sequential", "chunked") + ("pallas",) * pallas_chunks.supports(q, v, dtype)
     # What decays by channel costs the chunked form exponentials of every pair of tokens, or nearly so.
     largest = 64 * 64 if log_decay is not None and log_decay.ndim == 4 else 16 * 32
@@ -82,8 +82,6 @@ def linear_attention(
     implementation = choose("linear_attention", implementation, policy, offered)
 
     q, k, v = (zero_padding(x, segment_ids) for x in (q, k, v))
-    if log_decay is not None and log_decay.ndim > 1:
-        g = zero_padding(g, segment_ids)
     state = jnp.zeros((batch, heads, key_size, value_size), dtype)
     if initial_state is not None:
         state = initial_state.astype(dtype)
@@ -156,14 +154,15 @@ def _check(q, k, v, log_decay, bonus, initial_state, segment_ids):
             raise ValueError(f"{name} must have the shape {shape}; got {x.shape}")
 
 
-def _with_all_axes(log_decay, length, dtype):
-    """The decay as [B or 1, T, H or 1, K or 1]: what does not vary along an axis is not repeated along it."""
+def _with_all_axes(log_decay, segment_ids, length, dtype):
+    """The decay as [B or 1, T, H or 1, K or 1], 0 at padding: what does not vary along an axis is not repeated along it."""
     if log_decay is None:
         return jnp.zeros((1, length, 1, 1), dtype)
     g = log_decay.astype(dtype)
     if g.ndim == 1:
-        return jnp.broadcast_to(g[:, None], (1, length, g.shape[0], 1))
-    return g if g.ndim == 4 else g[..., None]
+        batch = 1 if segment_ids is None else len(segment_ids)
+        g = jnp.broadcast_to(g, (batch, length, *g.shape))
+    return zero_padding(g if g.ndim == 4 else g[..., None], segment_ids)
 
 
 def _read(q, state):
@@ -210,10 +209,8 @@ def _over_shards(q, k, v, log_decay, bonus, initial_state, segment_ids, options)
 def _total(k, v, log_decay, segment_ids):
     """What a whole piece does to a state: its decay [B, H, K or 1, 1], and the state that it leaves from nothing."""
     (batch, length, heads, _), dtype = k.shape, jnp.result_type(k, v, jnp.float32)
-    g = _with_all_axes(log_decay, length, dtype)
+    g = _with_all_axes(log_decay, segment_ids, length, dtype)
     k, v = (zero_padding(x, segment_ids) for x in (k, v))
-    if log_decay is not None and log_decay.ndim > 1:
-        g = zero_padding(g, segment_ids)
     start = None if segment_ids is None else is_start(segment_ids)
     chunk = chunks.fit(64, length)
     fill = -length % chunk

@@ -84,6 +84,7 @@ def log_linear_attention(
         y = y + _from_state(q, g, w, positions, ids, initial_state)
         y = jnp.where((positions >= 2 ** initial_state.shape[1])[:, :, None, None], jnp.nan, y)
         state = _final_state(k, values, g, positions, ids, initial_state)
+        state = segments.unless_empty(state, initial_state, segment_ids)
     return segments.zero_padding(y, segment_ids).astype(v.dtype), state
 
 

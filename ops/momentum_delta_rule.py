@@ -82,32 +82,33 @@ def momentum_delta_rule(
         initial_state = (jnp.zeros((batch, heads, key_size, v.shape[-1]), dtype),) * 2
     state = tuple(x.astype(dtype) for x in initial_state)
     start = jnp.zeros((batch, length), bool) if segment_ids is None else segments.is_start(segment_ids)
+    # The momentum does not move the memory at padding, nor where the last chunk is filled up.
+    exists = jnp.ones((1, length), dtype) if segment_ids is None else (segment_ids != 0).astype(dtype)
     if form == "reference":
-        y, state = _reference(q, k, values, beta, h, g, start, state)
+        y, state = _reference(q, k, values, beta, h, g, start, exists, state)
     else:
         chunk = chunks.fit(chunk_size or _CHUNK, length)
-        y, state = _chunked(q, k, values, beta, h, g, start, state, chunk, factors)
+        y, state = _chunked(q, k, values, beta, h, g, start, exists, state, chunk, factors)
     return segments.zero_padding(y, segment_ids).astype(v.dtype), state
 
 
-def _reference(q, k, v, beta, h, g, start, state):
+def _reference(q, k, v, beta, h, g, start, exists, state):
     def step(state, x):
-        q, k, v, beta, h, g, start = x
+        q, k, v, beta, h, g, start, exists = x
         M, S = (jnp.where(start[:, None, None, None], 0, s) for s in state)
         u = jnp.einsum("bhkv,bhk->bhv", M, k, precision=_FULL) - v
         S = jnp.exp(h)[..., None, None] * S - (beta[..., None] * k)[..., None] * u[..., None, :]
-        M = jnp.exp(g)[..., None, None] * M + S
+        M = jnp.exp(g)[..., None, None] * M + exists[:, None, None, None] * S
         return (M, S), jnp.einsum("bhkv,bhk->bhv", M, q, precision=_FULL)
 
-    state, y = lax.scan(step, state, tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, beta, h, g, start)))
+    state, y = lax.scan(step, state, tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, beta, h, g, start, exists)))
     return jnp.moveaxis(y, 0, 1), state
 
 
-def _chunked(q, k, v, beta, h, g, start, state, chunk, factors):
+def _chunked(q, k, v, beta, h, g, start, exists, state, chunk, factors):
     length = q.shape[1]
     h, g = chunks.bounded(h), chunks.bounded(g)
-    exists = jnp.ones((1, length, 1, 1), q.dtype)  # the momentum must not go on where the last chunk is filled up
-    xs = q, k, v, beta[..., None], h[..., None], g[..., None], start[:, :, None], exists
+    xs = q, k, v, beta[..., None], h[..., None], g[..., None], start[:, :, None], exists[:, :, None, None]
     xs = tuple(chunks.split(x, chunk) for x in xs)
     state, y = kept.scan(functools.partial(_chunk, factors), state, xs)
     return chunks.join(y, length), state

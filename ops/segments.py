@@ -7,7 +7,7 @@ What compares the ids of pairs of tokens must see ids that do not come back in a
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Int, PyTree, Shaped
 
 from ops import sequence
 
@@ -35,6 +35,14 @@ def fill_padding(
     if segment_ids is None:
         return x
     return jnp.where(expand(segment_ids != 0, x.ndim), x, jnp.asarray(value, x.dtype))
+
+
+def unless_empty(final: PyTree, initial: PyTree, segment_ids: Int[Array, "B T"] | None) -> PyTree:
+    """The state [B, ...] after a piece: `final`, but in rows of padding alone `initial`, which padding leaves as it was."""
+    if segment_ids is None:
+        return final
+    empty = jnp.all(segment_ids == 0, axis=1)
+    return jax.tree.map(lambda x, y: jnp.where(expand(empty, x.ndim), y, x), final, initial)
 
 
 def expand(x: Shaped[Array, "B ..."], ndim: int) -> Shaped[Array, "B ..."]:

@@ -51,9 +51,7 @@ def short_convolution(
     if segment_ids is not None:
         age = before - 1 - jnp.arange(before)  # tokens between an entry of the state and the last token
         state = jnp.where((age <= reach[:, -1:])[..., None], state, jnp.zeros((), x.dtype))
-        empty = jnp.all(segment_ids == 0, axis=1)  # padding alone leaves the state as it was
-        state = jnp.where(empty[:, None, None], initial_state, state)
-    return y, state
+    return y, segments.unless_empty(state, initial_state, segment_ids)
 
 
 def _over_shards(x, weight, bias, initial_state, segment_ids):
@@ -75,7 +73,8 @@ def _over_shards(x, weight, bias, initial_state, segment_ids):
     arguments = {"x": x, "weight": weight, "bias": bias, "initial_state": initial_state, "segment_ids": segment_ids}
     axes = {"x": tokens, "weight": (None, "mlp"), "bias": ("mlp",), "initial_state": state}
     axes["segment_ids"] = ("batch", "length")
-    return sequence.apply(shard, arguments, axes, [(tokens, x.shape), (state, initial_state.shape)])
+    y, final = sequence.apply(shard, arguments, axes, [(tokens, x.shape), (state, initial_state.shape)])
+    return y, segments.unless_empty(final, initial_state, segment_ids)
 
 
 def _check(x, weight, bias, initial_state, segment_ids):

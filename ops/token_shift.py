@@ -33,8 +33,7 @@ def token_shift(
     if segment_ids is None:
         return y, x[:, -1]
     y = jnp.where(segments.expand(segments.is_start(segment_ids), x.ndim), jnp.zeros((), x.dtype), y)
-    empty = segments.expand(jnp.all(segment_ids == 0, axis=1), x.ndim - 1)
-    return segments.zero_padding(y, segment_ids), jnp.where(empty, initial_state, x[:, -1])
+    return segments.zero_padding(y, segment_ids), segments.unless_empty(x[:, -1], initial_state, segment_ids)
 
 
 def _over_shards(x, initial_state, segment_ids):
@@ -48,9 +47,10 @@ def _over_shards(x, initial_state, segment_ids):
         return y, sequence.of_last(final)
 
     tokens, state = ("batch", "length", *(None,) * (x.ndim - 2)), ("batch", *(None,) * (x.ndim - 2))
-    return sequence.apply(
+    y, final = sequence.apply(
         shard,
         {"x": x, "initial_state": initial_state, "segment_ids": segment_ids},
         {"x": tokens, "initial_state": state, "segment_ids": ("batch", "length")},
         [(tokens, x.shape), (state, initial_state.shape)],
     )
+    return y, segments.unless_empty(final, initial_state, segment_ids)

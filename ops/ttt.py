@@ -100,8 +100,9 @@ def ttt(
     run = dispatch.local(
         functools.partial(_blocks, factors, aligned, eps), [heads, (), heads, rows, of_blocks], (rows, of_blocks)
     )
-    state, y = run(weights, place_rate[-1], (norm_weight[:, None], norm_bias[:, None]), state, xs)
-    return segments.zero_padding(chunks.join(y, length), segment_ids).astype(v.dtype), state
+    final, y = run(weights, place_rate[-1], (norm_weight[:, None], norm_bias[:, None]), state, xs)
+    final = segments.unless_empty(final, state, segment_ids)
+    return segments.zero_padding(chunks.join(y, length), segment_ids).astype(v.dtype), final
 
 
 def _blocks(factors, aligned, eps, fresh, last_rate, norm, state, xs):

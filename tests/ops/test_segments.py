@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -5,7 +6,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ops import segments
+from ops import dispatch, segments
+from ops.block_recurrence import block_recurrence
+from ops.delta_rule import delta_rule
+from ops.dplr import dplr_scan
+from ops.hippo_memory import hippo_memory
+from ops.large_chunk_ttt import FastWeights, State, large_chunk_ttt
+from ops.linear_attention import linear_attention
+from ops.linear_recurrence import linear_recurrence
+from ops.log_linear_attention import log_linear_attention
+from ops.momentum_delta_rule import momentum_delta_rule
+from ops.polynomial_attention import polynomial_attention
+from ops.running_max import running_max
+from ops.selective_scan import selective_scan
+from ops.short_convolution import short_convolution
+from ops.state_space_scan import state_space_scan
+from ops.token_shift import token_shift
+from ops.ttt import ttt
 
 ROWS = np.array(
     [
@@ -112,3 +129,113 @@ def test_reverse(ids, shape):
 def test_lengths():
     ids = jnp.array([[0, 0, 7, 7, 7, 2, 0]])
     np.testing.assert_array_equal(segments.lengths(ids), [[2, 2, 3, 3, 3, 1, 1]])
+
+
+B, T, H, K = 2, 5, 2, 3
+PLACES = np.tile(np.arange(2, 2 + T, dtype=np.int32), (B, 1))
+
+
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def tokens(*names, shape=(H,)):
+    return {name: normal(B, T, *shape) for name in names}
+
+
+def fast_weights(*batch):
+    return FastWeights(*(normal(*batch, H, K, K) for _ in range(3)))
+
+
+QKV, MATRIX, PAIR = tokens(*"qkv", shape=(H, K)), normal(B, H, K, K), (normal(4, K), normal(4, K))
+DECAY = {"log_decay": -np.abs(normal(B, T, H))}
+# The function, the arrays of its tokens, its other arguments, and the state before.
+STATES = {
+    "block_recurrence": (block_recurrence, tokens("f", shape=(2, 3)), {"m": normal(2, 2, 3)}, normal(B, 2, 3)),
+    "delta_rule": (delta_rule, QKV | tokens("beta") | DECAY, {}, MATRIX),
+    "dplr_scan": (
+        dplr_scan,
+        tokens("x", shape=(4,)),
+        dict.fromkeys("apbc", PAIR) | {"dt": np.ones(4, np.float32)},
+        (normal(B, 4, K), normal(B, 4, K)),
+    ),
+    "hippo_memory": (
+        functools.partial(hippo_memory, measure="legs", size=3),
+        tokens("f"),
+        {"positions": PLACES},
+        normal(B, H, 3),
+    ),
+    "large_chunk_ttt": (
+        functools.partial(large_chunk_ttt, chunk_size=4),
+        QKV | tokens("momentum") | tokens("rates", shape=(H, 3)),
+        {"positions": PLACES, "weights": fast_weights()},
+        State(fast_weights(B), fast_weights(B), fast_weights(B), normal(B, H)),
+    ),
+    "linear_attention": (linear_attention, QKV | DECAY, {}, MATRIX),
+    "linear_attention, constant": (linear_attention, QKV, {"log_decay": -np.abs(normal(H))}, MATRIX),
+    "linear_recurrence": (linear_recurrence, tokens("b"), {"a": normal(H)}, normal(B, H)),
+    "log_linear_attention": (
+        log_linear_attention,
+        QKV | DECAY | tokens("level_weights", shape=(H, 4)),
+        {"positions": PLACES},
+        normal(B, 4, H, K, K),
+    ),
+    "momentum_delta_rule": (
+        momentum_delta_rule,
+        QKV | DECAY | tokens("beta") | {"log_momentum": DECAY["log_decay"]},
+        {},
+        (MATRIX, 1 + MATRIX),
+    ),
+    "polynomial_attention": (
+        functools.partial(polynomial_attention, coefficients=(1.0, 1.0, 0.5)),
+        QKV | DECAY,
+        {},
+        normal(B, H, 10, K),
+    ),
+    "running_max": (running_max, tokens("log_input"), {"log_decay": -np.abs(normal(H))}, normal(B, H)),
+    "selective_scan": (
+        selective_scan,
+        tokens("x", "dt", shape=(4,)) | tokens("B", "C", shape=(3,)),
+        {"A": -np.abs(normal(4, 3))},
+        normal(B, 3, 4),
+    ),
+    "short_convolution": (short_convolution, tokens("x", shape=(4,)), {"weight": normal(3, 4)}, normal(B, 2, 4)),
+    "state_space_scan": (
+        state_space_scan,
+        tokens("x", shape=(4,)),
+        dict.fromkeys("abc", PAIR),
+        (normal(B, K, 4), normal(B, K, 4)),
+    ),
+    "token_shift": (token_shift, tokens("x"), {}, normal(B, H)),
+    "ttt": (
+        ttt,
+        QKV | tokens("token_rate"),
+        {
+            "positions": PLACES,
+            "place_rate": normal(4),
+            "weights": (normal(H, K + 1, K),),
+            "norm_weight": normal(H, K),
+            "norm_bias": normal(H, K),
+        },
+        ((normal(B, H, K + 1, K),), (normal(B, H, K + 1, K),)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_padding_alone_leaves_the_state_as_it_was(name):
+    """Of every primitive that has one, in every form, whatever is at padding; the other row goes on."""
+    function, of_tokens, others, state = STATES[name]
+    ids = jnp.asarray([[0] * T, [7] * T])
+    forms = dispatch.offered("cpu").get(name.split(",")[0], ())
+
+    def final(form):
+        options = {} if form is None else {"implementation": form}
+        poisoned = {name: jnp.asarray(x).at[0].set(jnp.nan) for name, x in of_tokens.items()}
+        return function(**poisoned, **others, initial_state=state, segment_ids=ids, **options)[-1]
+
+    for found in jax.jit(lambda: [final(form) for form in forms or (None,)])():
+        for after, before in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+            np.testing.assert_allclose(after[0], before[0], rtol=1e-6)
+            assert np.isfinite(after[1]).all()
+        assert any(np.any(x[1] != y[1]) for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True))
