@@ -204,8 +204,13 @@ def _step(orthogonal, chunk_size, norms, state):
 
 
 def _norms(weights):
-    """The norm of each column."""
-    return jax.tree.map(lambda w: jnp.sqrt(jnp.sum(jnp.square(w), -2, keepdims=True)), weights)
+    """The norm of each column; that of a column of zeros has the derivative 0."""
+
+    def norms(w):
+        squares = jnp.sum(jnp.square(w), -2, keepdims=True)
+        return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+
+    return jax.tree.map(norms, weights)
 
 
 def _orthogonal(x):

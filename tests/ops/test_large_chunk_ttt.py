@@ -82,6 +82,21 @@ def test_orthogonal_steps():
     check(SEGMENTS, True, orthogonal=True, gradients=False)
 
 
+def test_a_column_of_zeros():
+    """Has the norm 0, whose derivative is taken to be 0. Here no step is taken, and the network is that of the first weights."""
+    x = jax.tree.map(jnp.float32, example())
+    weights = x.pop("weights")._replace(w_1=jnp.zeros((H, M, V)))
+    dy = np.random.default_rng(1).standard_normal((B, T, H, V))
+
+    def network(W):
+        gate, up = (jnp.einsum("bthk,hkm->bthm", x["q"], w) for w in (W.w_0, W.w_2))
+        return jnp.einsum("bthm,hmv->bthv", jax.nn.silu(gate) * up, W.w_1)
+
+    ours = lambda W: large_chunk_ttt(**x, weights=W, chunk_size=T)[0]
+    found, expected = (jax.jit(jax.grad(lambda W, f=f: jnp.sum(dy * f(W))))(weights) for f in (ours, network))
+    jax.tree.map(assert_close, found, expected)
+
+
 def check(ids, packed, *, orthogonal, gradients):
     x = example()
     dy = np.random.default_rng(1).standard_normal((B, T, H, V))
