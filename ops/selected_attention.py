@@ -116,7 +116,8 @@ def selected_attention(
       q: queries [batch, T, heads, K].
       k, v: keys [batch, S, key heads, K] and values. Query head h reads key head h // (heads / key heads).
       starts: index of the first key of each span, negative for none: [batch, T, J, N] with J of 1 (the same for all heads), the
-        key heads, or the heads. The spans of a query must not overlap.
+        key heads, or the heads. The spans of a query must not overlap. One that begins behind all keys, which is that of a query
+        in a buffer that is full, has the last of them, whose value says so.
       size: keys of a span.
       causal: keys to the right of the query are not seen; query i sits at key index query_offset + i.
       scale: factor of q.k, K**-0.5 by default.
@@ -147,7 +148,8 @@ def selected_attention(
         q = zero_padding(q, segment_ids)
         if T > 1:  # of a single query that would copy the buffer, whose padding is 0
             k, v = zero_padding(k, key_segment_ids), zero_padding(v, key_segment_ids)
-    seen = N * min(size, S)
+    size, starts = min(size, S), jnp.minimum(starts, S - 1)
+    seen = N * size
     copies = T == 1 or are_few(seen, S)
     chosen = dispatch.choose("selected_attention", implementation, "gathered" if copies else "masked")
     scale = K**-0.5 if scale is None else scale
@@ -194,18 +196,16 @@ def _gathered(size, causal, scale, keys, queries):
     k, v, key_segment_ids = keys
     q, starts, place, segment_ids = queries
     S = k.shape[2]
-    # A span that would end behind the last key is moved, and what is before its start is then not seen. A start behind all
-    # keys, which is that of a query in a buffer that is full, sees the last of them, whose value says so.
-    first = jnp.clip(starts, 0, max(S - size, 0))
-    slots = first[..., None] + jnp.arange(min(size, S), dtype=jnp.int32)
-    visible = (starts >= 0)[..., None] & (slots >= jnp.minimum(starts, S - 1)[..., None])
-    visible &= slots < (starts + size)[..., None]
+    # A span that would end behind the last key is moved, and what is before its start is then not seen.
+    first = jnp.clip(starts, 0, S - size)
+    slots = first[..., None] + jnp.arange(size, dtype=jnp.int32)
+    visible = (starts >= 0)[..., None] & (slots >= starts[..., None]) & (slots < (starts + size)[..., None])
     visible &= _may_see(slots, expand(place, slots.ndim), causal, S)
     if segment_ids is not None:
         ids = expand(segment_ids, slots.ndim)
         visible &= (_at(key_segment_ids, slots) == ids) & (ids != 0)
     visible = visible.reshape(*starts.shape[:4], 1, -1)
-    k_of, v_of = (_spans(a, first, min(size, S)) for a in (k, v))
+    k_of, v_of = (_spans(a, first, size) for a in (k, v))
     return _attend(scale, q, k_of, v_of, visible, ("bcgxyk,bcgxmk->bcgxym", "bcgxym,bcgxmv->bcgxyv"))
 
 

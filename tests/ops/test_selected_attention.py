@@ -103,6 +103,20 @@ def test_decoding():
     assert np.isnan(step(q[:, :1], k, full, IDS[:, -1:], T)[0]).all()
 
 
+@pytest.mark.parametrize("form", dispatch.offered()["selected_attention"])
+def test_spans_behind_all_keys(form):
+    """Wherever they begin, and however long they are, they are the last key's, as those of a buffer that is full."""
+    q, k, v = arrays()
+    ids = np.ones((B, T), np.int32)
+    largest = np.iinfo(np.int32).max
+    f = functools.partial(selected_attention, segment_ids=ids, causal=False, implementation=form, block_size=4)
+    log = np.einsum("bthk,bhk->bth", q.astype(np.float64), np.repeat(k[:, -1], H // G, 1)) / K**0.5
+    for start, size in ((T - 1, 3), (T, 1), (T + 5, 3), (largest, largest), (T - 1, largest)):
+        y, found = f(q, k, v, np.full((B, T, 1, 1), start, np.int32), size=size)
+        assert_close(found, log)
+        assert_close(y, np.broadcast_to(np.repeat(v[:, -1:], H // G, 2), y.shape))
+
+
 @pytest.mark.parametrize("form", dispatch.offered()["select"])
 def test_select(form):
     """The greatest scores among what is seen, the earlier of equal ones; with more or fewer of them than there are."""
