@@ -64,8 +64,9 @@ def running_max(
     policy = "sequential" if dispatch.on_cpu() else "associative"
     form = dispatch.choose("running_max", implementation, policy)
     dtype = jnp.promote_types(jnp.result_type(log_decay, log_input), jnp.float32)
-    i = log_input.astype(dtype)
-    g = jnp.broadcast_to(log_decay.astype(dtype), i.shape)
+    # A difference of infinities would be NaN.
+    g, i = (jnp.maximum(x.astype(dtype), NOTHING) for x in (log_decay, log_input))
+    g = jnp.broadcast_to(g, i.shape)
     state = jnp.full(i[:, 0].shape, NOTHING, dtype)
     if initial_state is not None:
         state = initial_state.astype(dtype)

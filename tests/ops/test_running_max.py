@@ -40,6 +40,23 @@ def test_definition(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_infinities(form):
+    """A token that forgets all, one that weighs nothing, and both at once, at first and later: sums are those of the others."""
+    g = np.float32([[0, -np.inf, -0.5, -np.inf, -0.5, -np.inf], [-np.inf, -0.5, -np.inf, -0.5, -0.5, -0.5]])
+    i = np.float32([[1, -np.inf, 2, 300, -np.inf, -np.inf], [-np.inf, 3, -np.inf, -np.inf, -300, 3]])
+    found = running_max(g, i, implementation=form)
+    assert all(np.isfinite(a).all() for a in found)
+    s, x = np.zeros(2), np.arange(1.0, 7.0)
+    expected, sums = np.zeros(2), []
+    for t in range(6):
+        s = np.exp(np.asarray(found.log_decay[:, t])) * s + np.exp(np.asarray(found.log_weight[:, t])) * x[t]
+        expected = np.exp(g[:, t].astype(np.float64)) * expected + np.exp(i[:, t].astype(np.float64)) * x[t]
+        sums.append((s * np.exp(np.asarray(found.maximum[:, t], np.float64)), expected))
+    for ours, theirs in sums:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_pieces(form):
     """A constant decay, in two pieces."""
     g, i = inputs()
