@@ -49,10 +49,11 @@ class State(NamedTuple):
 
 
 def empty_state(weights: FastWeights, batch: int) -> State:
-    """The state before the first token of a segment, in float32."""
-    weights = jax.tree.map(lambda w: jnp.broadcast_to(w.astype(jnp.float32), (batch, *w.shape)), weights)
+    """The state before the first token of a segment, in float32 (float64 if the weights are)."""
+    dtype = jnp.result_type(*weights, jnp.float32)
+    weights = jax.tree.map(lambda w: jnp.broadcast_to(w.astype(dtype), (batch, *w.shape)), weights)
     nothing = jax.tree.map(jnp.zeros_like, weights)
-    return State(weights, nothing, nothing, jnp.zeros((batch, weights.w_0.shape[1]), jnp.float32))
+    return State(weights, nothing, nothing, jnp.zeros((batch, weights.w_0.shape[1]), dtype))
 
 
 def large_chunk_ttt(

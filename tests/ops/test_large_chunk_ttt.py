@@ -83,9 +83,10 @@ def test_orthogonal_steps():
 
 
 def test_a_column_of_zeros():
-    """Has the norm 0, whose derivative is taken to be 0. Here no step is taken, and the network is that of the first weights."""
-    x = jax.tree.map(jnp.float32, example())
-    weights = x.pop("weights")._replace(w_1=jnp.zeros((H, M, V)))
+    """Has the norm 0, whose derivative is taken to be 0. No step is taken here, so that the network is that of the first weights,
+    in float64."""
+    x = example()
+    weights = x.pop("weights")._replace(w_1=np.zeros((H, M, V)))
     dy = np.random.default_rng(1).standard_normal((B, T, H, V))
 
     def network(W):
@@ -93,8 +94,9 @@ def test_a_column_of_zeros():
         return jnp.einsum("bthm,hmv->bthv", jax.nn.silu(gate) * up, W.w_1)
 
     ours = lambda W: large_chunk_ttt(**x, weights=W, chunk_size=T)[0]
-    found, expected = (jax.jit(jax.grad(lambda W, f=f: jnp.sum(dy * f(W))))(weights) for f in (ours, network))
-    jax.tree.map(assert_close, found, expected)
+    with jax.enable_x64(True):
+        found, expected = (jax.jit(jax.grad(lambda W, f=f: jnp.sum(dy * f(W))))(weights) for f in (ours, network))
+    jax.tree.map(functools.partial(assert_close, tolerance=1e-12), found, expected)
 
 
 def check(ids, packed, *, orthogonal, gradients):
