@@ -22,7 +22,7 @@ import train as train_entry
 from common import command
 from evaluation import loading, sampling
 from sweeps import cells, engine, ladder, sweep
-from training import command_line, initial
+from training import command_line, initial, run_directory
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENTRIES = {"train.py": train_entry, "eval.py": evaluation_entry, "sweep.py": sweep_entry}
@@ -96,6 +96,7 @@ def until_read(monkeypatch):
     monkeypatch.setattr(cells, "_described", lambda request, values, raw, costs: {"config": raw})
     monkeypatch.setattr(ladder, "climb", lambda asked, budgets: asked)
     monkeypatch.setattr(sweep, "run", plan)
+    monkeypatch.setattr(run_directory, "read_config", lambda workdir: {"task": {}})  # there is no run to ask
     for name in ("status", "there"):
         monkeypatch.setattr(sweep, name, stop)
     monkeypatch.setattr(cells, "load", stop)

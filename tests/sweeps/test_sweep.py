@@ -310,7 +310,8 @@ def test_from_end_to_end(text, tmp_path, monkeypatch):
         f"--workdir={tmp_path / 'sweep'}",
         "--lengths=32",
         "--score",
-        "task.length=24,99999",
+        "task.length=24",
+        "task.tokenizer=byte,bpe:260",
     ]
     arguments += ["--set", f"corpus=file:{text.name}", *(f"{key}={value}" for key, value in settings.items())]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "MIXOLOGY_CACHE": str(tmp_path / "cache")}
@@ -321,8 +322,8 @@ def test_from_end_to_end(text, tmp_path, monkeypatch):
     result = json.loads((folder / "result.json").read_text())
     assert result["step"] in (2, 4) and set(result["test"]) == {"16", "32"} and result["floors"]["uniform"] == 8
     there, missing = result["grid"]
-    assert there["settings"] == {"length": 24} and there["floors"]["uniform"] == 8 and 0 < there["score"] < 10
-    assert missing == {"settings": {"length": 99999}, "score": None}
+    assert there["settings"] == {"length": 24, "tokenizer": "byte"} and there["floors"]["uniform"] == 8 and 0 < there["score"] < 10
+    assert missing == {"settings": {"length": 24, "tokenizer": "bpe:260"}, "score": None}
     assert "`gla`" in (tmp_path / "sweep" / "report.md").read_text()
     (cell,) = cells.plan(entry.requested(entry.parser().parse_args(arguments)))
     assert cell.config == json.loads((folder / "config.json").read_text()) and cell.data == result["data"]
