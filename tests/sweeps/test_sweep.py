@@ -322,7 +322,11 @@ def test_from_end_to_end(text, tmp_path, monkeypatch):
     result = json.loads((folder / "result.json").read_text())
     assert result["step"] in (2, 4) and set(result["test"]) == {"16", "32"} and result["floors"]["uniform"] == 8
     there, missing = result["grid"]
-    assert there["settings"] == {"length": 24, "tokenizer": "byte"} and there["floors"]["uniform"] == 8 and 0 < there["score"] < 10
+    assert (
+        there["settings"] == {"length": 24, "tokenizer": "byte"}
+        and there["floors"]["uniform"] == 8
+        and 0 < there["score"] < 10
+    )
     assert missing == {"settings": {"length": 24, "tokenizer": "bpe:260"}, "score": None}
     assert "`gla`" in (tmp_path / "sweep" / "report.md").read_text()
     (cell,) = cells.plan(entry.requested(entry.parser().parse_args(arguments)))
