@@ -8,6 +8,7 @@ optimiser's), a jitted initialiser and a pure `apply`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -149,10 +150,20 @@ def build(
     abstract = jax.tree.map(
         lambda leaf, target: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target), shapes, shardings
     )
+    return Built(mesh, metadata, optimizer, abstract, _initialiser(create, shardings, mesh), merge, apply)
+
+
+def _initialiser(create: Callable[[jax.Array], State], shardings: State, mesh: Mesh) -> Callable[[jax.Array], State]:
+    """`create`, jitted, with its arrays where the shardings say."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return jax.jit(create, out_shardings=shardings)
     # Compiling an initialiser for the CPU costs more than running it, optimised or not.
-    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-    init = jax.jit(create, out_shardings=shardings, compiler_options=options)
-    return Built(mesh, metadata, optimizer, abstract, init, merge, apply)
+    jitted = functools.partial(jax.jit, create, compiler_options={"xla_backend_optimization_level": 0})
+    if mesh.size == 1 or mesh.is_multi_process:
+        return jitted(out_shardings=shardings)
+    # Orthogonal matrices, of LAPACK, wait for threads of XLA's, of which there may be no more than devices that wait so.
+    alone = jitted()
+    return lambda key: jax.device_put(alone(key), shardings)
 
 
 def cast(params: PyTree, metadata: PyTree, dtype) -> PyTree:

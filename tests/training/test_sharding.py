@@ -1,11 +1,16 @@
 """Meshes, the table of logical axes, and the constraint that models call."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from models.partitioning import constrain
+from tests.processes import ROOT
 from training import sharding
 
 
@@ -98,3 +103,16 @@ def test_constrain_acts_inside_the_context_only():
         constrain(x, "batch", "length")
     with sharding.tracing(made), pytest.raises(ValueError, match="'lenght'; did you mean 'length'"):
         constrain(x, "batch", "lenght", "heads")
+
+
+def test_first_values_where_every_core_is_a_device():
+    """Orthogonal matrices are of a library that waits for threads, which devices that wait so would hold."""
+    program = (
+        "import jax; from configs import lm; from training import config, setup; chosen = lm.get_config('mixer=rwkv4')\n"
+        "chosen.optimizer.name = 'adamw'; built = setup.build(config.resolve(chosen, with_data=False), for_training=True)\n"
+        "state = jax.block_until_ready(built.init(jax.random.key(0)))\n"
+        "assert all(leaf.sharding == at for leaf, at in zip(*map(jax.tree.leaves, (state, built.shardings))))"
+    )
+    flags = f"--xla_force_host_platform_device_count={min(max(2, os.cpu_count()), 16)}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, env=environment, timeout=300)
