@@ -30,12 +30,11 @@ class Read(NamedTuple):
 
 
 def by_rows(built: Built, tokens: int) -> bool:
-    """Whether a step on a batch of so many tokens goes by the rows that it reads: if every device has the tables whole (of split
-    ones, rows would be sent), which have an optimiser that leaves other rows alone, and a few times as many rows."""
+    """Whether a step on a batch of so many tokens goes by the rows that it reads: on one device (of tables in shards, rows would
+    be sent), if the tables have an optimiser that leaves other rows alone, and a few times as many rows."""
     known = zip(jax.tree.leaves(built.metadata), jax.tree.leaves(built.abstract["params"]), strict=True)
-    shapes = [shape for facts, shape in known if facts.is_table]
-    fit = [shape.sharding.is_fully_replicated and 4 * tokens <= shape.shape[0] for shape in shapes]
-    return built.optimizer.left is not None and bool(fit) and all(fit)
+    fit = [4 * tokens <= shape.shape[0] for facts, shape in known if facts.is_table]
+    return built.mesh.size == 1 and built.optimizer.left is not None and bool(fit) and all(fit)
 
 
 def read(rows: Int[Array, "B *T tables"]) -> Read:
