@@ -110,7 +110,7 @@ def test_first_values_where_every_core_is_a_device():
     program = (
         "import jax; from configs import lm; from training import config, setup; chosen = lm.get_config('mixer=rwkv4')\n"
         "chosen.optimizer.name = 'adamw'; built = setup.build(config.resolve(chosen, with_data=False), for_training=True)\n"
-        "state = jax.block_until_ready(built.init(jax.random.key(0)))\n"
+        "with jax.set_mesh(built.mesh): state = jax.block_until_ready(built.init(jax.random.key(0)))\n"
         "assert all(leaf.sharding == at for leaf, at in zip(*map(jax.tree.leaves, (state, built.shardings))))"
     )
     flags = f"--xla_force_host_platform_device_count={min(max(2, os.cpu_count()), 16)}"
