@@ -159,9 +159,8 @@ def _initialiser(create: Callable[[jax.Array], State], shardings: State, mesh: M
         return jax.jit(create, out_shardings=shardings)
     # Compiling an initialiser for the CPU costs more than running it, optimised or not.
     jitted = functools.partial(jax.jit, create, compiler_options={"xla_backend_optimization_level": 0})
-    whole = jitted(out_shardings=shardings)
     if mesh.size == 1 or mesh.is_multi_process:
-        return whole
+        return jitted(out_shardings=shardings)
     # Orthogonal matrices, of LAPACK, wait for threads of XLA's, of which there may be no more than devices that wait so.
     one = Mesh(
         mesh.devices.flatten()[:1].reshape((1,) * mesh.devices.ndim), mesh.axis_names, axis_types=mesh.axis_types
@@ -169,8 +168,8 @@ def _initialiser(create: Callable[[jax.Array], State], shardings: State, mesh: M
     alone = jitted()
 
     def init(key: jax.Array) -> State:
-        if isinstance(key, jax.core.Tracer):  # shapes are asked for, or a program
-            return whole(key)
+        if isinstance(key, jax.core.Tracer):  # shapes are asked for
+            return create(key)
         numbers, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
         with jax.set_mesh(one):  # also where the caller has set the whole mesh
             state = alone(jax.random.wrap_key_data(numbers, impl=kind))
