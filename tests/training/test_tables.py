@@ -114,8 +114,8 @@ def test_rows_of_a_row_that_goes_on():
 
 
 def test_a_step_does_not_go_over_whole_tables():
-    """By the bytes that the compiled step reads and writes, beside those with Adam, whose moments all fade; a scatter counts as if
-    it wrote all of a table."""
+    """By the bytes that the compiled step reads and writes, beside those with Adam, whose moments all fade; a scatter counts
+    as if it wrote all of a table."""
 
     def bytes_of(rule):
         built = build(rule=rule)
