@@ -148,7 +148,7 @@ class Subword:
 
     def pieces(self) -> list[str]:
         """The texts of all tokens that are whole characters, without those that were added for other ends."""
-        ids = sorted(set(range(self.vocab_size)) - self._tokenizer.get_added_tokens_decoder().keys())
+        ids = sorted(set(range(self.vocab_size)) - self._added.keys())
         return [text for text in map(self.decode, ([i] for i in ids)) if "\ufffd" not in text]
 
 

@@ -154,7 +154,9 @@ def load(
     _check_model(config, restored.metadata.get("config"), run.config)
     say(f"{run.root}: checkpoint of step {restored.step}")
     other_tokenizer = trained if None not in (trained, here) and trained != here else None
-    return LoadedRun(config, built, restored.state, run.root, restored.step, data, other, None, other_tokenizer)
+    return LoadedRun(
+        config, built, restored.state, run.root, restored.step, data, other, other_tokenizer=other_tokenizer
+    )
 
 
 def load_hf(directory: str | Path) -> LoadedRun:

@@ -136,14 +136,7 @@ def build(
     whole = sharding.replicated(mesh)
     place = lambda leaf, facts: sharding.sharding(facts.axes, leaf.shape, mesh)
     params = jax.tree.map(place, shapes["params"], metadata)
-    opt = optax.tree_map_params(
-        tx.init,
-        lambda moment, target: moment if isinstance(moment, optax.MaskedNode) else target,
-        shapes["opt"],
-        params,
-        transform_non_params=lambda _: whole,
-        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
-    )
+    opt = like_params(tx.init, shapes["opt"], params, whole)
     shardings = {**jax.tree.map(lambda _: whole, shapes), "params": params, "opt": opt}
     if carry is not None:
         shardings["carry"] = jax.tree.map(lambda _: sharding.batch_sharding(mesh), shapes["carry"])
@@ -151,6 +144,14 @@ def build(
         lambda leaf, target: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target), shapes, shardings
     )
     return Built(mesh, metadata, optimizer, abstract, _initialiser(create, shardings, mesh), merge, apply)
+
+
+def like_params(init: Callable[[PyTree], PyTree], opt: PyTree, of_params: PyTree, other: Any) -> PyTree:
+    """A tree like an optimiser's state `opt`, which `init` makes: for what is kept of a parameter the leaf that `of_params` has
+    for that parameter, and `other` for the rest."""
+    masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
+    pick = lambda moment, target: moment if masked(moment) else target
+    return optax.tree_map_params(init, pick, opt, of_params, transform_non_params=lambda _: other, is_leaf=masked)
 
 
 def _initialiser(create: Callable[[jax.Array], State], shardings: State, mesh: Mesh) -> Callable[[jax.Array], State]:
@@ -168,8 +169,6 @@ def _initialiser(create: Callable[[jax.Array], State], shardings: State, mesh: M
     alone = jitted()
 
     def init(key: jax.Array) -> State:
-        if isinstance(key, jax.core.Tracer):  # shapes are asked for
-            return create(key)
         numbers, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
         with jax.set_mesh(one):  # also where the caller has set the whole mesh
             state = alone(jax.random.wrap_key_data(numbers, impl=kind))

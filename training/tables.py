@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
-from training.state import Built
+from training.state import Built, like_params
 
 NONE = jnp.iinfo(jnp.int32).max  # behind the last row of any table
 
@@ -72,12 +71,4 @@ def _numbers(built: Built, state: dict[str, Any]) -> dict[str, Any]:
     """For each leaf the number of the table that it is, or is of; -1 for none."""
     number = lambda path, facts: int(path[-1].key) if facts.is_table else -1
     of_params = jax.tree_util.tree_map_with_path(number, built.metadata)
-    of_opt = optax.tree_map_params(
-        built.optimizer.init,
-        lambda moment, table: moment if isinstance(moment, optax.MaskedNode) else table,
-        state["opt"],
-        of_params,
-        transform_non_params=lambda _: -1,
-        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
-    )
-    return {"params": of_params, "opt": of_opt}
+    return {"params": of_params, "opt": like_params(built.optimizer.init, state["opt"], of_params, -1)}
