@@ -22,7 +22,7 @@ import numpy as np
 
 from common.errors import UserError, check_choice
 from common.files import cache_folder
-from data import corpora, tokenizers
+from data import corpora, tokenized, tokenizers
 from data.corpus import Corpus
 from data.task import Task
 
@@ -82,7 +82,7 @@ def build(kind: type[Task], **hyperparameters) -> Task:
         texts = [(corpora.load(name, **where), weight / total) for name, weight in found]
         digest = hashlib.sha256(repr([(text.fingerprint, part) for text, part in texts]).encode()).hexdigest()
         cache = cache_folder(hyperparameters["cache_dir"])
-        tokenizer = f"file:{tokenizers.train_bpe(f'{digest[:32]}-bpe{size}', texts, size, cache)}"
+        tokenizer = f"file:{tokenized.train_bpe(f'{digest[:32]}-bpe{size}', texts, size, cache)}"
     parts = [kind(**hyperparameters | {"corpus": name, "tokenizer": tokenizer}) for name, _ in found]
     _check_apart([part.corpus for part in parts])
     if not resolved.startswith("bpe:"):

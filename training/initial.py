@@ -45,7 +45,7 @@ class Source:
     Attributes:
       address: as it stands in config.json, its path absolute.
       model: the model section of its configuration.
-      tokenizer: of its text, as `data.tokenizers.load` takes it; None if there is none.
+      tokenizer: of its text, as `data.tokenized.load` takes it; None if there is none.
       task: the task section of a run's configuration; empty for other checkpoints.
       data: the fingerprint of a run's data, where it is known.
       trained: the same of its tokenizer.

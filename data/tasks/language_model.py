@@ -23,7 +23,7 @@ import numpy as np
 
 from common.errors import UserError, check_choice
 from common.files import Folder, cache_folder
-from data import corpora, flat, metrics, mixture, ngram, tokenizers
+from data import corpora, flat, metrics, mixture, ngram, tokenized, tokenizers
 from data.task import Outline, Spec, Task
 
 PACKINGS = ("windows", "documents")
@@ -88,7 +88,7 @@ class LanguageModel(Task):
         check_choice("packing", packing, PACKINGS)
         self.corpus = corpora.load(corpus, cache_dir, data_dir, download, ids=True)
         self._cache = cache_folder(cache_dir)
-        self.tokens = tokenizers.load(tokenizer, self.corpus, self._cache)
+        self.tokens = tokenized.load(tokenizer, self.corpus, self._cache)
         self.tokenizer = self.tokens.tokenizer
         unit = self.tokenizer.unit
         self.spec = _spec(self.tokenizer.vocab_size, unit, length, packing, positions)

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import UserError, check_choice
 from common.files import Folder, cache_folder
-from data import corpora, flat, mixture, tokenizers
+from data import corpora, flat, mixture, tokenized, tokenizers
 from data.rows import one_segment
 from data.task import Outline, Spec, Task
 
@@ -62,7 +62,7 @@ class MaskedLanguageModel(Task):
         download: bool = False,
     ):
         self.corpus = corpora.load(corpus, cache_dir, data_dir, download, ids=True)
-        self.tokens = tokenizers.load(tokenizer, self.corpus, cache_folder(cache_dir))
+        self.tokens = tokenized.load(tokenizer, self.corpus, cache_folder(cache_dir))
         self.tokenizer = self.tokens.tokenizer
         size, unit = self.tokenizer.vocab_size, self.tokenizer.unit
         self.spec = _spec(size, unit, length)

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import UserError
 from common.files import KEPT, Folder
-from data import corpora, task, tokenizers
+from data import corpora, task, tokenized
 from data.loader import Loader, batch_shapes
 from tests.data.small_data import NO_OUTLINE, create, options, pseudo_text, reads_files
 
@@ -196,8 +196,8 @@ def test_a_retrained_tokenizer_is_other_data(name, tmp_path, monkeypatch):
     given = options(name, tmp_path) | {"tokenizer": "bpe:280"}
     (tmp_path / "text.txt").write_bytes(b"abab abcabc " * 1000 + b"xyxy zyzzyz " * 2000)
     first = task.create(name, **given).fingerprint()
-    monkeypatch.setattr(tokenizers, "TRAIN_BYTES", 10)
-    monkeypatch.setattr(tokenizers, "PIECE_BYTES", 2000)
+    monkeypatch.setattr(tokenized, "TRAIN_BYTES", 10)
+    monkeypatch.setattr(tokenized, "PIECE_BYTES", 2000)
     assert task.create(name, **given).fingerprint() == first  # the cached one
     assert task.create(name, **given | {"cache_dir": str(tmp_path / "other")}).fingerprint() != first
 

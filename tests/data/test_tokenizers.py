@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from data import corpora, task, tokenizers
+from data import corpora, task, tokenized, tokenizers
 
 TEXT = "Größe 🙂, naïveté!\n" + "the cat sat on the mat; the hat\n\tis flat.\n\n  " * 40
 
@@ -27,8 +27,8 @@ def whole_text(corpus, split):
 @pytest.mark.parametrize("name", ["byte", "character", "bpe:256", "bpe:290"])
 @pytest.mark.parametrize("piece", [2**20, 64])
 def test_tokens_give_the_text_back(corpus, tmp_path, monkeypatch, name, piece):
-    monkeypatch.setattr(tokenizers, "PIECE_BYTES", piece)
-    tokens = tokenizers.load(name, corpus, tmp_path)
+    monkeypatch.setattr(tokenized, "PIECE_BYTES", piece)
+    tokens = tokenized.load(name, corpus, tmp_path)
     for split in corpora.SPLITS:
         ids = np.asarray(tokens.splits[split].data)
         assert tokens.tokenizer.decode(ids) == whole_text(corpus, split)
@@ -44,7 +44,7 @@ def test_tokens_give_the_text_back(corpus, tmp_path, monkeypatch, name, piece):
 
 
 def test_bytes_are_the_corpus_itself(corpus, tmp_path):
-    tokens = tokenizers.load("byte", corpus, tmp_path / "cache")
+    tokens = tokenized.load("byte", corpus, tmp_path / "cache")
     assert tokens.splits is corpus.splits and tokens.fingerprint == corpus.fingerprint
     assert not (tmp_path / "cache").exists()
 
@@ -53,30 +53,30 @@ def test_bytes_are_the_corpus_itself(corpus, tmp_path):
 @pytest.mark.parametrize("name", ["tokenizers/*.txt", "tokens/*/train", "tokens/*/facts.json"])
 def test_a_damaged_cache_is_said(corpus, tmp_path, name, content):
     """Nothing is trained on a text that a power cut has cut."""
-    tokenizers.load("character", corpus, tmp_path)
+    tokenized.load("character", corpus, tmp_path)
     (path,) = tmp_path.glob(name)
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"is damaged: delete it and run again|the corpus has no character"):
-        tokenizers.load("character", corpus, tmp_path)
+        tokenized.load("character", corpus, tmp_path)
 
 
 def test_bpe_is_trained_once_and_always_the_same(corpus, tmp_path, monkeypatch):
-    first = tokenizers.load("bpe:290", corpus, tmp_path / "one")
-    assert tokenizers.load("bpe:290", corpus, tmp_path / "two").fingerprint == first.fingerprint
-    assert tokenizers.load("bpe:280", corpus, tmp_path / "two").fingerprint != first.fingerprint
-    monkeypatch.setattr(tokenizers, "_byte_level", None)
-    monkeypatch.setattr(tokenizers, "_convert", None)
-    assert tokenizers.load("bpe:290", corpus, tmp_path / "one").fingerprint == first.fingerprint
+    first = tokenized.load("bpe:290", corpus, tmp_path / "one")
+    assert tokenized.load("bpe:290", corpus, tmp_path / "two").fingerprint == first.fingerprint
+    assert tokenized.load("bpe:280", corpus, tmp_path / "two").fingerprint != first.fingerprint
+    monkeypatch.setattr(tokenizers, "byte_level", None)
+    monkeypatch.setattr(tokenized, "_convert", None)
+    assert tokenized.load("bpe:290", corpus, tmp_path / "one").fingerprint == first.fingerprint
     for file in (tmp_path / "one" / "tokenizers").iterdir():
         file.write_text("{")
     with pytest.raises(UserError, match=r"bpe290.* is damaged: delete it"):
-        tokenizers.load("bpe:290", corpus, tmp_path / "one")
+        tokenized.load("bpe:290", corpus, tmp_path / "one")
 
 
 def test_bpe_merges_the_commonest_pairs(tmp_path):
     (tmp_path / "text").write_text("ababab ababab cb " * 200)
     corpus = corpora.load(f"file:{tmp_path / 'text'}")
-    tokenizer = tokenizers.load("bpe:258", corpus, tmp_path).tokenizer
+    tokenizer = tokenized.load("bpe:258", corpus, tmp_path).tokenizer
     merges = json.loads((tmp_path / "tokenizers" / f"{corpus.fingerprint[:32]}-bpe258-1.json").read_text())["model"][
         "merges"
     ]
@@ -85,9 +85,9 @@ def test_bpe_merges_the_commonest_pairs(tmp_path):
 
 
 def test_a_tokenizer_comes_from_a_file(corpus, tmp_path):
-    ours = tokenizers.load("bpe:290", corpus, tmp_path)
+    ours = tokenized.load("bpe:290", corpus, tmp_path)
     (path,) = (tmp_path / "tokenizers").iterdir()
-    assert tokenizers.load(f"file:{path}", corpus, tmp_path).fingerprint == ours.fingerprint
+    assert tokenized.load(f"file:{path}", corpus, tmp_path).fingerprint == ours.fingerprint
     model = json.loads(path.read_text())["model"]
     for name, (vocabulary, merges) in {
         "hf": ("vocab.json", "merges.txt"),
@@ -96,14 +96,14 @@ def test_a_tokenizer_comes_from_a_file(corpus, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / vocabulary).write_text(json.dumps(model["vocab"]))
         (tmp_path / name / merges).write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
-        assert tokenizers.load(f"file:{tmp_path / name}", corpus, tmp_path).fingerprint == ours.fingerprint
+        assert tokenized.load(f"file:{tmp_path / name}", corpus, tmp_path).fingerprint == ours.fingerprint
 
 
 def test_a_file_does_not_cut_or_fill_up_texts(corpus, tmp_path):
     """What a tokenizer.json says of batches is no part of its tokens; its fingerprint is that of the file, as ever."""
     import tokenizers as package
 
-    tokenizers.load("bpe:290", corpus, tmp_path)
+    tokenized.load("bpe:290", corpus, tmp_path)
     (path,) = (tmp_path / "tokenizers").iterdir()
     plain = tokenizers.alone(f"file:{path}")
     cutting = package.Tokenizer.from_file(str(path))
@@ -155,7 +155,7 @@ def test_the_first_token_may_be_a_part_of_a_character(tmp_path, name):
     texts = [f"日本{i}です é" if i % 3 else f"x本{i}" for i in range(120)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     if name == "added":
-        made = tokenizers._byte_level(package.models.BPE.from_file(*byte_files(tmp_path)))
+        made = tokenizers.byte_level(package.models.BPE.from_file(*byte_files(tmp_path)))
         made.add_tokens([package.AddedToken("日")])
     elif name == "fallback":
         pieces = {f"<0x{i:02X}>": i for i in range(256)} | {"x": 256, "本": 257}
@@ -233,40 +233,40 @@ def test_bad_input_says_what_to_change(corpus, tmp_path):
     large = ("bpe:16777217", "bpe:1000000000000", "bpe:" + "9" * 5000)
     for name in ("bytes", "bpe", "bpe:255", "bpe:many", "file:", "", *large):
         with pytest.raises(ValueError, match="is unknown; choose 'byte', 'character', 'bpe:SIZE'"):
-            tokenizers.load(name, corpus, tmp_path)
+            tokenized.load(name, corpus, tmp_path)
     with pytest.raises(UserError, match=r"no tokenizer .*nowhere: give a tokenizer\.json"):
-        tokenizers.load(f"file:{tmp_path / 'nowhere'}", corpus, tmp_path)
+        tokenized.load(f"file:{tmp_path / 'nowhere'}", corpus, tmp_path)
     empty = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}
     (tmp_path / "empty.json").write_text(json.dumps(empty))
     with pytest.raises(UserError, match=r"empty\.json is a tokenizer without tokens"):
-        tokenizers.load(f"file:{tmp_path / 'empty.json'}", corpus, tmp_path)
+        tokenized.load(f"file:{tmp_path / 'empty.json'}", corpus, tmp_path)
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match=r"bad\.json is no tokenizer that"):
-        tokenizers.load(f"file:{tmp_path / 'bad.json'}", corpus, tmp_path)
+        tokenized.load(f"file:{tmp_path / 'bad.json'}", corpus, tmp_path)
     with pytest.raises(ValueError, match="the corpus has no character 'Q'"):
-        tokenizers.load("character", corpus, tmp_path).tokenizer.encode("the Queen")
+        tokenized.load("character", corpus, tmp_path).tokenizer.encode("the Queen")
     (tmp_path / "latin").write_bytes("naïf ".encode("latin-1") * 100)
     with pytest.raises(ValueError, match=r"train split of .* is no UTF-8 text .*use tokenizer='byte'"):
-        tokenizers.load("character", corpora.load(f"file:{tmp_path / 'latin'}"), tmp_path)
+        tokenized.load("character", corpora.load(f"file:{tmp_path / 'latin'}"), tmp_path)
     (tmp_path / "latin").unlink()
     (tmp_path / "folder").mkdir()
     for i in range(30):  # a document that ends within a character, but not at the border of a split
         (tmp_path / "folder" / f"{i:02}").write_bytes(b"twenty bytes of text" + b"\xc3" * (i == 5))
     broken = corpora.load(f"file:{tmp_path / 'folder'}")
     with pytest.raises(ValueError, match=r"train split of .* is no UTF-8 text"):
-        tokenizers.load("character", broken, tmp_path)
+        tokenized.load("character", broken, tmp_path)
 
 
 def test_a_tokenizer_that_loses_text_is_refused(corpus, tmp_path):
     import tokenizers as package
 
-    tokenizers.load("bpe:300", corpus, tmp_path)
+    tokenized.load("bpe:300", corpus, tmp_path)
     (path,) = (tmp_path / "tokenizers").iterdir()
     lossy = package.Tokenizer.from_file(str(path))
     lossy.normalizer = package.normalizers.Lowercase()
     lossy.save(str(tmp_path / "lossy.json"))
     with pytest.raises(ValueError, match=r"loses text: 'Größe.* comes back as 'größe"):
-        tokenizers.load(f"file:{tmp_path / 'lossy.json'}", corpus, tmp_path)
+        tokenized.load(f"file:{tmp_path / 'lossy.json'}", corpus, tmp_path)
     # And so where no corpus is cut: an answer in capitals could not be said, and all unknown ones would be the same.
     unknown = package.Tokenizer(package.models.WordLevel({"[UNK]": 0, "he": 1, "saw": 2}, unk_token="[UNK]"))
     unknown.pre_tokenizer = package.pre_tokenizers.Whitespace()
@@ -282,12 +282,12 @@ def test_a_tokenizer_that_loses_text_is_refused(corpus, tmp_path):
 
 
 def test_a_tokenizer_with_dropout_always_cuts_in_the_same_way(tmp_path, corpus):
-    tokenizers.load("bpe:290", corpus, tmp_path)
+    tokenized.load("bpe:290", corpus, tmp_path)
     (path,) = (tmp_path / "tokenizers").iterdir()
     kept = json.loads(path.read_text())
-    expected = tokenizers.load(f"file:{path}", corpus, tmp_path).tokenizer.encode(TEXT)
+    expected = tokenized.load(f"file:{path}", corpus, tmp_path).tokenizer.encode(TEXT)
     (tmp_path / "own.json").write_text(json.dumps(kept | {"model": kept["model"] | {"dropout": 0.5}}))
-    tokenizer = tokenizers.load(f"file:{tmp_path / 'own.json'}", corpus, tmp_path).tokenizer
+    tokenizer = tokenized.load(f"file:{tmp_path / 'own.json'}", corpus, tmp_path).tokenizer
     assert len(expected) < len(TEXT.encode())
     for _ in range(3):
         np.testing.assert_array_equal(tokenizer.encode(TEXT), expected)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data import corpora, task, tokenizers, vocabularies
+from data import corpora, task, tokenized, tokenizers, vocabularies
 
 ENGLISH, GREEK = "the cat sat on the mat; the hat is flat\n", "η γάτα κάθισε στο χαλί και το καπέλο είναι επίπεδο\n"
 
@@ -18,7 +18,7 @@ def made(tmp_path):
     def make(name, text):
         path = tmp_path / f"{len(text)}.txt"
         path.write_text(text * 100)
-        return tokenizers.load(name, corpora.load(f"file:{path}", str(tmp_path)), tmp_path).tokenizer
+        return tokenized.load(name, corpora.load(f"file:{path}", str(tmp_path)), tmp_path).tokenizer
 
     return make
 
