@@ -14,6 +14,7 @@ compiled program reads and writes of memory (`compilation.moved`). A cell that i
 is left out, as "-".
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -82,9 +83,10 @@ def measure(name: str, options, row: dict) -> None:
         }
         if not options.plan and temporary < MEMORY:
             jax.block_until_ready(compiled(*arguments))
-            once = clock.per_call(lambda call=compiled, given=arguments: call(*given), 1)
-            rounds = max(1, min(options.rounds, int(options.budget / max(once, 1e-3))))
-            samples = [clock.per_call(lambda call=compiled, given=arguments: call(*given), 1) for _ in range(rounds)]
+            call = functools.partial(clock.per_call, functools.partial(compiled, *arguments), 1)
+            samples = [call()]
+            rounds = max(1, min(options.rounds, int(options.budget / max(samples[0], 1e-3))))
+            samples += [call() for _ in range(rounds - 1)]
             cell["seconds"] = seconds[length] = statistics.median(samples)
         row["lengths"][str(length)] = cell
         jax.clear_caches()
