@@ -216,7 +216,8 @@ def make_train_step(
     def read(params, batch):
         carry = restarted(built, params, batch["carry"], batch["restart"]) if "carry" in batch else None
         rows = built.merge(params).rows_read(batch["inputs"], carry, batch.get("segment_ids"))
-        return tables.read(rows)
+        rows, places = tables.read(rows, built.mesh)
+        return rows, sharding.lay_out({"inputs": batch["inputs"], "places": places}, built.mesh)["places"]
 
     def step(state: State, batch: Batch, settings: Settings) -> tuple[State, Metrics]:
         batch = _prepare(built, batch, accumulation)

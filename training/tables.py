@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from training import sharding
 from training.state import Built, like_params
 
 NONE = jnp.iinfo(jnp.int32).max  # behind the last row of any table
@@ -29,19 +31,23 @@ class Read(NamedTuple):
 
 
 def by_rows(built: Built, tokens: int) -> bool:
-    """Whether a step on a batch of so many tokens goes by the rows that it reads: on one device (of tables in shards, rows would
-    be sent), if the tables have an optimiser that leaves other rows alone, and a few times as many rows."""
-    known = zip(jax.tree.leaves(built.metadata), jax.tree.leaves(built.abstract["params"]), strict=True)
-    fit = [4 * tokens <= shape.shape[0] for facts, shape in known if facts.is_table]
-    return built.mesh.size == 1 and built.optimizer.left is not None and bool(fit) and all(fit)
+    """Whether a step on a batch of so many tokens goes by the rows that it reads: if each device has whole tables (of others rows
+    would be sent), if they have an optimiser that leaves other rows alone, and a few times as many rows as are read."""
+    parts = (built.metadata, built.abstract["params"], built.shardings["params"])
+    leaves = zip(*map(jax.tree.leaves, parts), strict=True)
+    fit = [
+        4 * tokens <= shape.shape[0] and place.is_fully_replicated for facts, shape, place in leaves if facts.is_table
+    ]
+    return built.optimizer.left is not None and bool(fit) and all(fit)
 
 
-def read(rows: Int[Array, "B *T tables"]) -> Read:
-    """The different ones of the rows that a batch reads."""
-    flat = rows.reshape(-1, rows.shape[-1]).T
+def read(rows: Int[Array, "B *T tables"], mesh: Mesh) -> Read:
+    """The different ones of the rows that a batch reads, which all devices find, of the tokens of all."""
+    everywhere = sharding.replicated(mesh)
+    flat = jax.lax.with_sharding_constraint(rows.reshape(-1, rows.shape[-1]).T, everywhere)
     find = lambda row: jnp.unique(row, return_inverse=True, size=row.size, fill_value=NONE)
     different, places = jax.vmap(find)(flat)
-    return Read(different, places.T.reshape(rows.shape))
+    return Read(jax.lax.with_sharding_constraint(different, everywhere), places.T.reshape(rows.shape))
 
 
 def cut(built: Built, state: dict[str, Any], rows: Int[Array, "tables N"]) -> dict[str, Any]:

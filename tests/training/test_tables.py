@@ -1,6 +1,7 @@
 """Steps by the rows that a batch reads, beside Adagrad with weight decay over whole tables, written down in NumPy."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +21,14 @@ PEAK, SCALE, DECAY = 0.1, 4.0, 0.25
 LEFT = 1 - PEAK * DECAY  # what a step leaves of a row without a gradient
 
 
-def build(carry=None, rule="adagrad", devices=1):
+def build(carry=None, rule="adagrad", axes=()):
     model = ModelConfig(
         VOCAB, VOCAB, width=8, depth=1, pattern=("min_gru",), ngrams=(3, 2), ngram_rows=TABLE_ROWS, ngram_size=SIZE
     )
     options = optimizer.OptimizerConfig(
         learning_rate=PEAK, schedule="constant", tables=rule, table_scale=SCALE, clip_norm=0.0, weight_decay=DECAY
     )
-    mesh = sharding.make_mesh({"fsdp": devices}, jax.devices()[:devices])
+    mesh = sharding.make_mesh(dict(axes), jax.devices()[: math.prod(dict(axes).values())])
     make = functools.partial(optimizer.build, options, 10)
     return state.build(lambda rngs: SequenceModel(model, rngs=rngs), make, mesh, carry)
 
@@ -70,10 +71,11 @@ def compare(found, before, tables_, gradients):
         )
 
 
-@pytest.mark.parametrize("accumulation", (1, 2))
-def test_the_read_rows_are_trained_and_the_others_decay(accumulation):
-    """Packed rows, padding, tokens that read one row several times; all rows decay, but where no update is made."""
-    built, rows = build(), batch()
+@pytest.mark.parametrize("accumulation, axes", ((1, {}), (2, {}), (2, {"data": 2}), (1, {"sequence": 2})))
+def test_the_read_rows_are_trained_and_the_others_decay(accumulation, axes):
+    """Packed rows, padding, tokens that read one row several times, also on other devices; all rows decay, but where no update is
+    made."""
+    built, rows = build(axes=axes), batch()
     assert tables.by_rows(built, ROWS * LENGTH)
     first = jax.device_get(built.init(jax.random.key(0)))
     step = make_train_step(built, accumulation=accumulation)
@@ -126,7 +128,7 @@ def test_a_step_does_not_go_over_whole_tables():
 
 
 def test_whole_tables_where_rows_would_not_do():
-    """Split over devices, with an optimiser that moves rows which are not read, or in batches of as many tokens as rows."""
-    assert not tables.by_rows(build(devices=2), ROWS * LENGTH)
+    """Tables in shards, with an optimiser that moves rows which are not read, or in batches of as many tokens as rows."""
+    assert not tables.by_rows(build(axes={"fsdp": 2}), ROWS * LENGTH)
     assert not tables.by_rows(build(rule="same"), ROWS * LENGTH)
     assert not tables.by_rows(build(), TABLE_ROWS)
