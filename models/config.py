@@ -219,18 +219,19 @@ class ModelConfig:
     def _check_effects(self) -> None:
         dense = {item.channel or self.channel_mixer for item in self.items} - {"none", "moe"}
         logits = self.head != "pair" and self.loss is None
-        for used, why, keys in (
+        leave = "; leave it at its default"
+        for used, mend, keys in (
             (self.ngrams, "set model.ngrams, too", ("ngram_rows", "ngram_size")),
             (
                 dense,
-                "no block has a dense channel mixer (experts have model.moe.bias)",
+                "no block has a dense channel mixer (experts have model.moe.bias)" + leave,
                 ("channel_bias", "channel_scales"),
             ),
-            (logits, "a task of pairs or of real targets has no such logits", ("logit_scale", "logit_cap")),
+            (logits, "a task of pairs or of real targets has no such logits" + leave, ("logit_scale", "logit_cap")),
         ):
             for key in keys:
                 if not used and getattr(self, key) != getattr(type(self), key):
-                    raise UserError(f"model.{key}={getattr(self, key)} has no effect: {why}; leave it at its default")
+                    raise UserError(f"model.{key}={getattr(self, key)} has no effect: {mend}")
 
     def _check_depth(self) -> None:
         outside, length = len(self.prefix) + len(self.suffix), len(self.pattern)
