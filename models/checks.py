@@ -77,6 +77,14 @@ def scaled(width: int, **factor: float) -> int:
     return whole(value * width)
 
 
+def unused(needs: str, **given: bool) -> None:
+    """Raises a UserError for a hyperparameter without effect that was given, which is True under its name; `needs` says what it
+    acts on."""
+    for key, is_given in given.items():
+        if is_given:
+            raise UserError(f"`{key}` has no effect: {needs}")
+
+
 @contextlib.contextmanager
 def about(what: str) -> Iterator[None]:
     """Puts `what` before the message of a UserError that is raised inside."""

@@ -196,6 +196,7 @@ class ModelConfig:
                     mixers.find(name)
         self._check_depth()
         self._check_base_depth()
+        self._check_effects()
         for name in self.mixer:
             if name not in self.names:
                 raise UserError(f"model.mixer.{name} is set, but model.pattern={self.pattern} does not use {name!r}")
@@ -214,9 +215,23 @@ class ModelConfig:
             raise UserError(
                 f"model.ngrams={self.ngrams} are of tokens, and this task's inputs are numbers: set it to ()"
             )
-        for key in ("ngram_rows", "ngram_size"):
-            if not self.ngrams and getattr(self, key) != getattr(type(self), key):
-                raise UserError(f"model.{key}={getattr(self, key)} has no effect: set model.ngrams, too")
+
+    def _check_effects(self) -> None:
+        dense = {item.channel or self.channel_mixer for item in self.items} - {"none", "moe"}
+        logits = self.head != "pair" and self.loss is None
+        leave = "; leave it at its default"
+        for used, mend, keys in (
+            (self.ngrams, "set model.ngrams, too", ("ngram_rows", "ngram_size")),
+            (
+                dense,
+                "no block has a dense channel mixer (experts have model.moe.bias)" + leave,
+                ("channel_bias", "channel_scales"),
+            ),
+            (logits, "a task of pairs or of real targets has no such logits" + leave, ("logit_scale", "logit_cap")),
+        ):
+            for key in keys:
+                if not used and getattr(self, key) != getattr(type(self), key):
+                    raise UserError(f"model.{key}={getattr(self, key)} has no effect: {mend}")
 
     def _check_depth(self) -> None:
         outside, length = len(self.prefix) + len(self.suffix), len(self.pattern)
@@ -352,13 +367,14 @@ class ModelConfig:
             return value
 
         given = {name: mixers.defaults(name).to_dict() | dict(self.mixer.get(name, {})) for name in free}
+        scaled = lambda size: size and max(1, round(size * width / self.width))
         return dataclasses.replace(
             self,
             width=width,
             depth=self.base_depth or self.depth,
             mixer={name: {key: at_base(name, key, value) for key, value in own.items()} for name, own in given.items()},
-            channel_size=self.channel_size and max(1, round(self.channel_size * width / self.width)),
-            moe=self.moe | {"hidden": self.moe["hidden"] and max(1, round(self.moe["hidden"] * width / self.width))},
+            channel_size=scaled(self.channel_size),
+            moe=self.moe | {key: scaled(self.moe[key]) for key in ("hidden", "shared_hidden")},
             base_width=0,
             base_depth=0,
             depth_alpha=1.0,

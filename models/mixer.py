@@ -245,8 +245,8 @@ class Mixer(nnx.Module):
             )
 
     def _check(self, x, carry, segment_ids, positions) -> None:
-        if x.ndim != 3 or x.shape[1] == 0:
-            raise ValueError(f"mixer {self.name()!r} takes x of shape [batch, length >= 1, width], got {x.shape}")
+        if x.ndim != 3 or 0 in x.shape[:2]:
+            raise ValueError(f"mixer {self.name()!r} takes x of shape [batch >= 1, length >= 1, width], got {x.shape}")
         for label, array in (("segment_ids", segment_ids), ("positions", positions)):
             if array is not None and array.shape != x.shape[:2]:
                 raise ValueError(f"{label} must have x's [batch, length] = {x.shape[:2]}, got {array.shape}")

@@ -124,6 +124,10 @@ class MoE(nnx.Module):
             )
         if groups > 1 and router != "sigmoid":
             raise UserError(f"model.moe.groups={groups} is for model.moe.router='sigmoid'; leave it at 1")
+        if bias_update != 0.001 and router != "sigmoid":
+            raise UserError(
+                f"model.moe.bias_update={bias_update} is of the bias of model.moe.router='sigmoid'; leave it at 0.001"
+            )
         if router == "softmax_topk" and not renormalize:
             raise UserError(
                 "model.moe.router='softmax_topk' is a softmax over the choice: leave model.moe.renormalize at True"

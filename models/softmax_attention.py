@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from common.errors import UserError, check_choice
-from models.checks import at_least, check_rotated, finite, grouped_heads, positive
+from models.checks import at_least, check_rotated, finite, grouped_heads, positive, unused
 from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm
 from models.params import dense, param, residual_output, zeros
@@ -83,13 +83,20 @@ class SoftmaxAttention(Mixer):
         check_choice("positions", positions, ("rotary", "alibi", "none", "nope"))
         check_choice("output_gate", output_gate, ("none", "full", "head"))
         check_choice("qk_norm_span", qk_norm_span, ("head", "all"))
-        for key, idle in {
-            "qk_norm_span": qk_norm_span != "head",
-            "qk_norm_eps": qk_norm_eps != 1e-6,
-            "qk_norm_offset": qk_norm_offset != 0,
-        }.items():
-            if idle and not qk_norm:
-                raise UserError(f"`{key}` is of the norms of queries and keys: set `qk_norm`, too")
+        if not qk_norm:
+            unused(
+                "it is of the norms of queries and keys: set `qk_norm`, too",
+                qk_norm_span=qk_norm_span != "head",
+                qk_norm_eps=qk_norm_eps != 1e-6,
+                qk_norm_offset=qk_norm_offset != 0,
+            )
+        if positions != "rotary":
+            unused(
+                "leave it at its default, or set `positions` to 'rotary'",
+                rotary_base=rotary_base != 10000,
+                rotary_fraction=rotary_fraction != 1,
+                rotary_scaling=rotary_scaling != "none",
+            )
         if not 0 <= rotary_fraction <= 1:
             raise UserError(f"`rotary_fraction` must be between 0 and 1, got {rotary_fraction}")
         size, kv_heads = grouped_heads(width, heads, kv_heads, head_channels)

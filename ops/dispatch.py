@@ -44,7 +44,7 @@ _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform
 
 
 def primitive(
-    *forms: str, matmul: str | None = None, tpu: tuple[str, ...] = (), kept: bool = True
+    *forms: str, matmul: str | None = None, tpu: tuple[str, ...] = (), kept: bool = True, tokens: bool = True
 ) -> Callable[[Callable], Callable]:
     """Declares the forms of the decorated function, whose name is that of the primitive.
 
@@ -53,16 +53,23 @@ def primitive(
       matmul: the form that is made of matrix products, if one is; see `matmul_form`.
       tpu: further forms, which are kernels for TPUs and interpreted elsewhere.
       kept: whether what it returns is worth being kept (`ops.kept`).
+      tokens: whether its arrays are of sequences [batch, length, ...]: a ValueError is then raised for a batch of no rows and for
+        rows of no tokens, which the forms do not treat alike.
     """
 
     def declare(function: Callable) -> Callable:
-        _declared[function.__name__] = _Declared((*forms, *tpu), matmul, tpu)
-        if not kept:
-            return function
+        name = function.__name__
+        _declared[name] = _Declared((*forms, *tpu), matmul, tpu)
 
         @functools.wraps(function)
         def marked(*arguments, **options):
-            return keep(function(*arguments, **options))
+            shapes = [a.shape for a in jax.tree.leaves(arguments) if getattr(a, "ndim", 0) > 2] if tokens else []
+            if empty := [shape for shape in shapes if 0 in shape[:2]]:
+                raise ValueError(
+                    f"{name} takes arrays of [batch >= 1, length >= 1, ...], got {empty[0]}: drop what is empty"
+                )
+            found = function(*arguments, **options)
+            return keep(found) if kept else found
 
         return marked
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from ops.dispatch import choose, current_platform, matmul_precision, primitive
 
 
-@primitive("reference", "blocks", "ragged", matmul="ragged")
+@primitive("reference", "blocks", "ragged", tokens=False, matmul="ragged")
 def grouped_matmul(
     x: Float[Array, "R D"],
     w: Float[Array, "E D F"],

@@ -21,7 +21,7 @@ from ops.dispatch import choose, matmul_precision, on_cpu, primitive
 _TURNED = 2**19  # numbers of a matrix that is turned, at most
 
 
-@primitive("reference", "separated")
+@primitive("reference", "separated", tokens=False)
 def project(
     x: Float[Array, "..."],
     w: Float[Array, "..."],

@@ -52,7 +52,8 @@ def over_shards(form: Form, x: Inputs, block_size: int | None) -> tuple[Array, A
     """`ops.attention_blocks.blockwise` on shards; the same results."""
     (B, T, H, _), (G, V) = x.q.shape, x.v.shape[2:]
     near = _is_near(form, T)
-    form = form if near else form._replace(window=None)
+    if form.window is not None and not near:
+        form, x = _as_mask(form, x)
 
     def grouped(a, axis):  # heads, by their key head: a mesh splits one or the other
         return None if a is None else a.reshape(*a.shape[:axis], G, a.shape[axis] // G, *a.shape[axis + 1 :])
@@ -117,6 +118,22 @@ def _reach(form):
 def _is_near(form, length):
     """Whether windows are so short that bringing their keys is better than a turn of the ring."""
     return form.window is not None and sum(_reach(form)) < length // 2
+
+
+def _as_mask(form, x):
+    """The window as a further mask, by the places of tokens, which the ring takes along."""
+    (left, right), mask, tokens = _reach(form), form.mask, x.q.shape[:2]
+    if max(left, right) >= tokens[1] - 1:  # it hides nothing
+        return form._replace(window=None), x
+    places = jnp.broadcast_to(jnp.arange(tokens[1], dtype=jnp.int32), tokens)
+
+    def seen(query, key):
+        (i, query), (j, key) = query, key
+        inside = (i - j <= left) & (j - i <= right)
+        return inside if mask is None else inside & mask(query, key)
+
+    labels = {"query_labels": (places, x.query_labels), "key_labels": (places, x.key_labels)}
+    return form._replace(window=None, mask=seen), x._replace(**labels)
 
 
 def _near(form, block_size, x):

@@ -56,7 +56,7 @@ def parse(scaling: str) -> tuple[str, dict[str, float | np.ndarray]]:
         given[key] = np.array(numbers) if key == "factors" else numbers[0]
     if missing := [key for key, default in known.items() if default is inspect.Parameter.empty and key not in given]:
         raise UserError(f"rotary_scaling={scaling!r}: {name} needs {', '.join(missing)}")
-    for key in ("factor", "factors", "original_length"):
+    for key in ("factor", "factors", "original_length", "beta_fast", "beta_slow"):
         if key in given and not np.all(given[key] > 0):
             raise UserError(f"rotary_scaling={scaling!r}: {key} must be positive")
     return name, {key: given.get(key, default) for key, default in known.items()}
@@ -87,7 +87,8 @@ def dynamic(
     factor 1, the "NTK-aware" rule. The authors put the length of the sequence at hand for `length`.
     """
     growth = max(factor * length / original_length - (factor - 1), 1.0)
-    return _plain(channels, base * growth ** (channels / (channels - 2))), 1.0
+    # Of two channels, the only frequency is 1 with every base.
+    return _plain(channels, base * growth ** (channels / max(channels - 2, 1))), 1.0
 
 
 def yarn(
@@ -107,6 +108,8 @@ def yarn(
     that makes `beta_slow`; its ends are rounded outwards to whole indices unless `truncate` is 0. Queries and keys are scaled by
     `magnitude`, which 0 leaves at 0.1 ln(factor) + 1.
     """
+    if base <= 1:
+        raise UserError(f"rotary_scaling: yarn needs a base of more than 1, got {base}")
     index = lambda turns: channels * math.log(original_length / (2 * math.pi * turns)) / (2 * math.log(base))
     low, high = index(beta_fast), index(beta_slow)
     if truncate:
@@ -130,6 +133,8 @@ def llama3(
 ) -> tuple[np.ndarray, float]:
     """Llama 3.1's rule (arXiv 2407.21783): frequencies of less than `low_factor` turns in `original_length` tokens are divided by
     `factor`, those of more than `high_factor` stay, and those between are mixed by their number of turns."""
+    if not low_factor < high_factor:
+        raise UserError(f"rotary_scaling: llama3 needs low_factor < high_factor, got {low_factor} and {high_factor}")
     plain = _plain(channels, base)
     turns = original_length * plain / (2 * math.pi)
     share = np.clip((turns - low_factor) / (high_factor - low_factor), 0, 1)
@@ -148,6 +153,8 @@ def longrope(
         raise UserError(
             f"rotary_scaling: longrope needs {channels // 2} factors, one per frequency, got {len(factors)}"
         )
+    if factor > 1 and original_length <= 1:
+        raise UserError(f"rotary_scaling: longrope needs an original_length of more than 1, got {original_length}")
     magnitude = math.sqrt(1 + math.log(factor) / math.log(original_length)) if factor > 1 else 1.0
     return _plain(channels, base) / factors, magnitude
 

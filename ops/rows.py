@@ -23,7 +23,7 @@ def row_max(x: Float[Array, "... N"]) -> Float[Array, "..."]:
     return jnp.max(_halved(jnp.maximum, x) if on_cpu() else x, axis=-1)
 
 
-@primitive("reference", "halves", kept=False)
+@primitive("reference", "halves", kept=False, tokens=False)
 def unit_rows(
     x: Float[Array, "... N"], *, eps: float, mean: bool = True, implementation: str = "auto"
 ) -> Float[Array, "... N"]:

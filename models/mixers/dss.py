@@ -31,10 +31,10 @@ class DSS(Mixer):
       softmax:  k_n(l) = 1 / Lambda_n e^{l dt Lambda_n} / sum_{r < L} e^{r dt Lambda_n},   any Lambda.
 
     L is the length of the sequence in the paper; it is the model's `length` here, whatever the sequence's, so that K is one
-    kernel and its recurrence exists; sequences (and streams) may not be longer. For that recurrence to stay in float32's
-    range, Re(dt Lambda) L is cut off at 40. 1/z is conj(z) / max(|z|^2, 1e-7) under "softmax" (the
-    authors add the 1e-7). One dt serves the real and the imaginary parts, as in the paper. Two-sided: a second kernel with
-    its own W acts on the future, from lag 1 on.
+    kernel and its recurrence exists; under "softmax" sequences may not be longer, and a stream that runs beyond it turns NaN. For
+    that recurrence to stay in float32's range, Re(dt Lambda) L is cut off at 40. 1/z is conj(z) / max(|z|^2, 1e-7) there (the
+    authors add the 1e-7). One dt serves the real and the imaginary parts, as in the paper. Two-sided: a second kernel with its
+    own W acts on the future, from lag 1 on.
 
     The gated map starts 1.73 times as large as in the authors' code, see `models.params.dense`; the kernel "exp" is the default
     here, "softmax" there.
@@ -114,6 +114,8 @@ class DSS(Mixer):
         else:
             a = pair(jnp.exp(step))
             y, state = state_space_scan(x32, a, pair(w[0]), unit(step), initial_state=state, segment_ids=segment_ids)
+            if self.fixed_length:  # a stream that runs beyond the kernel says so
+                y = jnp.where((positions < self.length)[..., None], y, jnp.nan)
             if not self.causal:
                 backwards = segments.reverse(x32, segment_ids)
                 z, _ = state_space_scan(backwards, a, pair(w[1]), unit(step), segment_ids=segment_ids)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.checks import at_least, check_rotated, grouped_heads, positive
+from models.checks import at_least, check_rotated, grouped_heads, positive, unused
 from models.kv_cache import buffers, extend, held, of_document
 from models.mixer import Ids, Mixer, Tokens
 from models.norms import rms_normalize
@@ -74,6 +74,8 @@ class ForgettingAttention(Mixer):
         size, kv_heads = grouped_heads(width, heads, kv_heads, head_channels)
         if rotary:
             check_rotated(size, key="heads" if head_channels is None else "head_channels")
+        else:
+            unused("set `rotary`, too", rotary_base=rotary_base != 10000)
         self.kv_heads, self.head_channels = kv_heads, size
         self.rotary_base = rotary_base if rotary else None
         self.w_q = dense(rngs, (width, heads, size), ("embed", "heads", None))

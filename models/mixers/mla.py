@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from common.errors import check_choice
-from models.checks import at_least, check_rotated, head_size, positive
+from models.checks import at_least, check_rotated, head_size, positive, unused
 from models.kv_cache import buffers, extend, held
 from models.mixer import Ids, Mixer, Tokens
 from models.norms import RMSNorm
@@ -85,6 +85,12 @@ class MultiHeadLatentAttention(Mixer):
         check_choice("positions", positions, ("rotary", "none", "nope"))
         check_choice("output_gate", output_gate, ("none", "full", "head"))
         check_rotated(rotary_channels, "the rotated part of a head", "rotary_channels")
+        if positions != "rotary":
+            unused(
+                "leave it at its default, or set `positions` to 'rotary'",
+                rotary_base=rotary_base != 10000,
+                rotary_scaling=rotary_scaling != "none",
+            )
         frequencies(rotary_channels, rotary_base, rotary_scaling)  # an error of it belongs here
         size = head_size(width, heads, "width") if None in (nope_channels, value_channels) else 0
         self.causal = causal

@@ -177,6 +177,7 @@ def test_active_parameters_and_operations():
         ({"router": "softmax_topk", "renormalize": False}, "leave model.moe.renormalize at True"),
         ({"activation": "clamped_swiglu", "shared": 1}, "model.moe.shared is for other activations"),
         ({"hidden": 0}, "model.moe.hidden must be 1 or more"),
+        ({"bias_update": 0.01}, "model.moe.bias_update=0.01 is of the bias of model.moe.router='sigmoid'"),
         ({"expert": 4}, "nobody reads model.moe.expert"),
     ],
 )

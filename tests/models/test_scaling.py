@@ -165,6 +165,9 @@ def test_the_base_model():
     odd = dataclasses.replace(config, mixer=given, width=48, base_width=16, channel_size=96).base
     assert odd.mixer["attention"]["heads"] == 4  # a third of them is no whole number
     assert odd.mixer["mamba"]["dt_rank"] == 5 and odd.channel_size == 32
+    moe = {"hidden": 12, "shared": 1, "shared_hidden": 30}
+    experts = dataclasses.replace(CONFIG, channel_mixer="moe", moe=moe, width=48, base_width=16).base.moe
+    assert (experts["hidden"], experts["shared_hidden"]) == (4, 10)
 
 
 @pytest.mark.parametrize(

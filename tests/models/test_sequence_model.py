@@ -213,6 +213,10 @@ def test_scaled_branches():
         ({"ngrams": (3, 3)}, "model.ngrams must be different"),
         ({"ngrams": (2,), "ngram_rows": 0}, "model.ngram_rows must be at least 1, got 0"),
         ({"ngram_size": 7}, "model.ngram_size=7 has no effect"),
+        ({"channel_mixer": "moe", "channel_bias": True}, "model.channel_bias=True has no effect: .*model.moe.bias"),
+        ({"channel_mixer": "none", "channel_scales": (2.0, 1.0)}, "model.channel_scales=.* has no effect"),
+        ({"head": "pair", "tie_embeddings": False, "logit_cap": 5.0}, "model.logit_cap=5.0 has no effect"),
+        ({"loss": "squared", "tie_embeddings": False, "logit_scale": 2.0}, "model.logit_scale=2.0 has no effect"),
         (
             {"ngrams": (2,), "channels": 1, "vocab_size": None, "tie_embeddings": False},
             "this task's inputs are numbers",

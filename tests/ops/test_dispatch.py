@@ -1,5 +1,6 @@
 """A choice of forms is obeyed or refused, never passed over."""
 
+import functools
 import importlib
 import inspect
 import pathlib
@@ -13,6 +14,8 @@ import pytest
 import ops
 from common.errors import UserError
 from ops import dispatch
+from ops.attention import attention
+from ops.linear_attention import linear_attention
 from ops.linear_recurrence import linear_recurrence
 from ops.running_max import running_max
 
@@ -30,6 +33,20 @@ def test_every_primitive_declares_its_forms():
         assert "reference" in forms and len(forms) > 1, name
         function = next(getattr(module, name) for module in modules if hasattr(module, name))
         assert inspect.signature(function).parameters["implementation"].default == "auto"
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 2, 4), (2, 0, 2, 4)])
+@pytest.mark.parametrize("form", ["auto", "reference"])
+def test_sequences_of_nothing_are_refused(shape, form):
+    """One error for a batch of no rows and for rows of no tokens, whatever the form."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    for primitive, arrays in (
+        (attention, (x, x, x)),
+        (linear_attention, (x, x, x)),
+        (linear_recurrence, ((x, x),) * 2),
+    ):
+        with pytest.raises(ValueError, match=r"length >= 1, .*: drop what is empty"):
+            jax.eval_shape(functools.partial(primitive, implementation=form), *arrays)
 
 
 def test_policies_go_by_the_platform_that_is_traced_for():

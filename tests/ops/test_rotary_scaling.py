@@ -35,8 +35,18 @@ def test_what_a_rule_leaves_and_what_it_divides():
         ("linear:factor=two", "factor must be a number"),
         ("linear:factor=0", "factor must be positive"),
         ("longrope:factors=1 2 3", "needs 8 factors"),
+        ("longrope:factors=1 1 1 1 1 1 1 1,factor=2,original_length=1", "original_length of more than 1, got 1"),
+        ("yarn:factor=2,original_length=64,beta_fast=0", "beta_fast must be positive"),
+        ("llama3:factor=2,original_length=64,high_factor=1", "low_factor < high_factor, got 1.0 and 1.0"),
     ],
 )
 def test_errors(scaling, message):
     with pytest.raises(UserError, match=message):
         frequencies(16, 1000.0, scaling)
+
+
+def test_smallest_sizes():
+    """Of two channels the base has no part in the frequency; a base of 1 has no index where yarn's ramp could begin."""
+    np.testing.assert_array_equal(frequencies(2, 1000.0, "dynamic:factor=2,original_length=64,length=128")[0], [1.0])
+    with pytest.raises(UserError, match=r"base of more than 1, got 1\.0"):
+        frequencies(16, 1.0, "yarn:factor=2,original_length=64")

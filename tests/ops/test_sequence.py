@@ -118,6 +118,14 @@ CASES = {
         functools.partial(attention_with_logsumexp, window=7, causal=False),
         dict(zip("qkv", queries())),
     ),
+    "attention, a window of more than half of the row": (
+        functools.partial(attention, window=30, mask=lambda query, key: (query - key) % 3 != 1),
+        dict(zip("qkv", queries())),
+    ),
+    "attention, a two-sided window of more than half of the row": (
+        functools.partial(attention_with_logsumexp, window=40, causal=False),
+        dict(zip("qkv", queries())),
+    ),
     "attention, a pattern": (
         functools.partial(attention, mask=lambda query, key: (query - key) % 3 == 0, block_size=4),
         dict(zip("qkv", queries())),

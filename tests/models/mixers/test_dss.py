@@ -45,3 +45,12 @@ def test_length():
     with pytest.raises(ValueError, match="built for length 24"):
         build()(x)
     mixers.create("dss", 4, rngs=nnx.Rngs(0), length=LENGTH, state=4)(x)
+
+
+def test_a_stream_beyond_the_length_is_nan():
+    """Its kernel ends there, and growing modes would go on without bound."""
+    dss, x = build(), jax.random.normal(jax.random.key(0), (1, LENGTH, 4))
+    y, carry = dss(x, dss.initial_carry(1, LENGTH))
+    assert np.isfinite(y).all()
+    assert np.isnan(dss(x[:, :1], carry)[0]).all()
+    assert np.isfinite(dss(x[:, :1], carry, segment_ids=jnp.full((1, 1), 2))[0]).all()  # another document

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from common.errors import UserError
 from models import mixer as mixers
 from models.config import ModelConfig
 from tests.tolerance import assert_close
@@ -92,3 +93,18 @@ def test_no_positions_can_be_asked_for():
     """A model of attention without positions gets sinusoids, unless "nope" says that none are wanted."""
     config = lambda positions: ModelConfig(vocab_size=9, targets=9, mixer={"attention": {"positions": positions}})
     assert config("none").sinusoidal and not config("nope").sinusoidal and not config("rotary").sinusoidal
+
+
+@pytest.mark.parametrize(
+    "name,options,idle",
+    [
+        ("attention", {"positions": "alibi", "rotary_fraction": 0.5}, "rotary_fraction"),
+        ("local_attention", {"positions": "nope", "rotary_scaling": "linear:factor=2"}, "rotary_scaling"),
+        ("attention", {"qk_norm_eps": 1e-5}, "qk_norm_eps"),
+        ("mla", {"positions": "none", "rotary_base": 500.0}, "rotary_base"),
+        ("forgetting_attention", {"rotary_base": 500.0}, "rotary_base"),
+    ],
+)
+def test_hyperparameters_without_effect_are_refused(name, options, idle):
+    with pytest.raises(UserError, match=f"`{idle}` has no effect"):
+        mixers.sketch(name, WIDTH, **options)
