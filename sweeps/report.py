@@ -1,6 +1,7 @@
 """What a sweep has found: `report.md`, `results.csv` and, where matplotlib is installed, plots."""
 
 import csv
+import dataclasses
 import io
 import math
 import re
@@ -41,7 +42,13 @@ def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], ar
     text = [f"# {request.workdir.name}", _shell([_command("sweep.py", arguments)]), _method(request, cells)]
     compared = [choice.chosen for choice in choices if choice.chosen] if choices else everything
     groups = sections(compared)
-    lost = [row for row in compared if not row.results and row.diverged()]
+    # Where nothing could be chosen, since every value has cells that diverged, there is a line, too, of all of these cells.
+    none = [choice for choice in choices if choice.chosen is None and choice.complete]
+    whole = [
+        dataclasses.replace(c.candidates[0], cells=[cell for row in c.candidates for cell in row.cells], results=[])
+        for c in none
+    ]
+    lost = [row for row in (*compared, *whole) if not row.results and row.diverged()]
     for group in groups:
         text += _section(request, group, len(groups) > 1, choices, lost if len(groups) == 1 else ())
     text += (

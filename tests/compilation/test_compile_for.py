@@ -222,6 +222,8 @@ def test_suggestions(here):
     step = steps.train(resolve("mesh.fsdp=8", "train.batch_size=8", "model.remat=full"), here)
     said = " ".join(findings._suggestions(step, memory))
     assert "remat" not in said and "accumulation" not in said and "mesh.fsdp" not in said
+    step = steps.train(resolve("train.batch_size=8"), dataclasses.replace(here, devices=here.devices[:1]))
+    assert "mesh" not in " ".join(findings._suggestions(step, memory)), "one device splits nothing"
 
 
 def test_batches_that_do_not_divide_are_refused(here):

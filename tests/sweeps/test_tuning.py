@@ -102,6 +102,9 @@ def test_a_reference_of_which_nothing_is_finished(text, tmp_path, no_plots):
     engine = Wild(made.workdir)
     assert sweep.run(made, engine, []) == 1
     assert len(engine.ran) == 7 and engine.ran[-1].startswith("mixer=mamba") and engine.ran[-1].endswith("seed=1")
+    lines = [line.split(" | ") for line in (made.workdir / "report.md").read_text().splitlines()]
+    (gla,) = [line for line in lines if line[0] == "| `gla`" and "diverged" in line]
+    assert gla[2] == "diverged" and "3 of 3" in gla, "it is in the table, worse than all"
 
 
 def test_how_a_grid_goes_on(text, tmp_path):
