@@ -20,6 +20,12 @@ import argparse
 from common import command
 from common.errors import UserError, check_range
 
+# What is done instead of running, and the options that say where.
+ALONE = {
+    "cell": (),
+    "status": ("workdir",),
+    "cancel": ("workdir", "engine", "option", "hosts", "accelerators", "minutes", "workers"),
+}
 # The help is there at once: what takes seconds to import is imported when the command line has been read.
 
 
@@ -69,13 +75,12 @@ def parser() -> command.Parser:
 def main(arguments: list[str]) -> int:
     made = parser()
     options = made.parse_args(arguments)
-    alone = options.cell is not None or options.status or options.cancel
+    alone = next((name for name in ALONE if getattr(options, name) not in (None, False)), None)
     if (options.cell is None and options.workdir is None) or not (alone or options.config):
         made.error("--workdir=DIR is needed" if alone else "--config=FILE and --workdir=DIR are needed")
-    if alone and (options.config or options.over or options.set):
-        made.error(
-            "--cell, --status and --cancel are of a sweep that is there: no --config, --over or --set goes with them"
-        )
+    given = [name for name, value in vars(options).items() if value != made.get_default(name)]
+    if alone and (other := [name for name in given if name not in (alone, *ALONE[alone])]):
+        made.error(f"--{alone} is of a sweep that is there and asks for nothing anew: no --{other[0]} goes with it")
     check_range("--retries", options.retries, 0)
     from sweeps import driver, engine, request, sweep
     from training import run_directory
@@ -132,7 +137,7 @@ def requested(options: argparse.Namespace):
 
     over, points = axes.expand(request.pairs("--over", options.over), options.draw, options.draw_seed)
     if options.cells is not None:
-        points = [{**listed, **drawn} for listed in axes.listed(options.cells) for drawn in points or [{}]]
+        points = axes.listed(options.cells, points)
     settings, widths = request.pairs("--set", options.set), request.whole_numbers("--ladder", options.ladder)
     if widths:
         over, settings = ladder.rungs(widths, over, settings)

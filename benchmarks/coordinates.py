@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from common import command
 from common.errors import UserError, check_range
 from models.sequence_model import SequenceModel
+from sweeps import sizing
 from training import command_line, setup
 from training.config import Config, resolve
 
@@ -133,9 +134,7 @@ def sized(chosen: ConfigDict, key: str, size: int, base: int, rule: bool, steps:
     if rule:
         config.model[f"base_{key}"] = base
     if key == "width":
-        for own in config.model.mixer.values():
-            if isinstance(own.get("heads"), int):
-                own.heads = max(1, own.heads * size // base)
+        config.update_from_flattened_dict(sizing.heads(config.model, base))
     config.optimizer.update({"schedule": "constant", "warmup_steps": 0})
     config.train.steps = steps
     return resolve(config)

@@ -38,7 +38,7 @@ from flax import nnx
 
 from benchmarks.timing import Clock, environment, settle_process
 from common import command
-from common.errors import UserError, check_choice
+from common.errors import UserError, check_choice, check_range
 from configs import common, lm
 from evaluation.diagnostics.measures import measure, rows_of
 from evaluation.loading import load
@@ -66,6 +66,7 @@ def main(arguments: list[str]) -> None:
     names = options.what.split(",")
     for name in names:
         check_choice("--what", name, HEADLINES)
+    check_range("--rounds", options.rounds, 1)
     if options.tiny:
         options.rounds, options.width, options.longest, options.steps = 1, 32, 128, 2
     elif options.longest < 64:

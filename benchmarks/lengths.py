@@ -26,7 +26,7 @@ import jax
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from benchmarks.timing import Clock, environment, settle_process
+from benchmarks.timing import Clock, earlier, environment, settle_process
 from common import command
 from compilation.hlo import Program
 from compilation.moved import moved
@@ -57,8 +57,11 @@ def measure(name: str, options, row: dict) -> None:
     """Fills in the lengths that `row` lacks, from the shortest; longer ones as long as they are expected to fit the budget."""
     clock, seconds = Clock(), {}
     for length in options.lengths:
-        if str(length) in row["lengths"]:
-            seconds[length] = row["lengths"][str(length)].get("seconds")
+        known = row["lengths"].get(str(length))
+        if known and (
+            options.plan or "seconds" in known or known["temporary bytes"] >= MEMORY
+        ):  # else it was but planned
+            seconds[length] = known.get("seconds")
             continue
         if len(seconds) and not options.plan:
             known = [(t, s) for t, s in seconds.items() if s]
@@ -158,9 +161,10 @@ def main(arguments: list[str]) -> None:
     names = options.mixers.split(",") if options.mixers else causal
     for name in names:
         mixers.find(name)
-    rows = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else {}
+    rows = earlier(options.json, {"width": options.width})
     for name in names:
         row = rows.setdefault(name, {"lengths": {}})
+        row.pop("failed", None)
         try:
             measure(name, options, row)
         except Exception as error:  # a failure is a row of the table, too

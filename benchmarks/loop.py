@@ -14,6 +14,7 @@ import time
 import jax
 
 from common import command
+from common.errors import check_range
 from ops import dispatch
 from training import command_line, config, loop, setup
 from training.metrics import read_metrics
@@ -24,6 +25,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=100, help="steps in a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each")
     options, keys = parser.parse_known_args(arguments)
+    check_range("--steps", options.steps, 1)
+    check_range("--rounds", options.rounds, 1)
     command.start()
     chosen = command_line.parse(keys)
     with chosen.unlocked():

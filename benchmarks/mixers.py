@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.timing import Clock, environment
+from benchmarks.timing import Clock, earlier, environment
 from common import command
 from models import accounting
 from models import mixer as mixers
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     names = options.mixers.split(",") if options.mixers else mixers.names()
     path = options.json
-    rows = json.loads(path.read_text())["rows"] if path and path.exists() else {}
+    rows = earlier(path, {key: getattr(options, key) for key in ("steps", "width", "depth", "corpus")}, "options")
     for name in names:
         mixers.find(name)
     for name in names:

@@ -56,6 +56,8 @@ def read(folders: Sequence[Path]) -> tuple[list[Point], Mapping]:
         with open(folder / "results.csv", newline="") as file:
             reader = csv.DictReader(file)
             names = list(reader.fieldnames or ())
+            if "status" not in names:
+                raise UserError(f"{folder}/results.csv is no table of a sweep: give the --workdir of one")
             axes = [name for name in names[: names.index("status")] if name not in ("mixer", "seed")]
             for line in reader:
                 if line["status"] != "finished" or not line.get("carry_bytes") or line.get("chosen") == "False":

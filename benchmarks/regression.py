@@ -31,10 +31,11 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     flags.FLAGS(sys.argv[:1])  # the input pipeline reads absl's flags
 
-    from common.errors import check_choice
+    from common.errors import check_choice, check_range
     from data import label_noise, task
     from models.heads import LOSSES
 
+    check_range("--seeds", options.seeds, 1)
     noises = options.noises.split(",") if options.noises else label_noise.NOISES
     losses = options.losses.split(",") if options.losses else LOSSES
     for what, values, known in (("--noises", noises, label_noise.NOISES), ("--losses", losses, LOSSES)):

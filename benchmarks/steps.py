@@ -26,7 +26,9 @@ import numpy as np
 from benchmarks.timing import environment
 from benchmarks.workers import Worker, alternate, serve
 from common import command
+from common.errors import check_choice, check_range
 from configs import common
+from models import mixer as mixers
 from ops import dispatch
 from training import config, setup
 from training.step import make_train_step
@@ -35,6 +37,7 @@ from training.step import make_train_step
 SIZES = {"default": (128, 4, 256, 8), "large": (512, 6, 1024, 4)}
 PROMPTS = (8, 1024)
 BATCHES = (1, 16)
+SIDE = 1024  # of the matrices whose product is the measure of speed
 NEW_TOKENS = 512  # for which a growing carry has room
 ALL = ("eager", "compile", "bf16")
 LOOP = ("eager",)  # a loop over tokens in Python: nothing for a compiler
@@ -67,10 +70,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--worker", help="for its own use")
     options = parser.parse_args(arguments)
     if options.worker:
-        return _work(**json.loads(options.worker))
+        given = json.loads(options.worker)
+        return _products() if given["what"] == "products" else _work(**given)
+    _check(options)
     cores = set(sorted(os.sched_getaffinity(0))[-options.cores :])
     clock = "cpu" if options.cores == 1 else "wall"
-    peak = _matmul_peak(cores)
+    peak = _matmul_peak(max(cores))
     result = {
         "environment": environment(_PACKAGES),
         "cores": options.cores,
@@ -103,6 +108,19 @@ def main(arguments: list[str]) -> None:
             options.json.write_text(json.dumps(result, indent=1))
 
 
+def _check(options) -> None:
+    """Raises a UserError for what a measurement could not have, or would leave out without a word."""
+    check_range("--cores", options.cores, 1, len(os.sched_getaffinity(0)))
+    check_range("--rounds", options.rounds, 1, NEW_TOKENS // 2)
+    check_range("--seconds", options.seconds, 0)
+    for option, known in (("sizes", SIZES), ("modes", ALL)):
+        for value in getattr(options, option).split(","):
+            check_choice(f"--{option}", value, known)
+    for name in options.mixers.split(",") if options.mixers else ():
+        mixers.find(name)
+    dispatch.check(options.implementation)
+
+
 def _line(row: dict, peak: float) -> str:
     if row["error"]:
         return f"  {row['program']:24s} {row['error'][:90]}"
@@ -124,7 +142,7 @@ def _jobs(options):
     theirs = lambda name, way, **what: (name, "benchmarks.torch_models", [way, json.dumps(what)])
     if options.what == "steps":
         for size in options.sizes.split(","):
-            width, depth, length, batch = common.choose("--sizes", size, SIZES)
+            width, depth, length, batch = SIZES[size]
             shape = {"width": width, "length": length, "batch": batch}
             for mixer in options.mixers.split(",") if options.mixers else PEERS:
                 jobs = [ours(what="step", mixer=mixer, depth=depth, **shape)]
@@ -146,18 +164,27 @@ def _jobs(options):
                 yield f"{mixer}: decoding, batch {batch}, prompt {prompt}", jobs
 
 
-def _matmul_peak(cores: set[int]) -> float:
-    """FLOP/s of a large float32 product on one core."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
-    a = np.ones((1024, 1024), np.float32)
-    best = 0.0
+def _matmul_peak(core: int) -> float:
+    """FLOP/s of a large float32 product on one core: in a process that has no other, or the threads that the library has for them
+    would do a part of it that no clock of this thread sees."""
+    worker = Worker("products", ["-m", "benchmarks.steps", "--worker", json.dumps({"what": "products"})], {core})
     for _ in range(10):
-        begin = time.thread_time()
-        a @ a
-        best = max(best, 2 * 1024**3 / (time.thread_time() - begin))
-    os.sched_setaffinity(0, before)
-    return best
+        worker.run(1)
+    worker.end()
+    if worker.error:
+        raise RuntimeError(worker.error)
+    return 2 * SIDE**3 / min(worker.cpu)
+
+
+def _products() -> None:
+    """A large product, as a worker."""
+    a = np.ones((SIDE, SIDE), np.float32)
+
+    def call(number):
+        for _ in range(number):
+            a @ a
+
+    serve({"side": SIDE}, call)
 
 
 def _work(

@@ -1,6 +1,7 @@
 """Timing of alternatives against each other: a settled process, a clock, and rounds in which they take turns."""
 
 import importlib.metadata
+import json
 import math
 import os
 import pathlib
@@ -8,10 +9,13 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+
+from common.errors import UserError
 
 # Without these, glibc gives large temporaries back after every call, and the page faults of the next one can cost more
 # than the computation, to some alternatives more than to others.
@@ -52,6 +56,31 @@ def environment(packages: Sequence[str]) -> dict:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def earlier(file: pathlib.Path | None, options: Mapping[str, Any], section: str | None = None) -> dict:
+    """The rows of a file of results, which a benchmark goes on with; {} without a file.
+
+    Args:
+      file: JSON with "rows".
+      options: that the rows depend on, by the name that the file has them under.
+      section: of the file that these are in; None for the file itself.
+
+    Raises:
+      UserError: if the file is none of such results, or its rows were measured with other options.
+    """
+    if file is None or not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        known, rows = found if section is None else found[section], found["rows"]
+        other = [key for key, value in options.items() if known[key] != value]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} holds no results of this benchmark: give another file") from None
+    if other:
+        told = ", ".join(f"--{key}={known[key]}" for key in other)
+        raise UserError(f"the rows of {file} were measured with {told}: give that, or another file")
+    return rows
 
 
 def _device():

@@ -28,6 +28,7 @@ of the cube and of the icosahedron, for S4 and A5; S5 takes four. Printed is the
 """
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from common import command
-from common.errors import UserError
+from common.errors import UserError, check_range
 from data.tasks.word_problem import products
 from models.mixers.lru import LRU
 from models.mixers.performer import Performer
@@ -307,7 +308,7 @@ def reflections(options) -> dict:
     return found
 
 
-def draw(path: str, found: dict) -> None:
+def draw(path: Path, found: dict) -> None:
     """The errors of Performer's features over their number, a panel for each angle."""
     import matplotlib
 
@@ -344,6 +345,20 @@ SUBJECTS = {
 }
 
 
+def check(options) -> None:
+    """Raises a UserError for numbers of which there would be no result, or one of other numbers."""
+    if options.length is not None:
+        check_range("--length", options.length, 2)
+    for key, least in {"state": 1, "cycles": 1, "signals": 1, "size": 2, "pairs": 1}.items():
+        check_range(f"--{key}", getattr(options, key), least)
+    if options.draws < CHUNK or options.draws % CHUNK:
+        raise UserError(f"--draws={options.draws}: it takes a multiple of {CHUNK}, which are made at a time")
+    if options.what == "hippo":
+        check_range("--cycles", options.cycles, 1, options.length // 2)
+    if options.image and options.what != "performer":
+        raise UserError(f"--image is of --what=performer, --what={options.what} has no picture: leave it out")
+
+
 def main(arguments: list[str]) -> None:
     study(arguments)
 
@@ -355,7 +370,7 @@ def study(arguments: list[str]) -> dict:
     parser.add_argument("--what", choices=tuple(SUBJECTS), required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=command.new_file, help="file for the numbers")
-    parser.add_argument("--image", help="file for the picture; of performer")
+    parser.add_argument("--image", type=command.new_file, help="file for the picture; of performer")
     parser.add_argument(
         "--length", type=int, help="steps of hippo (10^6), ring (10^4), reflections (10^5); tokens of performer (512)"
     )
@@ -377,11 +392,12 @@ def study(arguments: list[str]) -> dict:
     )
     options = parser.parse_args(arguments)
     compute, length = SUBJECTS[options.what]
-    options.length = options.length or length
+    options.length = length if options.length is None else options.length
+    check(options)
     found = compute(options)
     if options.json:
         options.json.write_text(json.dumps({"options": vars(options), **found}, indent=1, default=str))
-    if options.image and options.what == "performer":
+    if options.image:
         try:
             draw(options.image, found)
         except ModuleNotFoundError as missing:

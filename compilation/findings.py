@@ -297,9 +297,11 @@ def _suggestions(step: Step, memory: Memory) -> Iterator[str]:
     if state > 0.2 * memory.capacity and mesh.shape["data"] > 1:
         ways = mesh.shape["fsdp"] * mesh.shape["data"]
         yield f"--config.mesh.fsdp={ways} --config.mesh.data=1 splits parameters and optimizer over {ways} devices"
-    if mesh.shape["tensor"] == 1:
+    several = mesh.size > 1  # there is nothing to split on one device
+    if several and mesh.shape["tensor"] == 1:
         yield "--config.mesh.tensor=2 splits heads and hidden units"
-    if all(mixer.in_shards for mixer in config.model.sketches.values()) and config.task.spec.length >= LONG_ROWS:
+    in_shards = all(mixer.in_shards for mixer in config.model.sketches.values())
+    if several and in_shards and config.task.spec.length >= LONG_ROWS:
         yield f"--config.mesh.sequence={2 * mesh.shape['sequence']} splits the rows, each over several devices"
     yield "more devices, or a smaller train.batch_size"
 

@@ -55,10 +55,11 @@ class Display:
         """The name with the unit, for the head of a table or an axis, such as "row accuracy, %"."""
         return self.words if self.unit in ("", self.words) else f"{self.words}, {self.unit}"
 
-    def number(self, value: float) -> str:
-        """A value without its unit: with the metric's decimals, or with as many significant digits where it is tiny or huge."""
-        shown = self.scale * value
-        plain = shown == 0 or 10.0 ** (1 - self.digits) <= abs(shown) < 1e6
+    def number(self, value: float, beside: float | None = None) -> str:
+        """A value without its unit: with the metric's decimals, or with as many significant digits where it is tiny or huge, or
+        where the value is that it stands beside, such as the mean whose interval it is."""
+        shown, size = self.scale * value, abs(self.scale * (value if beside is None else beside))
+        plain = size == 0 or 10.0 ** (1 - self.digits) <= size < 1e6
         return f"{shown:.{self.digits}f}" if plain else f"{shown:.{max(self.digits, 2)}g}"
 
     def show(self, value: float) -> str:

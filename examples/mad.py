@@ -58,18 +58,24 @@ def scores(lines: list[dict[str, str]]) -> dict[str, dict[str, float]]:
     """By mixer the score of each task that has any finished cell, and "MAD", their mean.
 
     Args:
-      lines: of a sweep's results.csv. Where there are several of one setting, the best on the validation split counts.
+      lines: of a sweep's results.csv. Where other axes have several values for a setting, such as learning rates, what is best on
+        the validation split counts, the first of equals, in the mean over its seeds; nothing is chosen by the test split.
     """
-    best: dict[tuple[str, str], dict[tuple, tuple[float, float]]] = {}
+    found: dict[tuple[str, str], dict[tuple, dict[tuple, list[tuple[float, float]]]]] = {}
     for line in lines:
-        if line["status"] == "finished":
-            settings = best.setdefault((line["mixer"], line["task.kind"]), {})
+        if line["status"] == "finished" and line.get("chosen") != "False":
+            settings = found.setdefault((line["mixer"], line["task.kind"]), {})
             setting = tuple(line.get(f"task.{key}") for key in KEYS)  # what is no axis is the same in all
-            settings[setting] = max(settings.get(setting, (-1.0, -1.0)), (float(line["valid"]), float(line["test"])))
-    found: dict[str, dict[str, float]] = {}
-    for (mixer, kind), settings in best.items():
-        found.setdefault(mixer, {})[kind] = statistics.mean(test for _, test in settings.values())
-    return {mixer: {**kinds, "MAD": statistics.mean(kinds.values())} for mixer, kinds in found.items()}
+            axes = list(line)[: list(line).index("status")]  # which stand first
+            tuned = tuple(line[key] for key in axes if key != "seed")
+            seeds = settings.setdefault(setting, {}).setdefault(tuned, [])
+            seeds.append((float(line["valid"]), float(line["test"])))
+    scored: dict[str, dict[str, float]] = {}
+    for (mixer, kind), settings in found.items():
+        means = [[tuple(map(statistics.mean, zip(*seeds))) for seeds in own.values()] for own in settings.values()]
+        best = [max(own, key=lambda scores: scores[0]) for own in means]
+        scored.setdefault(mixer, {})[kind] = statistics.mean(test for _, test in best)
+    return {mixer: {**kinds, "MAD": statistics.mean(kinds.values())} for mixer, kinds in scored.items()}
 
 
 def table(found: dict[str, dict[str, float]]) -> str:

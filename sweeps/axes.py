@@ -124,24 +124,30 @@ def _drawn(ranges: Mapping[str, tuple], count: int, seed: int) -> list[dict[str,
     return found
 
 
-def listed(file: str) -> list[dict[str, str]]:
+def listed(file: str, drawn: Sequence[Mapping[str, str]] | None = None) -> list[dict[str, str]]:
     """The cells that a Python file lists: what its function `cells()` returns, a dict of values by key for each.
 
+    Args:
+      file: its path.
+      drawn: points of ranges, each of which is taken with each cell.
+
     Raises:
-      UserError: if there is no such file or function, or if it returns something else.
+      UserError: if there is no such file or function, if it returns something else, and for a key that is drawn, too.
     """
     path = Path(absolute(file))
     if not path.is_file():
         raise UserError(f"--cells={file}: there is no such file")
     found = program(path, "cells", f"--cells={file}")()
-    if not isinstance(found, Sequence) or not found or not all(isinstance(item, Mapping) for item in found):
-        raise UserError(f"--cells={file}: cells() is to return a list of dicts, at least one")
+    if not isinstance(found, Sequence) or not found or not all(item and isinstance(item, Mapping) for item in found):
+        raise UserError(f"--cells={file}: cells() is to return a list of dicts with keys, at least one")
     if len({tuple(item) for item in found}) > 1:
         raise UserError(f"--cells={file}: all cells are to have the same keys, in the same order")
     points = [{key: str(value) for key, value in item.items()} for item in found]
     if len({tuple(point.items()) for point in points}) < len(points):
         raise UserError(f"--cells={file}: a cell is there twice")
-    return points
+    if drawn and (clash := sorted({*points[0]} & {*drawn[0]})):
+        raise UserError(f"{clash[0]} is both drawn and of the listed cells: choose one")
+    return [{**point, **values} for point in points for values in drawn or [{}]]
 
 
 def beyond(values: Sequence[str], value: str) -> list[str]:

@@ -275,10 +275,7 @@ def _described(
 ) -> dict[str, Any]:
     """The fields that the cells with these values, whatever their seed, have in common."""
     try:
-        resolved = resolve(request, values)
-        sized = _sized(request, values, resolved, costs) if request.match is not None else None
-        if sized is not None and sized.width != resolved.model.width:
-            resolved = resolve(request, values, sized.width)
+        resolved, sized = built(request, values, costs)
         found = {
             "config": resolved.raw,
             "data": resolved.task.fingerprint(),
@@ -292,6 +289,16 @@ def _described(
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
         return {"config": raw, "error": failures.reason(text)}
+
+
+def built(request: Request, values: Mapping[str, str], costs: sizing.Costs) -> tuple[config.Config, Sized | None]:
+    """The configuration of the cells with these values, at the width that a match asks for, and how it was sized; None without
+    a match. Raises a UserError for a model that cannot be built."""
+    resolved = resolve(request, values)
+    sized = None if request.match is None else _sized(request, values, resolved, costs)
+    if sized is not None and sized.width != resolved.model.width:
+        resolved = resolve(request, values, sized.width)
+    return resolved, sized
 
 
 def _sized(request: Request, values: Mapping[str, str], resolved: config.Config, costs: sizing.Costs) -> Sized:

@@ -85,4 +85,4 @@ def _reference(request: Request, group: Sequence[Row], row: Row) -> Row | None:
         return group[0]
     kept = {key: value for key, value in row.values.items() if key not in request.best_of}
     wanted = kept | request.reference_values
-    return next((other for other in group if wanted.items() <= other.values.items()), None)
+    return next((other for other in group if wanted.items() <= {**request.settings, **other.values}.items()), None)

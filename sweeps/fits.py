@@ -202,10 +202,10 @@ def report(asked: Sequence[str], rows: Sequence[Row], chosen: Sequence[Row], tun
 
 
 def _groups(rows: Sequence[Row], *without: str) -> dict[tuple, list[Row]]:
-    """The finished rows by their values but some, lower scores being better."""
+    """The finished rows by their values but some."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        if row.results and not Display.read(row.first).higher_is_better:
+        if row.results:
             kept = tuple((key, value) for key, value in row.values.items() if key not in without)
             groups.setdefault(kept, []).append(row)
     return groups
@@ -217,18 +217,19 @@ def _label(values: tuple) -> str:
 
 def _rates(rows: Sequence[Row], chosen: Sequence[Row], tuned: Sequence[str]) -> list[str]:
     lines = []
-    for values, group in _groups([row for row in rows if RATE in row.values], RATE).items():
+    for kept, group in _groups([row for row in rows if RATE in row.values], RATE).items():
         rates = [float(row.values[RATE]) for row in group]
         shared = set.intersection(*(set(row.seeds) for row in group))  # a mean over other seeds is another number
         valid = [[r["valid"] for seed, r in zip(row.seeds, row.results) if seed in shared] for row in group]
         try:
             if not shared:
                 raise Refused("no seed has been run with all of them")
-            scores = list(map(statistics.fmean, valid))
+            sign = -1 if Display.read(group[0].first).higher_is_better else 1
+            scores = [sign * statistics.fmean(values) for values in valid]
             found = f"{best_rate(rates, scores):.3g}, 2^{math.log2(best_rate(rates, scores)):.2f}"
         except Refused as error:
             found = f"no fit: {error}"
-        lines.append(f"- `{_label(values)}`: {found}")
+        lines.append(f"- `{_label(kept)}`: {found}")
     note = "A parabola in the logarithm, through the best value on the validation split and its neighbours."
     return ["## Learning rates", note, "\n".join(lines) or f"None: no finished cells with an axis {RATE}."]
 
@@ -239,7 +240,8 @@ def _scaling(rows: Sequence[Row], chosen: Sequence[Row], tuned: Sequence[str]) -
         "N: parameters; D: tokens of training; C = 3 x FLOPs of the forward pass per token x D; L: the test metric. In brackets "
         f"are 95 % of {DRAWS} fits to runs drawn with replacement.",
     ]
-    groups = _groups([row for row in chosen if row.cost], "model.width", "model.depth", "train.steps", *tuned)
+    falls = [row for row in chosen if row.cost and row.results and not Display.read(row.first).higher_is_better]
+    groups = _groups(falls, "model.width", "model.depth", "train.steps", *tuned)
     for values, group in groups.items():
         size, tokens, compute, loss = map(list, zip(*(_run(row) for row in group)))
         lines = [

@@ -12,9 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from common.errors import UserError
-from sweeps import cells
+from sweeps import cells, sizing
 from sweeps.request import Request
-from training import setup
 
 TOLERANCE = 0.01  # of a budget, by whole steps
 STEPS, WIDTH, BASE = "train.steps", "model.width", "model.base_width"
@@ -58,14 +57,15 @@ def climb(request: Request, budgets: Sequence[float]) -> Request:
       UserError: for a key that the budget decides, a model that cannot be built, and budgets that whole steps do not meet.
     """
     _check_free((STEPS,), request.axes, request.settings, *(request.points or ())[:1])
-    seeds = {key: values for key, values in request.axes.items() if key == "seed"}
-    points, seen = [], []
+    # A seed that is an axis stays one: points are there once for all of its values.
+    apart = {"seed"} if "seed" in request.axes or request.seeds_of_best is not None else set()
+    costs, points, seen = sizing.Costs(), [], []
     for combination in request.combinations():
-        values = {key: value for key, value in combination.items() if key != "seed"}
+        values = {key: value for key, value in combination.items() if key not in apart}
         if values in seen:
             continue
         seen.append(values)
-        each = _step(request, values)
+        each = _step(request, {key: value for key, value in values.items() if key != "seed"}, costs)
         for budget in budgets:
             steps = round(budget / each)
             if steps < 1 or abs(steps * each / budget - 1) > TOLERANCE:
@@ -74,7 +74,8 @@ def climb(request: Request, budgets: Sequence[float]) -> Request:
                     f"steps are more than {100 * TOLERANCE:.0f} % off; make it larger, or train.batch_size smaller"
                 )
             points.append({**values, STEPS: f"{steps}"})
-    return dataclasses.replace(request, axes=seeds, points=points)
+    seeds = {key: values for key, values in request.axes.items() if key == "seed"}
+    return dataclasses.replace(request, axes=seeds, points=points, over=request.axes)
 
 
 def _check_free(keys: Sequence[str], *given: Mapping[str, object]) -> None:
@@ -83,8 +84,12 @@ def _check_free(keys: Sequence[str], *given: Mapping[str, object]) -> None:
             raise UserError(f"{key} is what --ladder or --budgets decides: leave it out")
 
 
-def _step(request: Request, values: Mapping[str, str]) -> float:
+def _step(request: Request, values: Mapping[str, str], costs: sizing.Costs) -> float:
     """Operations of one step of training."""
-    resolved = cells.resolve(request, values)
-    spec = resolved.task.spec
-    return 3 * setup.cost(resolved.model, spec).flops_per_token * resolved.train.batch_size * spec.length
+
+    def found() -> float:
+        resolved, _ = cells.built(request, values, costs)
+        spec = resolved.task.spec
+        return 3 * costs.of(resolved.model, spec).flops_per_token * resolved.train.batch_size * spec.length
+
+    return costs.once(f"a step of {values}", found)

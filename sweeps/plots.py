@@ -290,8 +290,9 @@ def tuning(choices, keys: Sequence[str]):
 def legend(figure, axis, group: Sequence[Row]) -> None:
     """Beside the panels, one entry for each row, best first."""
     handles, labels = axis.get_legend_handles_labels()
-    size = 8 if len(group) <= MANY else 6
-    figure.legend(handles, labels, loc="outside right upper", fontsize=size, handlelength=3, ncols=1 + len(group) // 30)
+    size, columns = 8 if len(group) <= MANY else 6, 1 + len(group) // 30
+    figure.set_figwidth(figure.get_figwidth() + 1.2 * (columns - 1))  # or it would lie on the title
+    figure.legend(handles, labels, loc="outside right upper", fontsize=size, handlelength=3, ncols=columns)
 
 
 def entitle(figure, group: Sequence[Row], spread: str) -> None:

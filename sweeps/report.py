@@ -1,6 +1,7 @@
 """What a sweep has found: `report.md`, `results.csv` and, where matplotlib is installed, plots."""
 
 import csv
+import dataclasses
 import io
 import math
 import re
@@ -41,7 +42,13 @@ def write(request: Request, cells: Sequence[Cell], errors: Mapping[str, str], ar
     text = [f"# {request.workdir.name}", _shell([_command("sweep.py", arguments)]), _method(request, cells)]
     compared = [choice.chosen for choice in choices if choice.chosen] if choices else everything
     groups = sections(compared)
-    lost = [row for row in compared if not row.results and row.diverged()]
+    # Where nothing could be chosen, since every value has cells that diverged, there is a line, too, of all of these cells.
+    none = [choice for choice in choices if choice.chosen is None and choice.complete]
+    whole = [
+        dataclasses.replace(c.candidates[0], cells=[cell for row in c.candidates for cell in row.cells], results=[])
+        for c in none
+    ]
+    lost = [row for row in (*compared, *whole) if not row.results and row.diverged()]
     for group in groups:
         text += _section(request, group, len(groups) > 1, choices, lost if len(groups) == 1 else ())
     text += (
@@ -141,7 +148,8 @@ def _section(
     if diverged:
         header.insert(4, "diverged")
     if differences:
-        header.insert(4, f"difference to {reference.label(hidden) if reference else 'the best'}")
+        named = request.reference or "the best"  # which may be another row for each
+        header.insert(4, f"difference to {reference.label(hidden) if reference else named}")
     header[1:1] = [f"chosen {key}" for key in request.best_of]
     lines = []
     for row in group:
@@ -157,7 +165,7 @@ def _section(
         if diverged:
             cells.insert(4, f"{row.diverged()} of {len(row.cells)}")
         if differences:
-            cells.insert(4, difference(differences[id(row)], metric))
+            cells.insert(4, difference(differences[id(row)], metric, row.test()[0]))
         cells[1:1] = [_chosen(row, key, choices) for key in request.best_of]
         lines.append((row.test()[0], cells))
     for name, value in first["floors"].items():
@@ -178,6 +186,8 @@ def _section(
         )
     elif differences:
         note += " With one seed, nothing can be said of whether a difference is chance."
+    elif request.reference is not None and len(group) > 1:
+        note += f" No row has a result of a seed that {request.reference}, the reference, has one of."
     text = [f"## {first['task']}{shared}", note, markdown(header, [cells for _, cells in lines])]
     lengths = sorted(set().union(*(row.lengths() for row in group)))
     if len(lengths) > 1:
@@ -209,16 +219,16 @@ def _by_settings(group: Sequence[Row], hidden: Sequence[str]) -> list[str]:
 def shown(score: tuple[float, float | None], metric: Display) -> str:
     """Mean ± half the interval."""
     mean, half = score
-    return metric.number(mean) + ("" if half is None else f" ± {metric.scale * half:.{metric.digits}f}")
+    return metric.number(mean) + ("" if half is None else f" ± {metric.number(half, mean)}")
 
 
-def difference(found: Difference | None, metric: Display) -> str:
-    """Mean ± half the interval, and what it says; nothing for the reference itself."""
+def difference(found: Difference | None, metric: Display, score: float) -> str:
+    """Mean ± half the interval, and what it says, in the form of the score; nothing for the reference itself."""
     if found is None:
         return ""
     sign = "+" if found.mean >= 0 else "−"
-    size = f"{sign}{metric.scale * abs(found.mean):.{metric.digits}f}"
-    return size if found.half is None else f"{size} ± {metric.scale * found.half:.{metric.digits}f} {found.verdict}"
+    size = f"{sign}{metric.number(abs(found.mean), score)}"
+    return size if found.half is None else f"{size} ± {metric.number(found.half, score)} {found.verdict}"
 
 
 def _chosen(row: Row, key: str, choices: Sequence[Choice]) -> str:
@@ -261,7 +271,7 @@ def _tuning(request: Request, choices: Sequence[Choice], arguments: Sequence[str
     for key, values in extended.items():
         at = [", ".join(map(str, c.values.values())) or "all" for c in choices if key in c.edges]
         text.append(f"**The best {key} is at the edge of the grid** for {', '.join(at)}. The grid that goes on there:")
-        text.append(_shell([_command("sweep.py", _with_values(arguments, key, [*request.axes[key], *values]))]))
+        text.append(_shell([_command("sweep.py", _with_values(arguments, key, [*request.grid[key], *values]))]))
     return text
 
 

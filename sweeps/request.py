@@ -31,6 +31,7 @@ class Request:
       hosts: that run each cell together.
       points: combinations of values by key, all with the same keys, that are taken with each of the grid of the axes; None
         where the axes are all.
+      over: the axes that `points` stand for, as `sweeps.ladder.climb` makes them of a grid.
       best_of: axes that are tuned: for each combination of the others, the value that is best on validation is reported.
       seeds_of_best: tune with seed 0, and run what was chosen with so many seeds, 0, 1, ...; None for all seeds of the axes.
       reference: the row that the others are compared with: its mixer, or KEY=VALUE; None for the best.
@@ -51,6 +52,7 @@ class Request:
     allow_other_data: bool = False
     hosts: int = 1
     points: Sequence[Mapping[str, str]] | None = None
+    over: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     best_of: tuple[str, ...] = ()
     seeds_of_best: int | None = None
     reference: str | None = None
@@ -67,6 +69,8 @@ class Request:
             raise UserError(f"{clash[0]} is both an axis and of the listed cells: choose one")
         self._check_tuning({*self.axes, *drawn})
         wanted = self.reference_values
+        if "seed" in wanted:
+            raise UserError(f"--reference={self.reference}: rows are means over seeds, name one by its other values")
         if wanted and not any(wanted.items() <= {**self.settings, **values}.items() for values in self.combinations()):
             raise UserError(
                 f"--reference={self.reference} is no row of the report: it is a mixer, or KEY=VALUE of an axis"
@@ -114,6 +118,11 @@ class Request:
                 raise UserError("--seeds_of_best needs --best_of=KEY: it runs what was chosen with more seeds")
             if "seed" in keys or "seed" in self.settings:
                 raise UserError("--seeds_of_best has its own seeds, 0, 1, ...: leave out seed")
+
+    @property
+    def grid(self) -> dict[str, Sequence[str]]:
+        """The axes that were asked for with their values, points or not; without what a program listed and what was drawn."""
+        return {**self.over, **self.axes}
 
     @property
     def first_mixer(self) -> str | None:

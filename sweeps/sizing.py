@@ -183,6 +183,9 @@ def solve(measure: Callable[[int], float | None], budget: float, start: int) -> 
 def heads(model: Mapping[str, Any], base_width: int) -> dict[str, int]:
     """The heads of a model's mixers by their key, if they grow with the width and `base_width` has what the configuration says.
 
+    All numbers of heads do (`heads`, `kv_heads`, `value_heads`), so that as many share one as at the base, which
+    `ModelConfig.base` finds again; but a single one that others share stays one.
+
     Args:
       model: the section of a configuration.
 
@@ -191,11 +194,13 @@ def heads(model: Mapping[str, Any], base_width: int) -> dict[str, int]:
     """
     found, width = {}, model["width"]
     for name, own in model.get("mixer", {}).items():
-        count = own.get("heads")
-        if isinstance(count, int) and width != base_width:
+        for key, count in own.items():
+            shared = key != "heads" and count == 1
+            if not key.endswith("heads") or not isinstance(count, int) or shared or width == base_width:
+                continue
             if count * width % base_width:
                 raise UserError(
-                    f"{count} heads of mixer {name!r} at width {base_width} are no whole number of heads at width {width}"
+                    f"{key}={count} of mixer {name!r} at width {base_width} is no whole number of heads at width {width}"
                 )
-            found[f"model.mixer.{name}.heads"] = count * width // base_width
+            found[f"model.mixer.{name}.{key}"] = count * width // base_width
     return found

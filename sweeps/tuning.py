@@ -63,7 +63,7 @@ def choose(request: Request, rows: Sequence[Row], failed: Sequence[str] = ()) ->
 
 def _choice(request: Request, values: Mapping[str, str], group: Sequence[Row], failed: Sequence[str]) -> Choice:
     seeds = [{cell.values.get("seed") for cell in row.cells} for row in group]
-    common = set.intersection(*seeds)
+    common = set.intersection(*seeds) if request.seeds_of_best is None else {"0"}
     displays = [Display.read(row.first) for row in group if row.results]
     worst = -math.inf if displays and displays[0].higher_is_better else math.inf
     scores = [_score(row, common, failed, worst) for row in group]
@@ -71,10 +71,10 @@ def _choice(request: Request, values: Mapping[str, str], group: Sequence[Row], f
     pick = max if worst < 0 else min
     best = pick(known, key=lambda item: item[0])[1] if known else None
     edges = {}
-    if best is not None and request.points is None:
-        for key in request.best_of:
+    if best is not None:
+        for key in [key for key in request.best_of if key in request.grid]:
             # Values of the axis that its neighbours, the same in all else that is tuned, have been tried with.
-            found = axes.beyond(request.axes[key], group[best].values[key])
+            found = axes.beyond(request.grid[key], group[best].values[key])
             found = [text for text in found if cells.accepted(request, {**group[best].values, key: text})]
             if found:
                 edges[key] = found

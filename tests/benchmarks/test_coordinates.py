@@ -30,6 +30,15 @@ def check(mixer, sizes, steps, channel_mixer="auto"):
     return failures(scaled)
 
 
+def test_heads_are_as_large_as_those_of_the_base():
+    """And as many of them share a key, in the base that the rule scales from, too."""
+    config = chosen("attention", "none")
+    config.model.mixer.attention.update({"heads": 4, "kv_heads": 2})
+    wide = coordinates.sized(config, "width", 64, 32, True, 2).model
+    count = lambda model: [model.mixer["attention"][key] for key in ("heads", "kv_heads")]
+    assert (count(wide), count(wide.base)) == ([8, 4], [4, 2])
+
+
 @pytest.mark.thorough
 def test_attention():
     assert not check("attention", (32, 128), 3, "none")

@@ -63,6 +63,10 @@ def test_of_tuned_axes_what_was_chosen(tmp_path):
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match=r"holds no results.csv"):
         recall_state.read([tmp_path])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.csv").write_text("name,value\na,1\n")
+    with pytest.raises(UserError, match=r"is no table of a sweep"):
+        recall_state.read([tmp_path / "other"])
     none = sweep(tmp_path / "none", [("gla", 32, 0, 100, None)])
     with pytest.raises(UserError, match=r"no cell of .* is finished"):
         recall_state.read([none])

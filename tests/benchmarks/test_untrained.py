@@ -7,9 +7,28 @@ import numpy as np
 import pytest
 
 from benchmarks import untrained
+from common.errors import UserError
 from ops import hippo
 
 pytestmark = pytest.mark.thorough
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("ring --draws=50", "a multiple of 500"),
+        ("performer --draws=750", "a multiple of 500"),
+        ("ring --length=0", "--length must be at least 2"),
+        ("hippo --length=100 --cycles=60", "--cycles must be from 1 to 50"),
+        ("ring --image=ring.png", "no picture"),
+        ("performer --image=nowhere/picture.png", "there is no folder nowhere"),
+    ],
+)
+def test_what_is_refused(command, message):
+    """Before anything is computed; and no number stands for another one."""
+    what, *options = command.split()
+    with pytest.raises(UserError, match=message):
+        untrained.study([f"--what={what}", *options])
 
 
 def test_legs():

@@ -98,8 +98,8 @@ def test_options_of_eval(capsys):
 
 def test_options_of_train(tmp_path, monkeypatch):
     """The model that is compiled is that of --init_from; what has no effect is refused."""
-    for option in ("--show_config", "--allow_other_data"):
-        with pytest.raises(UserError, match=f"{option} does not go with --compile_for"):
+    for option in ("--show_config", "--allow_other_data", "--distributed", "--num_processes=2"):
+        with pytest.raises(UserError, match=f"{option.partition('=')[0]} does not go with --compile_for"):
             train_program.main(["--compile_for=v5e:2x2", option])
     shown = Mock(return_value=0)
     monkeypatch.setattr(commands, "show", shown)
@@ -222,6 +222,8 @@ def test_suggestions(here):
     step = steps.train(resolve("mesh.fsdp=8", "train.batch_size=8", "model.remat=full"), here)
     said = " ".join(findings._suggestions(step, memory))
     assert "remat" not in said and "accumulation" not in said and "mesh.fsdp" not in said
+    step = steps.train(resolve("train.batch_size=8"), dataclasses.replace(here, devices=here.devices[:1]))
+    assert "mesh" not in " ".join(findings._suggestions(step, memory)), "one device splits nothing"
 
 
 def test_batches_that_do_not_divide_are_refused(here):

@@ -77,7 +77,7 @@ def test_mad(tmp_path):
 def test_mad_of_baselines():
     """What is no axis of the sweep is the same in all of its cells."""
     lines = [
-        {"mixer": "gla", "task.kind": kind, "status": "finished", "valid": valid, "test": test}
+        {"mixer": "gla", "task.kind": kind, "rate": valid, "status": "finished", "valid": valid, "test": test}
         for kind, valid, test in (
             ("compression", "0.5", "0.4"),
             ("compression", "0.4", "0.9"),
@@ -85,6 +85,24 @@ def test_mad_of_baselines():
         )
     ]
     assert mad.scores(lines) == {"gla": pytest.approx({"compression": 0.4, "memorization": 0.6, "MAD": 0.5})}
+
+
+def test_mad_chooses_nothing_by_the_test_split():
+    """Of rates that are equal on valid the first counts, and of seeds their mean: the best of them is a lucky one."""
+    lines = [
+        {"mixer": "gla", "task.kind": "compression", "rate": rate, "seed": seed, "status": "finished"}
+        | {"valid": valid, "test": test}
+        for rate, seed, valid, test in (
+            ("1", "0", "1.0", "0.7"),
+            ("1", "1", "0.8", "0.5"),
+            ("2", "0", "0.8", "0.9"),
+            ("2", "1", "1.0", "0.9"),
+            ("3", "0", "0.9", "0.1"),
+        )
+    ]
+    assert mad.scores(lines) == {"gla": pytest.approx({"compression": 0.6, "MAD": 0.6})}
+    chosen = [line | {"chosen": str(line["rate"] == "3")} for line in lines]
+    assert mad.scores(chosen) == {"gla": pytest.approx({"compression": 0.1, "MAD": 0.1})}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -82,9 +82,14 @@ def test_a_file_that_lists_cells(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def cells():\n    return [{'mixer': m, 'seed': s} for m in ('gla', 'lru') for s in range(2)]\n")
     assert axes.listed(str(file))[1] == {"mixer": "gla", "seed": "1"}
+    drawn = [{"lr": "0.1"}, {"lr": "0.2"}]
+    assert axes.listed(str(file), drawn)[1] == {"mixer": "gla", "seed": "0", "lr": "0.2"}
+    with pytest.raises(UserError, match="mixer is both drawn and of the listed cells"):
+        axes.listed(str(file), [{"mixer": "gla"}])
     for text, message in (
         ("x = 1", "no function"),
         ("cells = lambda: []", "at least one"),
+        ("cells = lambda: [{}]", "with keys"),
         ("cells = lambda: [{'a': 1}, {'b': 1}]", "same keys"),
         ("cells = lambda: [{'a': 1}, {'a': '1'}]", "there twice"),
     ):

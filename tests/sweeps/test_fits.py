@@ -1,5 +1,6 @@
 """Fits against the curves that the points are made of."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import pytest
 
 import sweep as program
 from common.errors import UserError
-from data.metrics import bits_per
+from data.metrics import ACCURACY, bits_per
 from models.accounting import Summary
-from sweeps import cells, fits, ladder
+from models.config import ModelConfig
+from sweeps import cells, fits, ladder, sizing
 from sweeps.cells import Cell
 from sweeps.request import Request
 from sweeps.rows import Row
-from tests.sweeps.pretender import ROOT, SMALL
+from tests.sweeps.pretender import ROOT, SMALL, request
 
 TRUE = fits.Surface(alpha=0.34, beta=0.28, E=1.69, A=406.4, B=410.7)  # arXiv 2203.15556, as printed
 BUDGETS = 10.0 ** np.arange(17, 22)
@@ -82,9 +84,9 @@ def test_what_is_refused(fit, message):
 def test_rates_are_compared_by_the_seeds_that_all_have():
     """The best one has been run with more, which say nothing of the others."""
 
-    def row(rate, by_seed):
+    def row(rate, by_seed, metric=None):
         values = {"optimizer.learning_rate": f"{rate:g}"}
-        results = [bits_per("byte").describe() | {"valid": valid} for valid in by_seed.values()]
+        results = [(metric or bits_per("byte")).describe() | {"valid": valid} for valid in by_seed.values()]
         return Row(values, [], results, list(by_seed), [], None, None)
 
     rates = [2.0**-8, 2.0**-7, 2.0**-6, 2.0**-5]
@@ -92,6 +94,8 @@ def test_rates_are_compared_by_the_seeds_that_all_have():
     rows[1].results.append(rows[1].first | {"valid": 100.0})
     rows[1].seeds.append("1")
     assert "- `all`: 0.00897, 2^-6.80" in fits.report(("lr",), rows, rows)
+    rising = [row(rate, {"0": 0.9 - 0.1 * (np.log2(rate) + 6.8) ** 2}, ACCURACY) for rate in rates]
+    assert "- `all`: 0.00897, 2^-6.80" in fits.report(("lr",), rising, rising), "the best accuracy is the highest"
     rows[0] = row(rates[0], {"2": 1.0})
     assert "- `all`: no fit: no seed has been run with all of them" in fits.report(("lr",), rows, rows)
 
@@ -152,6 +156,45 @@ def test_a_ladder(text, tmp_path):
         assert 3 * cell.cost.flops_per_token * cell.steps * 8 * 16 == pytest.approx(3e9, rel=0.01)
         model = cell.config["model"]
         assert model["base_width"] == 16 and model["mixer"]["attention"]["heads"] == model["width"] // 4
+
+
+def test_budgets_of_sized_models_and_of_listed_seeds(text, tmp_path):
+    """Steps are those of the model at the width that the match gives it, and each cell keeps the seed that it is listed with."""
+    made = request(text, tmp_path, {"mixer": "attention,mamba"}, match="state")
+    made.settings["model.mixer.mamba.state"] = "4"
+    del made.settings["train.steps"]
+    listed = [{"mixer": mixer, "seed": seed} for mixer in ("attention", "mamba") for seed in ("3", "4")]
+    planned = cells.plan(ladder.climb(dataclasses.replace(made, axes={}, points=listed), (3e9,)))
+    assert [(cell.values["mixer"], cell.config["seed"]) for cell in planned] == [
+        ("attention", 3),
+        ("attention", 4),
+        ("mamba", 3),
+        ("mamba", 4),
+    ]
+    assert planned[2].sized.width != 16
+    for cell in planned:
+        assert 3 * cell.cost.flops_per_token * cell.steps * 8 * 16 == pytest.approx(3e9, rel=0.01)
+
+
+def test_all_heads_of_a_ladder_grow():
+    """So that as many share one as at the base, which the scaling finds again; a single one stays single."""
+    given = {"heads": 4, "kv_heads": 2}
+    model = {"width": 64, "mixer": {"attention": given, "lact": {"heads": 4, "memory_heads": 1}}}
+    grown = sizing.heads(model, 16)
+    assert grown == {
+        "model.mixer.attention.heads": 16,
+        "model.mixer.attention.kv_heads": 8,
+        "model.mixer.lact.heads": 16,
+    }
+    own = {key.rpartition(".")[2]: count for key, count in grown.items() if ".attention." in key}
+    config = ModelConfig(
+        pattern=("attention",), width=64, base_width=16, vocab_size=8, targets=8, length=16, mixer={"attention": own}
+    )
+    assert {key: config.base.mixer["attention"][key] for key in given} == given
+    with pytest.raises(
+        UserError, match=r"kv_heads=3 of mixer 'attention' at width 16 is no whole number of heads at width 24"
+    ):
+        sizing.heads({"width": 24, "mixer": {"attention": {"heads": 6, "kv_heads": 3}}}, 16)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,11 @@ def test_lengths():
     "arguments, message",
     [
         ("--over seed=0", "--config=FILE and --workdir=DIR are needed"),
-        ("--cell=runs/x --over seed=0", "no --config, --over or --set goes with them"),
+        ("--cell=runs/x --over seed=0", "asks for nothing anew: no --over goes with it"),
+        ("--cell=runs/x --allow_other_data", "no --allow_other_data goes with it"),
+        ("--status --workdir=runs/x --lengths=64", "no --lengths goes with it"),
+        ("--cancel --workdir=runs/x --engine=slurm --retries=1", "no --retries goes with it"),
+        ("--over mixer=gla,lru seed=0,1 --reference=seed=0", "rows are means over seeds"),
         ("--status", "--workdir=DIR is needed"),
         ("--status --workdir=runs/never", "holds no cells of a sweep"),
         ("--status --cell=runs/x", "not allowed with"),

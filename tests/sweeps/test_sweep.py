@@ -289,6 +289,18 @@ def test_plots(text, tmp_path, monkeypatch):
     assert all((asked.workdir / f"{name}.png").stat().st_size > 10_000 for name in names)
 
 
+def test_a_legend_of_many_rows_has_room():
+    """It does not lie on the title: the figure is wider by its columns."""
+    pytest.importorskip("matplotlib")
+    widths = []
+    for count in (2, 60):
+        figure, (axis,) = plots.panels(1, 7.0)
+        axis.plot([1, 2], label="a")
+        plots.legend(figure, axis, [None] * count)
+        widths.append(figure.get_figwidth())
+    assert widths == [7.0, pytest.approx(9.4)]
+
+
 def test_intervals():
     values = [1.0, 2.0, 4.0, 4.5]
     mean, half = rows.interval(values)

@@ -9,8 +9,9 @@ import pytest
 import scipy.stats
 
 from common.errors import UserError
-from sweeps import axes, cells, plots, report, rows, sweep, tuning
-from sweeps.comparison import clear, paired
+from data.metrics import RMSE
+from sweeps import axes, cells, ladder, plots, report, rows, sweep, tuning
+from sweeps.comparison import Difference, clear, paired
 from tests.sweeps.pretender import Pretender, request
 
 RATES = ["0.001", "0.01", "0.1"]
@@ -101,6 +102,9 @@ def test_a_reference_of_which_nothing_is_finished(text, tmp_path, no_plots):
     engine = Wild(made.workdir)
     assert sweep.run(made, engine, []) == 1
     assert len(engine.ran) == 7 and engine.ran[-1].startswith("mixer=mamba") and engine.ran[-1].endswith("seed=1")
+    lines = [line.split(" | ") for line in (made.workdir / "report.md").read_text().splitlines()]
+    (gla,) = [line for line in lines if line[0] == "| `gla`" and "diverged" in line]
+    assert gla[2] == "diverged" and "3 of 3" in gla, "it is in the table, worse than all"
 
 
 def test_how_a_grid_goes_on(text, tmp_path):
@@ -114,6 +118,18 @@ def test_how_a_grid_goes_on(text, tmp_path):
             engine.finish(cell)
         (choice,) = tuning.choose(made, rows.rows(grid))
         assert choice.edges == beyond
+    made = request(text, tmp_path / "budget", {"mixer": "gla", "model.dropout": "0,0.1"})
+    of_four_steps = 3 * cells.plan(made)[0].cost.flops_per_token * 4 * 8 * 16
+    del made.settings["train.steps"]
+    made = ladder.climb(dataclasses.replace(made, best_of=("model.dropout",)), (of_four_steps,))
+    engine, grid = Pretender(made.workdir), cells.plan(made)
+    engine.score = lambda cell: 3.0 + (cell.values["model.dropout"] == "0")
+    for cell in grid:
+        engine.finish(cell)
+    choices = tuning.choose(made, rows.rows(grid))
+    assert choices[0].edges == {"model.dropout": ["0.2", "0.3"]}, "of budgets, too"
+    told = report._tuning(made, choices, ["--over", "model.dropout=0,0.1", "--budgets=1"])
+    assert "model.dropout=0,0.1,0.2,0.3 --budgets=1" in told[-1]
     for written in (["--over", "model.dropout=0,0.1"], ["--over=model.dropout=0,0.1"]):
         assert report._with_values(written, "model.dropout", ["0", "0.1", "0.2"])[-1] == f"{written[-1]},0.2"
 
@@ -147,6 +163,33 @@ def test_differences(text, tmp_path, no_plots):
     gla = next(line for line in report.splitlines() if line.startswith("| `gla`"))
     assert f"| +1.0000 ± {half:.4f} worse |" in gla and "| difference to mamba |" in report
     assert "in attempts that failed" not in report
+
+
+def test_a_reference_for_each_row(text, tmp_path, no_plots):
+    """It is named as it was asked for, not called the best; what all cells are set to may be part of its name."""
+
+    class Noisy(Pretender):
+        def score(self, cell):
+            return super().score(cell) + (cell.values["model.depth"] == "4")
+
+    made = request(text, tmp_path, {"mixer": "mamba,gla", "model.depth": "2,4", "seed": "0,1"})
+    made = dataclasses.replace(made, reference="mixer=mamba,model.width=16")
+    assert sweep.run(made, Noisy(made.workdir), []) == 0
+    table = (made.workdir / "report.md").read_text()
+    assert "| difference to mixer=mamba,model.width=16 |" in table and "to the best" not in table
+    assert table.count("| −1.0000 ± 0.0000 better |") == 2
+
+
+def test_what_was_chosen_stays_although_another_seed_of_it_diverges(text, tmp_path):
+    """Seed 0 alone chooses, also where there is nothing to choose from."""
+    made = asked(text, tmp_path, seeds_of_best=2)
+    made = dataclasses.replace(made, axes={"mixer": ["gla"], "optimizer.learning_rate": ["0.01"]})
+    grid = cells.plan(made)
+    Pretender().finish(grid[0])
+    grid += cells.plan(tuning.more_seeds(made, tuning.choose(made, rows.rows(grid))))
+    Pretender().train(grid[1], math.nan)
+    (choice,) = tuning.choose(made, rows.rows(grid))
+    assert choice.chosen is not None and choice.scores == [3.0]
 
 
 def test_what_has_diverged_is_in_the_table(text, tmp_path, no_plots):
@@ -202,6 +245,13 @@ def test_paired_tests():
     assert found.p == pytest.approx(expected.pvalue)
     assert paired({"0": 1.0}, {"0": 3.0}).half is None and paired({"0": 1.0}, {"1": 3.0}) is None
     assert paired({"0": 1.0, "1": 2.0}, {"0": 0.0, "1": 1.0}).p == 0
+
+
+def test_tiny_scores_keep_their_digits():
+    """An interval and a difference are written as the score is that they are of."""
+    assert report.shown((3.21e-5, 1.2e-6), RMSE) == "3.21e-05 ± 1.2e-06"
+    assert report.difference(Difference(-2e-6, 1e-6, 0.01, "better"), RMSE, 3.21e-5) == "−2e-06 ± 1e-06 better"
+    assert report.shown((3.0, 1e-5), RMSE) == "3.0000 ± 0.0000"
 
 
 def test_holm():
