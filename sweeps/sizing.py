@@ -160,9 +160,8 @@ def solve(measure: Callable[[int], float | None], budget: float, start: int) -> 
     low, high = NARROWEST - 1, first  # above(low) < budget <= above(high), once the latter is wide enough
     while high < WIDEST and above(high) < budget:
         low, high = high, 2 * high
-    for turn in itertools.count(
-        1
-    ):  # a guess is mostly right at once; halves, now and then, come to an end whatever is measured
+    # A guess is mostly right at once; halves, now and then, come to an end whatever is measured.
+    for turn in itertools.count(1):
         if high - low <= 1:
             break
         middle = (low + high) // 2 if turn % 4 == 0 else max(low + 1, min(high - 1, math.floor(guess())))
@@ -175,6 +174,8 @@ def solve(measure: Callable[[int], float | None], budget: float, start: int) -> 
         return min(found, key=lambda width: abs(at(width)[1] - budget), default=None)
 
     width, liked = best(1), best(8)
+    if width is None:
+        raise UserError(f"no width within {GAP} of {high} can be built: {reasons[high]}")
     if liked is not None and abs(at(liked)[1] / budget - 1) <= ROUNDING:
         width = liked
     return Sized(width, budget, at(width)[1])
