@@ -18,7 +18,7 @@ and --show_config prints all keys, their values and what they are. The same comm
 Exit status: 0, all steps are done; 1, an error, or a step that does not fit; 75, stopped before the end: run it again.
 """
 
-from common import command, hosts
+from common import command, hosts, roll_call
 from common.errors import UserError
 
 # The help is there at once: what takes seconds to import is imported when the command line has been read.
@@ -90,8 +90,8 @@ def compile_for(options, keys: list[str]) -> int:
     from compilation import commands, steps, targets
     from training import command_line, config, initial, run_directory
 
-    for name in ("show_config", "allow_other_data"):
-        if getattr(options, name):
+    for name in ("show_config", "allow_other_data", "distributed", *roll_call.NAMES, "start_seconds"):
+        if getattr(options, name) not in (None, False):
             raise UserError(f"--{name} does not go with --compile_for: leave it out")
     targets.parse(options.compile_for)
     command.start(platform="cpu", cache=False)

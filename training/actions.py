@@ -104,17 +104,13 @@ class Evaluate:
 
     def __call__(self, run) -> None:
         self._log.flush(run)
-        self.score(run)
+        run.result = validate(self._eval_step, run.state["params"], self._batches, run.config.train.eval_batches)
+        run.scored = run.step
         run.record.write(run.step, "valid", run.result)
         spec = run.config.task.spec
         say(f"step {run.step:>{len(str(run.last))}}/{run.last}  valid  {describe(spec, run.result)}")
         run.improved = run.checkpoints.improves(_score(run))
         run.progress.start(run.step)  # the speed of training leaves evaluations out
-
-    def score(self, run) -> None:
-        """Sets `run.result`, and nothing else."""
-        run.result = validate(self._eval_step, run.state["params"], self._batches, run.config.train.eval_batches)
-        run.scored = run.step
 
 
 class Save:

@@ -137,7 +137,7 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
         ]
         if run.step >= run.last:
             say(f"{directory.root} has its {run.step} steps already")
-            evaluate.score(run)
+            evaluate(run)  # recorded, too, where the run was stopped at what is now its last step
         with _prefetched(config, rows["train"], run.step) as batches:
             profile(run)  # which may begin with the first step
             while run.step < run.last and not run.stopping:

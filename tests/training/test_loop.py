@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,7 +176,8 @@ def test_best_is_the_best_evaluation(text, tmp_path):
 
 
 def test_actions_of_ones_own(text, tmp_path):
-    """They see each step that they are due at, may write to the record, and may end the run, which then is saved."""
+    """They see each step that they are due at, may write to the record, and may end the run, which then is saved; what is
+    then said to be its last step is evaluated."""
     steps = []
 
     def act(run):
@@ -190,6 +192,9 @@ def test_actions_of_ones_own(text, tmp_path):
     lines = read_metrics(tmp_path / "run")
     found = {(line["split"], line["step"]): line for line in lines}
     assert found["mine", 6]["twice"] == pytest.approx(2 * found["train", 6]["loss"], rel=1e-6)
+    shutil.copytree(tmp_path / "run", tmp_path / "ended")
+    assert loop.train(resolve(small(text, steps=6)), tmp_path / "ended").finished
+    assert ("valid", 6) in {(line["split"], line["step"]) for line in read_metrics(tmp_path / "ended")}
     assert loop.train(resolve(small(text)), tmp_path / "run").finished
 
 
@@ -288,6 +293,8 @@ def test_bad_input_before_anything_is_written(text, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     with pytest.raises(ValueError, match="multiple of 8"):
         loop.train(resolve(small(text, batch_size=4)), workdir)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        loop.train(resolve(small(text, accumulation=2)), workdir)
     config = small(text)
     config.mesh.data = 3
     with pytest.raises(ValueError, match="but there are 8"):
