@@ -140,6 +140,28 @@ def test_kill_and_terminate(finished, text, tmp_path):
     assert losses(workdir) == losses(finished[0])
 
 
+@pytest.mark.xdist_group("finished")
+def test_a_signal_amid_an_evaluation(finished, text, tmp_path, monkeypatch):
+    """The run is saved at once, and the next launch begins with the evaluation: the record and the best are as undisturbed."""
+
+    def requested(self, step):
+        self._requested = step in (10, 12)  # while what follows the step is done
+        return False
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.GracefulStop, "requested", requested)
+        for step in (10, 12):
+            assert not loop.train(resolve(small(text)), workdir).finished
+            assert Checkpoints(workdir / "checkpoints").steps()[-1] == step
+            assert ("valid", step) not in {(line["split"], line["step"]) for line in read_metrics(workdir)}
+    assert loop.train(resolve(small(text)), workdir).finished
+    told = [[(line["split"], line["step"], line["loss"]) for line in read_metrics(at)] for at in (workdir, finished[0])]
+    assert told[0] == told[1]
+    best = [Checkpoints(at / "checkpoints").best_step() for at in (workdir, finished[0])]
+    assert best[0] == best[1] == 12
+
+
 def test_documents(tmp_path):
     """Packed documents train too, through the forms that honour segments, and are scored as many bytes as they have."""
     folder = tmp_path / "documents"
