@@ -116,8 +116,9 @@ def choose(given: dict) -> tuple[str, dict]:
     options = actions.get(action, SCORING)
     if action not in ("show_config", "compile_for"):
         options = LOADING | options
+    joining = () if action == "compile_for" else JOINING  # nothing runs
     for name in given:
-        if name not in (action, "workdir", *JOINING, *options):
+        if name not in (action, "workdir", *joining, *options):
             raise UserError(f"--{name} does not go with {'scoring' if action == 'score' else f'--{action}'}")
         if name in LOADING and given.get("hf"):
             raise UserError(f"--{name} does not go with --hf, which holds one checkpoint and no data")

@@ -91,7 +91,7 @@ def compile_for(options, keys: list[str]) -> int:
     from training import command_line, config, initial, run_directory
 
     for name in ("show_config", "allow_other_data", "distributed", *roll_call.NAMES, "start_seconds"):
-        if getattr(options, name):
+        if getattr(options, name) not in (None, False):
             raise UserError(f"--{name} does not go with --compile_for: leave it out")
     targets.parse(options.compile_for)
     command.start(platform="cpu", cache=False)

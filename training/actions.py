@@ -21,7 +21,8 @@ from data.loader import Loader
 from data.metrics import describe, training_summary
 from training import setup
 from training.run_directory import writing
-from training.validation import validate
+from training.stopping import GracefulStop
+from training.validation import Abandoned, validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,26 +96,30 @@ class Log:
 
 
 class Evaluate:
-    """Scores the validation split; `run.result` is what it finds, and `run.improved` whether that is the best so far."""
+    """Scores the validation split; `run.result` is what it finds, and `run.improved` whether that is the best so far.
 
-    def __init__(self, run, log: Log, batches: Loader):
-        self._log = log
+    Who asks the run to stop is not waited for: the run is saved, and its next launch begins with the evaluation.
+    """
+
+    def __init__(self, run, log: Log, batches: Loader, stop: GracefulStop):
+        self._log, self._stop = log, stop
         self._eval_step = setup.eval_step(run.config, run.built)
         self._batches = batches
 
     def __call__(self, run) -> None:
         self._log.flush(run)
-        self.score(run)
+        count, asked = run.config.train.eval_batches, lambda: self._stop.asked
+        try:
+            run.result = validate(self._eval_step, run.state["params"], self._batches, count, asked)
+        except Abandoned:
+            run.stopping = True
+            return
+        run.scored = run.step
         run.record.write(run.step, "valid", run.result)
         spec = run.config.task.spec
         say(f"step {run.step:>{len(str(run.last))}}/{run.last}  valid  {describe(spec, run.result)}")
         run.improved = run.checkpoints.improves(_score(run))
         run.progress.start(run.step)  # the speed of training leaves evaluations out
-
-    def score(self, run) -> None:
-        """Sets `run.result`, and nothing else."""
-        run.result = validate(self._eval_step, run.state["params"], self._batches, run.config.train.eval_batches)
-        run.scored = run.step
 
 
 class Save:
@@ -144,7 +149,7 @@ class Profile:
         self._folder: Path | None = None
 
     def __call__(self, run) -> None:
-        if self._first and run.step == self._first - 1 and run.step < run.last:
+        if self._first and run.step == self._first - 1 and run.step < run.last and not run.stopping:
             self._folder = run.directory.profile
             if remote.is_address(self._folder):  # the profiler writes to this machine
                 self._folder = Path(tempfile.mkdtemp(prefix="mixology-profile-"))

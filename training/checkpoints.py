@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 from common import quiet, remote
 from common.console import say
 from common.errors import UserError, check_range
+from common.files import write_atomically
 from training.checksums import checksums, named_leaves
 from training.run_directory import saved_steps
 from training.state import nest
@@ -100,7 +101,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, metadata: dict, score: float | None = None) -> None:
         """Starts to write a checkpoint; returns when `state` may be donated or changed.
 
-        The write is finished by `wait`, `close` or the next save. Saving a step again with the same state does nothing.
+        The write is finished by `wait`, `close` or the next save. Saving a step again with the same state does no more than to
+        add a score where it had none.
 
         Args:
           step: the number of steps that led to `state`.
@@ -125,7 +127,10 @@ class Checkpoints:
         record = json.loads(json.dumps(record))  # as it will be read: text keys, lists for tuples
         if step in self.steps():
             try:
-                if self._record(step)["leaves"] == record["leaves"]:
+                known = self._record(step)
+                if known["leaves"] == record["leaves"]:
+                    if record["score"] is not None and self._score(known) is None:
+                        self._rate(step, known | {"score": record["score"]})
                     return
             except _Damaged as damage:
                 self._set_aside(step, str(damage))
@@ -153,6 +158,14 @@ class Checkpoints:
                     item_handlers={"state": _writer(), "metadata": ocp.JsonCheckpointHandler()},
                 )
             self._manager.save(step, args=items, force=True)
+
+    def _rate(self, step: int, record: dict) -> None:
+        """Gives a checkpoint that was saved before it was evaluated the record with its score."""
+        if jax.process_index() == 0:
+            with _writing(self.directory):
+                text = json.dumps({"record": record, "crc32": _seal(record)})
+                write_atomically(self.directory / str(step) / "metadata" / "metadata", text)
+        self._scores[step] = record["score"]
 
     def _copy(self, step: int, items: ocp.args.Composite) -> None:
         """Makes a checkpoint on this machine, copies it to the object store, and takes away there what is superfluous."""

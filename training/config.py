@@ -189,6 +189,9 @@ def resolve(config: ConfigDict | Mapping[str, Any], with_data: bool = True) -> C
     """
     raw = _plain(config)
     check_keys(raw, (*SECTIONS, "expect"), SECTIONS, "config")
+    for key, value in raw.items():
+        if key != "seed" and not isinstance(value, Mapping) and (key, value) != ("expect", None):
+            raise UserError(f"config.{key} is a section, which holds keys and their values; got {value!r}")
     check_sizes(raw["mesh"])
     check_seed(raw["seed"])
     name = raw["task"].get("name")

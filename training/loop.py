@@ -127,17 +127,21 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
         for warning in sharding.warnings(built.abstract["params"], built.metadata, built.mesh):
             say(warning)
         log, profile = Log(float(run.state["skipped"])), Profile(options.profile_step)
-        evaluate, save = Evaluate(run, log, rows["valid"]), Save(log)
+        evaluate, save = Evaluate(run, log, rows["valid"], stop), Save(log)
+        due = every(options.eval_every)
         after_each_step = [
             Action(every(1), profile),
             Action(every(1), log),
-            Action(every(options.eval_every), evaluate),
+            Action(due, evaluate),
             *actions,
             Action(save.due, save),
         ]
         if run.step >= run.last:
             say(f"{directory.root} has its {run.step} steps already")
-            evaluate.score(run)
+        if run.step >= run.last or (run.step and due(run) and run.record.lacks(run.step, "valid")):
+            evaluate(run)  # which the launch before has not done, or has not ended
+            if run.improved:
+                save(run)
         with _prefetched(config, rows["train"], run.step) as batches:
             profile(run)  # which may begin with the first step
             while run.step < run.last and not run.stopping:
@@ -149,9 +153,11 @@ def train(config: Config, workdir: str | Path, *actions: Action, allow_other_dat
                     if action.when(run):
                         action.do(run)
                         hosts.progress(run.step)
-        if run.step < run.last:
+        profile(run)  # which may have begun
+        finished = run.step >= run.last and run.scored == run.step
+        if not finished:
             say(f"stopped at step {run.step}; run the same command to go on")
-    ended = Ended(run.result, run.step >= run.last)
+    ended = Ended(run.result, finished)
     if ended.finished and (reason := diverged(directory.root, run.last, config.task.spec.metric.name)):
         raise Diverged(f"diverged: {reason} ({directory.root})")
     return ended

@@ -118,6 +118,11 @@ class MetricWriter:
             if self._events is not None:
                 self._events.write(int(step), {f"{split}/{name}": value for name, value in values.items()})
 
+    def lacks(self, step: int, split: str) -> bool:
+        """Whether earlier launches have recorded nothing of a split of a step; False of several processes, of which one could
+        tell."""
+        return jax.process_count() == 1 and (split, step) not in self._earlier
+
     def flush(self) -> None:
         """Returns when what was recorded can be read: a checkpoint must not be ahead of the record."""
         if self._file is not None:

@@ -26,6 +26,9 @@ TABLE_RULES = ("same", "adagrad")
 SCHEDULES = ("cosine", "linear", "rsqrt", "wsd", "constant")
 
 _BELOW_ONE = 1 - 1e-7  # an average that never forgets has no bias correction
+_SMALLEST = (
+    1e-30  # of what is added to Adam's denominator: in float32 0 / 0, where a parameter has no gradient, is no number
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,8 @@ class OptimizerConfig:
     table_scale: float = 4.0
 
     def __post_init__(self):
+        if self.group_scale.get("fixed"):
+            raise UserError('optimizer.group_scale: what is in the group "fixed" never moves; leave it out')
         object.__setattr__(self, "group_scale", {"default": 1.0, **self.group_scale, "fixed": 0.0})
         for field, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES), ("tables", TABLE_RULES)):
             value = getattr(self, field)
@@ -207,8 +212,10 @@ def build(config: OptimizerConfig, total_steps: int, metadata: PyTree, scaling: 
 
     Raises:
       UserError: if a parameter is in a group that `group_scale` does not have, if there are no tables for a rule of their own,
-        or as from `settings`.
+        for an eps that float32 hardly tells from 0 where Adam divides by it, or as from `settings`.
     """
+    if config.name in ("adamw", "adam", "muon"):
+        check_range("optimizer.eps", config.eps, _SMALLEST)
     if config.tables != "same" and not any(facts.is_table for facts in jax.tree.leaves(metadata)):
         raise UserError(
             f"optimizer.tables={config.tables!r} has no effect on a model without tables: set it to 'same', or set model.ngrams"

@@ -45,7 +45,8 @@ def build(config: Config, for_training: bool = True, devices: Sequence[jax.Devic
 
 
 def train_step(config: Config, built: state.Built) -> step.TrainStep:
-    """The step of `step.make_train_step`, as a configuration wants it."""
+    """The step of `step.make_train_step`, as a configuration wants it. Raises a UserError if its batch does not fit the mesh."""
+    step.check_rows(config.train.batch_size, config.train.accumulation, built.mesh)
     return step.make_train_step(
         built,
         metrics=config.task.spec.metrics,

@@ -313,12 +313,17 @@ def sums_and_statistics(
     return sums, tuple(seen) if seen else (None, {}), carry
 
 
-def _prepare(built: Built, batch: Batch, accumulation: int) -> dict[str, Array]:
-    rows, ways = len(batch["inputs"]), sharding.batch_ways(built.mesh)
+def check_rows(rows: int, accumulation: int, mesh: jax.sharding.Mesh) -> None:
+    """Raises a UserError if the rows of a batch cannot be divided over the microbatches and the devices."""
+    ways = sharding.batch_ways(mesh)
     if rows % (accumulation * ways):
         raise UserError(
             f"a batch of {rows} rows cannot be divided by {accumulation} microbatches and mesh.data * mesh.fsdp * "
             f"mesh.expert = {ways}; make it a multiple of {accumulation * ways}"
         )
+
+
+def _prepare(built: Built, batch: Batch, accumulation: int) -> dict[str, Array]:
+    check_rows(len(batch["inputs"]), accumulation, built.mesh)
     keys = [key for key in ("inputs", "targets", "weights", "segment_ids", "positions", "restart") if key in batch]
     return sharding.lay_out({key: batch[key] for key in keys}, built.mesh)

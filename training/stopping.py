@@ -46,6 +46,11 @@ class GracefulStop:
             signal.signal(number, handler)
         self._noting.close()
 
+    @property
+    def asked(self) -> bool:
+        """Whether this process has got a signal. Of joined processes never: they stop after a step that all agree on."""
+        return self._requested
+
     def requested(self, step: int) -> bool:
         """Whether to save and stop now, after `step`. To be called by all processes after every step."""
         if jax.distributed.is_initialized():

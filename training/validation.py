@@ -1,6 +1,6 @@
 """Scores on a split, with exact weighting of whatever is scored: tokens, labelled positions, rows."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -9,6 +9,10 @@ from common.errors import UserError
 from data.loader import Loader, prefetch
 from data.metrics import summary
 from data.task import Spec
+
+
+class Abandoned(Exception):
+    """An evaluation that was not brought to its end."""
 
 
 def evaluate(eval_step, params, batches: Iterable, spec: Spec) -> dict[str, float]:
@@ -37,12 +41,21 @@ def evaluate(eval_step, params, batches: Iterable, spec: Spec) -> dict[str, floa
     return summary(spec, total)
 
 
-def validate(eval_step, params, loader: Loader, count: int = 0) -> dict[str, float]:
-    """Scores `params` on the first `count` batches of a split (0: all), see `evaluate`."""
+def validate(
+    eval_step, params, loader: Loader, count: int = 0, stop: Callable[[], bool] = lambda: False
+) -> dict[str, float]:
+    """Scores `params` on the first `count` batches of a split (0: all), see `evaluate`; `Abandoned` is raised when `stop()`."""
     total = len(loader) if count == 0 else min(count, len(loader))
     stream = prefetch(loader)
+
+    def batches():
+        for _ in range(total):
+            if stop():
+                raise Abandoned
+            yield next(stream)
+
     try:
-        return evaluate(eval_step, params, (next(stream) for _ in range(total)), loader.task.spec)
+        return evaluate(eval_step, params, batches(), loader.task.spec)
     finally:
         stream.close()
 

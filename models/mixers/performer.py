@@ -1,5 +1,6 @@
 """Performer: softmax attention by random features (FAVOR+)."""
 
+import functools
 from typing import Any
 
 import jax
@@ -132,6 +133,20 @@ def orthogonal_rows(key, shape, dtype):
     """[M, K]: rows each N(0, I_K), those of a block of K orthogonal to each other: directions uniform, lengths chi(K)."""
     rows, size = shape
     directions, lengths = jax.random.split(key)
-    blocks = jax.random.orthogonal(directions, size, (-(-rows // size),), dtype)
+    blocks = orthonormal(jax.random.normal(directions, (-(-rows // size), size, size), dtype))
     norms = jnp.linalg.norm(jax.random.normal(lengths, shape, dtype), axis=-1, keepdims=True)
     return blocks.reshape(-1, size)[:rows] * norms
+
+
+def orthonormal(z: Float[Array, "N K K"]) -> Float[Array, "N K K"]:
+    """Q of z = Q R with a positive diagonal of R, by Gram-Schmidt, twice for each column. That of LAPACK, as in
+    `jax.random.orthogonal`, waits inside a step for threads that its other devices may hold: on CPUs it would wait for ever."""
+    product = functools.partial(jnp.einsum, precision="highest")
+
+    def add(i, q):
+        column = jax.lax.dynamic_index_in_dim(z, i, axis=2, keepdims=False)
+        for _ in range(2):
+            column = column - product("nij,nj->ni", q, product("nij,ni->nj", q, column))
+        return q.at[:, :, i].set(column / jnp.linalg.norm(column, axis=-1, keepdims=True))
+
+    return jax.lax.fori_loop(0, z.shape[-1], add, jnp.zeros_like(z))

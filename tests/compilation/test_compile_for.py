@@ -92,13 +92,15 @@ def test_options_of_eval(capsys):
         eval_program.main(["--workdir=x", "--config=configs/lm.py"])
     with pytest.raises(UserError, match="--length does not go with --compile_for"):
         eval_program.main(["--compile_for=v5e:2x2", "--config=configs/lm.py", "--length=3"])
+    with pytest.raises(UserError, match="--distributed does not go with --compile_for"):
+        eval_program.main(["--compile_for=v5e:2x2", "--config=configs/lm.py", "--distributed"])
     with pytest.raises(UserError, match="--rows=3"):
         eval_program.main(["--workdir=x", "--rows=3"])
 
 
 def test_options_of_train(tmp_path, monkeypatch):
     """The model that is compiled is that of --init_from; what has no effect is refused."""
-    for option in ("--show_config", "--allow_other_data", "--distributed", "--num_processes=2"):
+    for option in ("--show_config", "--allow_other_data", "--distributed", "--num_processes=2", "--start_seconds=9"):
         with pytest.raises(UserError, match=f"{option.partition('=')[0]} does not go with --compile_for"):
             train_program.main(["--compile_for=v5e:2x2", option])
     shown = Mock(return_value=0)

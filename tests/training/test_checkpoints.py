@@ -337,6 +337,18 @@ def test_same_step_again(directory):
     assert (directory / "2.damaged").is_dir() and same(Checkpoints(directory).restore(HERE, 2).state, STATES[3])
 
 
+def test_a_score_that_comes_later(directory):
+    """It is added to the checkpoint, which stays intact; one that is there is not replaced."""
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(3, STATES[3], {})
+    assert checkpoints.best_step() == 2
+    for score in (0.1, 0.9):
+        checkpoints.save(3, STATES[3], {}, score)
+    checkpoints.close()
+    again = Checkpoints(directory)
+    assert again.best_step() == 3 and not again.improves(0.2) and again.restore(HERE).step == 3
+
+
 def test_going_on_from_an_older_step(directory):
     checkpoints = Checkpoints(directory)
     assert checkpoints.restore(HERE, 1).step == 1

@@ -91,6 +91,7 @@ def test_locked_typo_suggests(config):
         ("train.profile_step", 10**6, "train.profile_step=1000000 is behind the last"),
         ("train.watchdog_minutes", float("inf"), "config.train.watchdog_minutes must be a finite number, got inf"),
         ("optimizer.group_scale.default", -1.0, "optimizer.group_scale.default must be at least 0"),
+        ("optimizer.group_scale.fixed", 0.5, 'in the group "fixed" never moves'),
         ("model.moe.balance", float("inf"), "model.moe.balance must be a finite number"),
         ("seed", -1, "config.seed must be a whole number from 0 to 4294967295, got -1"),
         ("seed", 2**32, "config.seed must be"),
@@ -167,3 +168,11 @@ def test_every_mixer_has_a_config(name):
     if mixers.find(name).causal:
         config = importlib.import_module("configs.lm").get_config(f"mixer={name}")
         assert config.model.pattern == (name,)
+
+
+@pytest.mark.parametrize("section,value", [("optimizer", "adamw"), ("task", None), ("mesh", 8)])
+def test_values_in_place_of_sections(config, section, value):
+    with pytest.raises(
+        UserError, match=f"config.{section} is a section, which holds keys and their values; got {value!r}"
+    ):
+        resolve(config.to_dict() | {section: value})

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,28 @@ def test_kill_and_terminate(finished, text, tmp_path):
     assert losses(workdir) == losses(finished[0])
 
 
+@pytest.mark.xdist_group("finished")
+def test_a_signal_amid_an_evaluation(finished, text, tmp_path, monkeypatch):
+    """The run is saved at once, and the next launch begins with the evaluation: the record and the best are as undisturbed."""
+
+    def requested(self, step):
+        self._requested = step in (10, 12)  # while what follows the step is done
+        return False
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.GracefulStop, "requested", requested)
+        for step in (10, 12):
+            assert not loop.train(resolve(small(text)), workdir).finished
+            assert Checkpoints(workdir / "checkpoints").steps()[-1] == step
+            assert ("valid", step) not in {(line["split"], line["step"]) for line in read_metrics(workdir)}
+    assert loop.train(resolve(small(text)), workdir).finished
+    told = [[(line["split"], line["step"], line["loss"]) for line in read_metrics(at)] for at in (workdir, finished[0])]
+    assert told[0] == told[1]
+    best = [Checkpoints(at / "checkpoints").best_step() for at in (workdir, finished[0])]
+    assert best[0] == best[1] == 12
+
+
 def test_documents(tmp_path):
     """Packed documents train too, through the forms that honour segments, and are scored as many bytes as they have."""
     folder = tmp_path / "documents"
@@ -175,7 +198,8 @@ def test_best_is_the_best_evaluation(text, tmp_path):
 
 
 def test_actions_of_ones_own(text, tmp_path):
-    """They see each step that they are due at, may write to the record, and may end the run, which then is saved."""
+    """They see each step that they are due at, may write to the record, and may end the run, which then is saved; what is
+    then said to be its last step is evaluated."""
     steps = []
 
     def act(run):
@@ -190,6 +214,9 @@ def test_actions_of_ones_own(text, tmp_path):
     lines = read_metrics(tmp_path / "run")
     found = {(line["split"], line["step"]): line for line in lines}
     assert found["mine", 6]["twice"] == pytest.approx(2 * found["train", 6]["loss"], rel=1e-6)
+    shutil.copytree(tmp_path / "run", tmp_path / "ended")
+    assert loop.train(resolve(small(text, steps=6)), tmp_path / "ended").finished
+    assert ("valid", 6) in {(line["split"], line["step"]) for line in read_metrics(tmp_path / "ended")}
     assert loop.train(resolve(small(text)), tmp_path / "run").finished
 
 
@@ -288,6 +315,8 @@ def test_bad_input_before_anything_is_written(text, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     with pytest.raises(ValueError, match="multiple of 8"):
         loop.train(resolve(small(text, batch_size=4)), workdir)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        loop.train(resolve(small(text, accumulation=2)), workdir)
     config = small(text)
     config.mesh.data = 3
     with pytest.raises(ValueError, match="but there are 8"):

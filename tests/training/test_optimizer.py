@@ -235,3 +235,13 @@ def test_a_rule_for_tables_needs_tables():
 def test_an_unknown_group_names_the_parameter():
     with pytest.raises(ValueError, match=r"parameter stack/a .*'smm'.*did you mean 'ssm'"):
         optimizer.build(OptimizerConfig(), TOTAL, {"stack": {"a": facts("mlp", group="smm")}})
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_eps_that_is_nothing_is_refused_where_adam_divides_by_it(name):
+    params = tree(0)
+    found = update(plain(name, eps=1e-30), jax.tree.map(jnp.zeros_like, params), params)
+    assert all(np.isfinite(value).all() for value in found.values())
+    if name in ("adamw", "adam", "muon"):
+        with pytest.raises(ValueError, match=r"optimizer\.eps must be at least 1e-30, got 0"):
+            optimizer.build(plain(name, eps=0.0), TOTAL, METADATA)

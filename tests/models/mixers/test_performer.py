@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from models import mixer as mixers
-from models.mixers.performer import orthogonal_rows
+from models.mixers.performer import orthogonal_rows, orthonormal
 from tests.tolerance import assert_close
 
 SIZE = 8
@@ -21,6 +21,17 @@ def test_rows():
     assert abs(jnp.mean(w)) < 0.02
     assert_close(w.T @ w / len(w), jnp.eye(SIZE), 0.06)
     assert_close(jnp.var(jnp.sum(jnp.square(w), 1)), 2.0 * SIZE, 0.1)  # chi^2 with K degrees of freedom
+
+
+def test_orthonormal():
+    """It is LAPACK's Q with the signs of R taken over, and calls no LAPACK, which hangs where all of a CPU's devices call it."""
+    z = np.random.default_rng(0).standard_normal((2, 64, 64))
+    q, r = np.linalg.qr(z)
+    assert_close(orthonormal(jnp.float32(z)), q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None], 1e-4)
+    made = np.float64(orthonormal(jnp.float32(z)))
+    assert_close(made.swapaxes(1, 2) @ made, np.broadcast_to(np.eye(64), z.shape), 1e-5)
+    text = jax.jit(lambda key: orthogonal_rows(key, (128, 64), jnp.float32)).lower(jax.random.key(0)).as_text()
+    assert "lapack" not in text
 
 
 def test_more_features_estimate_softmax_attention_better():
