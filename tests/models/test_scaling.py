@@ -91,7 +91,7 @@ def test_updates_have_the_factors_and_decay_has_not(name):
     rate = {"learning_rate": 1.0, "schedule": "constant", "clip_norm": 0.0}
 
     def update(decay, given):
-        tx = optimizer.build(OptimizerConfig(name=name, weight_decay=decay, eps=0.0, **rate), 1, facts, given)
+        tx = optimizer.build(OptimizerConfig(name=name, weight_decay=decay, eps=1e-30, **rate), 1, facts, given)
         return tx.update(grads, tx.init(params), params)[0]
 
     plain, scaled = update(0.0, None), update(0.0, optimizer.Scaling(grown, 1.0))
