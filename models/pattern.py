@@ -20,6 +20,8 @@ CHANNELS = ("none", *CHANNEL_MIXERS, "moe")
 # Where a branch f has its norms: x + f(norm(x)); norm(x + f(x)); x + norm(f(norm(x))); x + norm(f(x)); h + f(h) with h = norm(x).
 NORM_POSITIONS = ("pre", "post", "sandwich", "output", "input")
 
+MOST = 1000  # times that an item may be multiplied by
+
 _TOKEN = re.compile(r"\s*(\d+(?=\s*\*)|[*+()]|[^\s*+()]+)")
 
 
@@ -96,6 +98,8 @@ def _expand(text: str, key: str) -> list[str]:
         first = take()
         if first is not None and first.isdigit() and tokens[-1:] == ["*"]:
             take()
+            if not 1 <= int(first[:9]) <= MOST:
+                raise UserError(f"{key}: {first} in {text!r}: multipliers are from 1 to {MOST}")
             return int(first) * term()
         if first == "(":
             found = joined()
@@ -116,8 +120,6 @@ def _expand(text: str, key: str) -> list[str]:
     found = joined()
     if tokens:
         raise refuse(tokens[-1])
-    if not found:
-        raise UserError(f"{key}: {text!r} is empty: multipliers are 1 or more")
     return found
 
 
