@@ -57,11 +57,10 @@ def measure(name: str, options, row: dict) -> None:
     """Fills in the lengths that `row` lacks, from the shortest; longer ones as long as they are expected to fit the budget."""
     clock, seconds = Clock(), {}
     for length in options.lengths:
-        known = row["lengths"].get(str(length))
-        if known and (
-            options.plan or "seconds" in known or known["temporary bytes"] >= MEMORY
-        ):  # else it was but planned
-            seconds[length] = known.get("seconds")
+        cell = row["lengths"].get(str(length))
+        measured = cell and ("seconds" in cell or cell["temporary bytes"] >= MEMORY)  # else it was but planned
+        if measured or (cell and options.plan):
+            seconds[length] = cell.get("seconds")
             continue
         if len(seconds) and not options.plan:
             known = [(t, s) for t, s in seconds.items() if s]

@@ -26,9 +26,8 @@ TABLE_RULES = ("same", "adagrad")
 SCHEDULES = ("cosine", "linear", "rsqrt", "wsd", "constant")
 
 _BELOW_ONE = 1 - 1e-7  # an average that never forgets has no bias correction
-_SMALLEST = (
-    1e-30  # of what is added to Adam's denominator: in float32 0 / 0, where a parameter has no gradient, is no number
-)
+# Of what is added to Adam's denominator: in float32 0 / 0, where a parameter has no gradient, is no number.
+_SMALLEST = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
